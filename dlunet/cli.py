@@ -1,0 +1,175 @@
+"""The command line: ``dlunet VERB …``, and what ``train.py`` and ``predict.py`` call.
+
+Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel carries.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dlunet.errors import UserError
+
+PACKAGE = Path(__file__).parent
+#: In the wheel the configs lie inside the package, in a checkout beside it.
+CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def main() -> None:
+    """``dlunet VERB [OVERRIDES…]``."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+    elif verb in VERBS:
+        run_verb(verb, sys.argv[2:])
+    else:
+        print(f"dlunet: unknown verb {verb!r}\n\n{_help()}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run_verb(verb: str, arguments: list[str] | None = None) -> None:
+    """Run one verb with Hydra overrides; by default those of the command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.argv = [sys.argv[0], *_with_default_scale(verb, arguments)]
+    _register_resolvers()
+    task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
+    task()
+
+
+def train(config: DictConfig) -> None:
+    """Train an experiment: experiment=ssl_light data=… scale=…"""
+    from dlunet.training import train as fit
+
+    best = fit(config)
+    print(f"best checkpoint: {best}")
+    if config.test:
+        _test(config, best)
+
+
+def prepare(config: DictConfig) -> None:
+    """Prepare the cases that training reads: data=… data.root=…"""
+    from dlunet.training import prepare as bring_up_to_date
+
+    prepared = bring_up_to_date(config)
+    counts = {part: len(getattr(prepared, part)) for part in ("labelled", "unlabelled", "validation")}
+    print("prepared: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
+
+
+def predict(config: DictConfig) -> None:
+    """Segment CTs: checkpoint=FILE input=FILE_OR_FOLDER output=FOLDER"""
+    from dlunet.inference import Predictor, find_images, predict_files
+    from dlunet.inference.sliding_window import FLIPPED_AXES
+    from dlunet.networks import load_bundle
+
+    if config.flips not in FLIPPED_AXES:
+        raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
+    if not 0 < config.step <= 1:
+        raise UserError(f"step: found {config.step}; expected a number above 0 and up to 1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(load_bundle(Path(config.checkpoint)), config.step, config.flips, device)
+    predict_files(predictor, find_images(Path(config.input)), Path(config.output))
+    print(f"labels: {config.output}")
+
+
+def evaluate(config: DictConfig) -> None:
+    """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
+    from dlunet.evaluation import evaluate_folder
+
+    evaluate_folder(Path(config.predictions), Path(config.references), Path(config.output))
+    print(f"scores: {config.output}")
+
+
+def report(config: DictConfig) -> None:
+    """Put runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER"""
+    from dlunet.reporting import print_report_summary, write_report
+
+    folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
+    runs = [Path(folder) for folder in folders]
+    print_report_summary(runs, write_report(runs, Path(config.output)))
+
+
+VERBS: dict[str, Callable[[DictConfig], None]] = {
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def _test(config: DictConfig, checkpoint: Path) -> None:
+    """Segment the test cases that have labels and score them, into the run folder."""
+    from dlunet.evaluation import evaluate_folder
+    from dlunet.inference import Predictor, predict_files
+    from dlunet.networks import load_bundle
+
+    cases = [case for case in hydra.utils.instantiate(config.data.source).test if case.label is not None]
+    if not cases:
+        raise UserError(f"{config.data.root}: no test case has labels; train with test=false")
+    output = Path(config.output)
+    predict_files(Predictor(load_bundle(checkpoint)), [case.image for case in cases], output / "predictions")
+    evaluate_folder(output / "predictions", cases[0].label.parent, output / "scores")
+
+
+def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Turn errors that a user can act on into one message and exit code 1."""
+
+    def guarded(config: DictConfig) -> None:
+        logging.captureWarnings(True)
+        try:
+            _check_complete(config)
+            task(config)
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted")
+
+    return guarded
+
+
+def _check_complete(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; add {missing[0]}=… to the command")
+
+
+def _fail(message: str) -> None:
+    print(f"dlunet: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _register_resolvers() -> None:
+    """The values that configs ask of the program."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    # Characters that would have to be quoted on a command line are kept out of folder names.
+    OmegaConf.register_new_resolver(
+        "readable", lambda text: text.removeprefix("experiment=").replace("=", "").replace(",", "_"), replace=True
+    )
+
+
+def _run_folder(single: str) -> str:
+    """Where a run goes: its own place in a sweep, else ``single``."""
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return HydraConfig.get().runtime.output_dir if in_sweep else single
+
+
+def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
+    """Choose the scale by what the machine has, where the user did not."""
+    if verb not in ("train", "prepare") or any(argument.startswith("scale=") for argument in arguments):
+        return arguments
+    return [*arguments, "scale=paper" if torch.cuda.is_available() else "scale=cpu"]
+
+
+def _help() -> str:
+    lines = [f"  {verb:<10}{(task.__doc__ or '').strip()}" for verb, task in VERBS.items()]
+    return (
+        "usage: dlunet VERB [key=value …]\n\n" + "\n".join(lines) + "\n\n`dlunet VERB --help` lists a verb's settings."
+    )

@@ -1,0 +1,27 @@
+"""The embedded default dataset: synthetic abdomens in FLARE22's layout, generated on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlunet.datasets.cases import Dataset
+from dlunet.datasets.flare22 import read_flare22
+
+
+def open_phantoms(
+    root: Path | str,
+    labelled: int = 10,
+    unlabelled: int = 40,
+    validation: int = 4,
+    test: int = 8,
+    workers: int | None = None,
+) -> Dataset:
+    """Generate the cases that are missing under ``root`` and list them.
+
+    Raises:
+        UserError: ``root`` holds phantoms made with other arguments, or cannot be written.
+    """
+    from dlunet.datasets.phantom import write_phantoms
+
+    write_phantoms(Path(root), labelled, unlabelled, validation, test, workers=workers)
+    return read_flare22(Path(root))

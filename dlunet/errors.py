@@ -1,0 +1,9 @@
+"""The error that a user can act on."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used.
+
+    The message names the file or setting, what was found, what was expected, and what to do. The command line prints
+    it without a traceback and exits with code 1.
+    """

@@ -1,0 +1,11 @@
+"""How good a segmentation is, as FLARE22 counts it: DSC, NSD and the tables of a folder of cases.
+
+The dice similarity coefficient (DSC) compares volumes, the normalised surface dice (NSD) compares surfaces and forgives
+what lies within an organ's tolerance. :func:`score_case` applies FLARE22's rules to one label map and
+:func:`evaluate_folder` to a folder of them; :func:`dice_score` and :func:`surface_dice` are the bare measures.
+"""
+
+from dlunet.evaluation.folder import evaluate_folder, summarize_scores
+from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
+
+__all__ = ["OrganScore", "dice_score", "evaluate_folder", "score_case", "summarize_scores", "surface_dice"]

@@ -1,0 +1,200 @@
+"""Score a folder of label maps and write the tables."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from rich.console import Console
+
+from dlunet.errors import UserError
+from dlunet.evaluation.scores import DECIMALS, OrganScore, score_case
+from dlunet.files import write_text
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.progress import progress_bar
+from dlunet.volumes import Geometry, case_name, list_volumes, read_labels
+
+SCORE_COLUMNS = ["case", "organ", "dsc", "nsd"]
+
+
+class _Pair(NamedTuple):
+    """A prediction and the reference it is scored against."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+def evaluate_folder(
+    predictions: Path, references: Path, output: Path, labels: LabelSet = FLARE22, workers: int | None = None
+) -> pd.DataFrame:
+    """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
+
+    Writes ``scores.csv`` (columns ``case,organ,dsc,nsd``, a row for each case and organ) and ``summary.csv``
+    (:func:`summarize_scores`) to ``output``; each appears whole or not at all. Files are matched by case name: the
+    file's name without its ending and without ``_0000``. Cases are scored in parallel processes.
+
+    Args:
+        predictions: Folder of predicted label maps. A prediction without reference is left out, with a warning.
+        references: Folder of reference label maps, on the same grids.
+        output: Folder for the tables; made if missing.
+        labels: The organs.
+        workers: Number of processes; by default one for each CPU core that this process may use.
+
+    Returns:
+        The rows of ``scores.csv``.
+
+    Raises:
+        UserError: A folder is missing or has no volumes, or a reference has no prediction; then nothing is scored.
+            Or a case cannot be read, or its grids differ; then the other cases are scored and written first.
+    """
+    console = Console(stderr=True)
+    pairs = _match(predictions, references, console)
+    _make_folder(output)
+    rows: dict[str, list[OrganScore]] = {}
+    failures: dict[str, str] = {}
+    with progress_bar("scoring", len(pairs)) as advance:
+        for case, scored in _score_pairs(pairs, labels, _worker_count(workers, len(pairs))):
+            if isinstance(scored, UserError):
+                failures[case] = str(scored)
+                console.print(f"{case}: not scored: {scored}", style="red", markup=False, highlight=False)
+            else:
+                rows[case] = scored
+            advance()
+    scores = pd.DataFrame(
+        [(pair.case, *score) for pair in pairs if pair.case in rows for score in rows[pair.case]], columns=SCORE_COLUMNS
+    )
+    if len(scores):
+        write_text(output / "scores.csv", scores.to_csv(index=False))
+        write_text(output / "summary.csv", summarize_scores(scores, labels).to_csv(index=False))
+    if failures:
+        raise UserError(_failure_message(failures, len(rows), output))
+    return scores
+
+
+def summarize_scores(scores: pd.DataFrame, labels: LabelSet = FLARE22) -> pd.DataFrame:
+    """Mean and standard deviation over cases, for each organ and for the mean over organs.
+
+    Args:
+        scores: Columns ``case,organ,dsc,nsd``, as in ``scores.csv``.
+        labels: The organs, in the order of the rows.
+
+    Returns:
+        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``; the last row, ``Mean``, describes each
+        case's mean over organs. Standard deviations are those of the cases at hand (divided by their number), and
+        values are rounded to 4 decimals.
+    """
+    rows = [
+        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, ["dsc", "nsd"]])
+        for label in labels
+    ]
+    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[["dsc", "nsd"]].mean()))
+    return pd.DataFrame(rows)
+
+
+def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[str, str | float | int]:
+    row: dict[str, str | float | int] = {"organ": organ, "abbreviation": abbreviation}
+    for score in ("dsc", "nsd"):
+        row[f"{score}_mean"] = round(float(values[score].mean()), DECIMALS)
+        row[f"{score}_std"] = round(float(values[score].std(ddof=0)), DECIMALS)
+    return {**row, "cases": len(values)}
+
+
+def _match(predictions: Path, references: Path, console: Console) -> list[_Pair]:
+    predicted, expected = _by_case(predictions), _by_case(references)
+    missing = sorted(set(expected) - set(predicted))
+    if missing:
+        raise UserError(
+            f"{expected[missing[0]]}: has no prediction ({len(missing)} of {len(expected)} references have none: "
+            f"{_few(missing)}); expected {predictions / missing[0]}.nii.gz; predict it, or take the reference away"
+        )
+    surplus = sorted(set(predicted) - set(expected))
+    if surplus:
+        text = f"{predictions}: {len(surplus)} predictions without a reference are left out: {_few(surplus)}"
+        console.print(text, style="yellow", markup=False, highlight=False)
+    return [_Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
+
+
+def _by_case(folder: Path) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path in list_volumes(folder):
+        other = paths.setdefault(case_name(path), path)
+        if other != path:
+            raise UserError(f"{path}: is the same case as {other.name}; expected one file a case; take one away")
+    if not paths:
+        raise UserError(f"{folder}: found no volumes; expected one label map a case, such as NAME.nii.gz")
+    return paths
+
+
+def _score_pairs(
+    pairs: list[_Pair], labels: LabelSet, workers: int
+) -> Iterator[tuple[str, list[OrganScore] | UserError]]:
+    """Yield each case's scores, or the error that kept it from being scored, as they come."""
+    if workers == 1:
+        for pair in pairs:
+            yield pair.case, _score_pair(pair, labels)
+        return
+    # Spawned, not forked: SimpleITK and PyTorch hold threads, which do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        cases: dict[Future[list[OrganScore] | UserError], str] = {
+            pool.submit(_score_pair, pair, labels): pair.case for pair in pairs
+        }
+        for future in as_completed(cases):
+            try:
+                yield cases[future], future.result()
+            except BrokenProcessPool:
+                message = "a scoring process died, most likely for want of memory; try fewer processes"
+                yield cases[future], UserError(message)
+
+
+def _score_pair(pair: _Pair, labels: LabelSet) -> list[OrganScore] | UserError:
+    """The scores, or the error as a value: one bad case must not end the others."""
+    try:
+        prediction = read_labels(pair.prediction, labels.num_classes)
+        reference = read_labels(pair.reference, labels.num_classes)
+        if not prediction.stored.same_grid(reference.stored):
+            raise UserError(
+                f"{pair.prediction}: found {_describe(prediction.stored)}; expected the grid of {pair.reference}: "
+                f"{_describe(reference.stored)}; write the prediction on the CT's own grid"
+            )
+    except UserError as error:
+        return error
+    # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
+    slices_descend = reference.stored.orientation[2] == "I"
+    return score_case(prediction.array, reference.array, reference.spacing, labels, slices_descend)
+
+
+def _describe(grid: Geometry) -> str:
+    """A grid in words. The file's own order x, y, z is kept, since this is about files."""
+    size = "×".join(str(n) for n in grid.size)
+    spacing = "×".join(f"{mm:.4g}" for mm in grid.spacing)
+    origin = ", ".join(f"{mm:.4g}" for mm in grid.origin)
+    return f"{size} voxels of {spacing} mm, orientation {grid.orientation}, origin ({origin})"
+
+
+def _worker_count(workers: int | None, cases: int) -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or available, cases))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); expected a folder for the scores") from None
+
+
+def _failure_message(failures: dict[str, str], scored: int, output: Path) -> str:
+    done = f"the other {scored} are in {output / 'scores.csv'}" if scored else "no other case was scored"
+    lines = "\n".join(f"  {message}" for _, message in sorted(failures.items()))
+    return f"{len(failures)} of {len(failures) + scored} cases could not be scored ({done}):\n{lines}"
+
+
+def _few(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

@@ -1,0 +1,181 @@
+"""DSC and NSD of one case, with the rules of FLARE22's official evaluation.
+
+Sources: the evaluation script of the FLARE22 challenge (rules, tolerances); Nikolov et al., "Deep learning to achieve
+clinically applicable segmentation of head and neck anatomy for radiotherapy" (surface DSC), in the authors' reference
+implementation, the ``surface-distance`` package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from dlunet.labels import FLARE22, Label, LabelSet
+
+with warnings.catch_warnings():
+    # The package's own imports use names that SciPy has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
+
+#: Below this DSC an organ counts as missed, and its NSD as 0.
+MISSED_BELOW_DSC = 0.2
+#: Scores are rounded to this many decimals, case by case.
+DECIMALS = 4
+
+Box = tuple[slice, ...]
+
+
+class OrganScore(NamedTuple):
+    """The scores of one organ in one case.
+
+    Attributes:
+        organ: The organ's name in the label set.
+        dsc: Dice similarity coefficient, 0 … 1.
+        nsd: Normalised surface dice at the organ's tolerance, 0 … 1.
+    """
+
+    organ: str
+    dsc: float
+    nsd: float
+
+
+def dice_score(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> float:
+    """Dice similarity coefficient of two masks: twice the overlap over the sum of both volumes.
+
+    Args:
+        prediction: Mask (z, y, x), boolean or 0/1.
+        reference: Mask of the same shape.
+        spacing: Voxel size (z, y, x) in mm. It has no influence, all voxels being equally large; it is here so that
+            all measures are called alike.
+
+    Returns:
+        A value in 0 … 1; 1 where both masks are empty, 0 where exactly one is.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    prediction, reference = _masks(prediction, reference)
+    volume = np.count_nonzero(prediction) + np.count_nonzero(reference)
+    return float(2 * np.count_nonzero(prediction & reference) / volume) if volume else 1.0
+
+
+def surface_dice(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
+    """Normalised surface dice: the share of both surfaces that lies within a tolerance of the other one.
+
+    Each surface element counts with its area (Nikolov et al.), so the result does not depend on how finely a part of
+    the surface happens to be sampled.
+
+    Args:
+        prediction: Mask (z, y, x), boolean or 0/1.
+        reference: Mask of the same shape.
+        spacing: Voxel size (z, y, x) in mm.
+        tolerance_mm: Largest distance in mm that is forgiven; it counts as within.
+
+    Returns:
+        A value in 0 … 1; 1 where both masks are empty, 0 where exactly one is.
+
+    Raises:
+        ValueError: The shapes differ, the masks are not 3-D, or the spacing is not three positive numbers.
+    """
+    prediction, reference = _masks(prediction, reference)
+    if prediction.ndim != 3 or len(spacing) != 3 or min(spacing) <= 0:
+        raise ValueError(
+            f"found masks of shape {prediction.shape} and spacing {tuple(spacing)}; "
+            "expected 3-D masks (z, y, x) and three positive sizes in mm"
+        )
+    if not prediction.any() or not reference.any():
+        return float(prediction.any() == reference.any())
+    box = _bounding_box(prediction | reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        distances = compute_surface_distances(reference[box], prediction[box], tuple(spacing))
+    return float(compute_surface_dice_at_tolerance(distances, tolerance_mm))
+
+
+def score_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    labels: LabelSet = FLARE22,
+    slices_descend: bool = False,
+) -> list[OrganScore]:
+    """Score every organ of one case by FLARE22's rules.
+
+    - An organ in neither map scores 1 and 1; in exactly one of them, 0 and 0.
+    - A tubular organ is scored only on the z range of the reference, ``[z_min, z_max)``: the official script leaves
+      the last slice out, in the order in which the file stores them.
+    - A DSC below 0.2 makes the NSD 0.
+    - Scores are rounded to 4 decimals.
+
+    Args:
+        prediction: Label map (z, y, x), whole numbers, 0 is background.
+        reference: Label map of the same shape.
+        spacing: Voxel size (z, y, x) in mm.
+        labels: The organs, with their tolerances in mm.
+        slices_descend: Whether the file stores its slices against the array's z axis. For canonical arrays, whose z
+            grows to superior, that is a file whose first slice is the topmost.
+
+    Returns:
+        One score for each organ, in the order of the label set.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if prediction.shape != reference.shape:
+        raise ValueError(f"found a prediction of shape {prediction.shape}; expected the reference's {reference.shape}")
+    if slices_descend:
+        prediction, reference = prediction[::-1], reference[::-1]
+    found = zip(labels, _organ_boxes(prediction, labels), _organ_boxes(reference, labels), strict=True)
+    scores = []
+    for label, predicted, expected in found:
+        dsc, nsd = _score_organ(label, prediction, reference, predicted, expected, spacing)
+        scores.append(OrganScore(label.name, round(dsc, DECIMALS), round(nsd, DECIMALS)))
+    return scores
+
+
+def _score_organ(
+    label: Label,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    predicted: Box | None,
+    expected: Box | None,
+    spacing: Sequence[float],
+) -> tuple[float, float]:
+    """DSC and NSD of one organ, given the boxes that hold it in either map (None where it is absent)."""
+    if predicted is None or expected is None:
+        both = float(predicted is expected)
+        return both, both
+    box = tuple(slice(min(p.start, e.start), max(p.stop, e.stop)) for p, e in zip(predicted, expected, strict=True))
+    if label.tubular:
+        box = (_scored_slices(expected[0]), *box[1:])
+    prediction_mask, reference_mask = prediction[box] == label.id, reference[box] == label.id
+    dsc = dice_score(prediction_mask, reference_mask)
+    if dsc < MISSED_BELOW_DSC:
+        return dsc, 0.0
+    return dsc, surface_dice(prediction_mask, reference_mask, spacing, label.nsd_tolerance_mm)
+
+
+def _scored_slices(extent: slice) -> slice:
+    """All slices of the reference but the last. A reference of a single slice keeps it: there would be nothing left."""
+    return slice(extent.start, max(extent.stop - 1, extent.start + 1))
+
+
+def _organ_boxes(label_map: np.ndarray, labels: LabelSet) -> list[Box | None]:
+    """For each organ the box that holds all its voxels, or None; one pass over the map finds them all."""
+    boxes: list[Box | None] = ndimage.find_objects(label_map.astype(np.int32, copy=False), max_label=len(labels))
+    return boxes
+
+
+def _bounding_box(mask: np.ndarray) -> Box:
+    box: Box = ndimage.find_objects(mask.view(np.uint8), max_label=1)[0]
+    return box
+
+
+def _masks(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if prediction.shape != reference.shape:
+        raise ValueError(f"found a prediction of shape {prediction.shape}; expected the reference's {reference.shape}")
+    return np.asarray(prediction, dtype=bool), np.asarray(reference, dtype=bool)

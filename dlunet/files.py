@@ -1,0 +1,28 @@
+"""Files that appear whole or not at all, and stamps that tell whether a file changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dlunet.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); check permissions and free space") from None
+
+
+def file_stamp(*paths: Path | None) -> list[list[int]]:
+    """Size and modification time of files; a change in either marks a changed file."""
+    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path is not None]

@@ -1,0 +1,119 @@
+"""From CT files to label files, with a trained network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlunet.errors import UserError
+from dlunet.files import write_text
+from dlunet.inference.regrid import labels_on_grid
+from dlunet.inference.sliding_window import Flips, predict_logits
+from dlunet.networks import Bundle
+from dlunet.preparation import prepare_image
+from dlunet.progress import progress_bar
+from dlunet.volumes import Volume, case_name, list_volumes, read_ct, write_labels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Segments CTs on their own grid.
+
+    Attributes:
+        bundle: The network with its plan and labels.
+        step: Distance between tiles as a part of the patch.
+        flips: Test-time flips, see :func:`dlunet.inference.predict_logits`.
+        device: Where the network runs.
+    """
+
+    bundle: Bundle
+    step: float = 0.5
+    flips: Flips = "none"
+    device: str = "cpu"
+
+    def segment(self, volume: Volume) -> np.ndarray:
+        """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
+        prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan)).to(self.device)
+        network = self.bundle.network.to(self.device)
+        logits = predict_logits(network, prepared, self.bundle.plan.patch_size, self.step, self.flips)
+        return labels_on_grid(logits, volume.array.shape)
+
+
+def predict_files(predictor: Predictor, images: Sequence[Path], output: Path) -> None:
+    """Segment CT files one by one; a case that already has its labels is skipped.
+
+    Args:
+        predictor: What segments.
+        images: CT files.
+        output: The folder for ``NAME.nii.gz`` a case and ``efficiency.csv`` (seconds a case).
+
+    Raises:
+        UserError: Some case could not be segmented; the others are done.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    names = [case_name(path) for path in images]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(
+            f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
+            f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
+        )
+    seconds = _read_seconds(output / "efficiency.csv")
+    failures = []
+    with progress_bar("segmenting", len(images)) as advance:
+        for path in images:
+            target = output / f"{case_name(path)}.nii.gz"
+            if not target.exists():
+                start = time.perf_counter()
+                try:
+                    volume = read_ct(path)
+                    write_labels(predictor.segment(volume), target, volume.stored)
+                    seconds[case_name(path)] = time.perf_counter() - start
+                    _write_seconds(output / "efficiency.csv", seconds)
+                except UserError as error:
+                    logger.error("%s", error)
+                    failures.append(path)
+            advance()
+    if failures:
+        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {failures[0]}, …")
+
+
+def find_images(source: Path) -> list[Path]:
+    """The CTs that an input names: a file, or the files of a folder.
+
+    Raises:
+        UserError: It does not exist, or the folder holds no volume.
+    """
+    if source.is_file():
+        return [source]
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
+    images = list_volumes(source)
+    if not images:
+        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files")
+    return images
+
+
+def _read_seconds(path: Path) -> dict[str, float]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as lines:
+        return {row["case"]: float(row["seconds"]) for row in csv.DictReader(lines)}
+
+
+def _write_seconds(path: Path, seconds: dict[str, float]) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["case", "seconds"])
+    rows.writerows([case, f"{value:.3f}"] for case, value in seconds.items())
+    write_text(path, text.getvalue())

@@ -1,0 +1,20 @@
+"""Losses: noise-robust Dice and Taylor cross entropy, Dice + cross entropy, and deep supervision around them."""
+
+from dlunet.losses.segmentation import (
+    DiceCrossEntropyLoss,
+    NoiseRobustDiceLoss,
+    RobustSegmentationLoss,
+    TaylorCrossEntropyLoss,
+)
+from dlunet.losses.supervision import DeepSupervisionLoss, LossSchedule, downsample, level_weights
+
+__all__ = [
+    "DeepSupervisionLoss",
+    "DiceCrossEntropyLoss",
+    "LossSchedule",
+    "NoiseRobustDiceLoss",
+    "RobustSegmentationLoss",
+    "TaylorCrossEntropyLoss",
+    "downsample",
+    "level_weights",
+]

@@ -1,0 +1,127 @@
+"""Losses between logits (B, C, z, y, x) and integer targets (B, z, y, x); each returns a scalar.
+
+NRD and TCE are DLUNet's noise-robust pair (eq. 7 and 8); Dice + cross entropy is nnU-Net's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NoiseRobustDiceLoss(nn.Module):
+    """NRD: Σ|p − y|^γ / (Σp² + Σy² + ε) for each class, then the mean over classes (DLUNet, eq. 7).
+
+    The printed denominator punishes a class that is absent from the patch the more, the less of it is predicted. The
+    published figures were made with Σp + Σy + ε, which does not; it is the default.
+
+    Args:
+        gamma: The exponent γ, between 1 (mean absolute error) and 2 (Dice).
+        denominator: ``"linear"`` for Σp + Σy + ε, ``"squared"`` for the printed Σp² + Σy² + ε.
+        batch_dice: Whether the sums run over the batch as well as over the voxels.
+        include_background: Whether class 0 counts.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 1.5,
+        denominator: Literal["linear", "squared"] = "linear",
+        batch_dice: bool = True,
+        include_background: bool = False,
+    ) -> None:
+        super().__init__()
+        if denominator not in ("linear", "squared"):
+            raise ValueError(f"denominator must be 'linear' or 'squared', not {denominator!r}")
+        self.gamma = gamma
+        self.denominator = denominator
+        self.batch_dice = batch_dice
+        self.include_background = include_background
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over classes of the noise-robust ratio."""
+        p, y = _probabilities_and_one_hot(logits, target, self.include_background)
+        axes = _summed_axes(p, self.batch_dice)
+        difference = (p - y).abs().pow(self.gamma).sum(axes)
+        size = p.square().sum(axes) + y.square().sum(axes) if self.denominator == "squared" else (p + y).sum(axes)
+        return (difference / (size + _EPSILON)).mean()
+
+
+class TaylorCrossEntropyLoss(nn.Module):
+    """TCE: the first two terms of the Taylor series of cross entropy (DLUNet, eq. 8), averaged over voxels.
+
+    Args:
+        variant: ``"paper"`` for (1 − q) + (1 − q)²/2 with q the probability of the true class; ``"published"`` for the
+            published code's mean of |p − y|/2 + (p − y)²/2 over classes and voxels.
+    """
+
+    def __init__(self, variant: Literal["paper", "published"] = "paper") -> None:
+        super().__init__()
+        if variant not in ("paper", "published"):
+            raise ValueError(f"variant must be 'paper' or 'published', not {variant!r}")
+        self.variant = variant
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over voxels (and, as published, classes)."""
+        if self.variant == "published":
+            p, y = _probabilities_and_one_hot(logits, target, include_background=True)
+            difference = p - y
+            return (difference.abs() + difference.square()).mean() / 2
+        # The loss needs one probability a voxel: log-softmax and gather avoid a one-hot volume.
+        log_q = F.log_softmax(logits.float() if _is_half(logits) else logits, dim=1).gather(1, target.long()[:, None])
+        miss = 1 - log_q.exp()
+        return (miss + miss.square() / 2).mean()
+
+
+class RobustSegmentationLoss(nn.Module):
+    """NRD + TCE, the loss of DLUNet."""
+
+    def __init__(
+        self,
+        denominator: Literal["linear", "squared"] = "linear",
+        tce_variant: Literal["paper", "published"] = "paper",
+    ) -> None:
+        super().__init__()
+        self.nrd = NoiseRobustDiceLoss(denominator=denominator)
+        self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The sum of both."""
+        return self.nrd(logits, target) + self.tce(logits, target)
+
+
+class DiceCrossEntropyLoss(nn.Module):
+    """nnU-Net's loss: soft Dice over the foreground, summed over batch and voxels, plus cross entropy.
+
+    The Dice part is 1 − Dice, so that a perfect prediction gives 0; nnU-Net prints it without the 1.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The sum of both."""
+        p, y = _probabilities_and_one_hot(logits, target, include_background=False)
+        axes = _summed_axes(p, batch_dice=True)
+        overlap, size = (p * y).sum(axes), (p + y).sum(axes)
+        dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
+        scores = logits.float() if _is_half(logits) else logits
+        return 1 - dice.mean() + F.cross_entropy(scores, target.long())
+
+
+_EPSILON = 1e-5
+
+
+def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:
+    """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum a patch."""
+    p = torch.softmax(logits.float() if _is_half(logits) else logits, dim=1)
+    y = torch.zeros_like(p).scatter_(1, target.long()[:, None], 1)
+    return (p, y) if include_background else (p[:, 1:], y[:, 1:])
+
+
+def _summed_axes(p: Tensor, batch_dice: bool) -> list[int]:
+    spatial = list(range(2, p.ndim))
+    return [0, *spatial] if batch_dice else spatial
+
+
+def _is_half(logits: Tensor) -> bool:
+    return logits.dtype in (torch.float16, torch.bfloat16)

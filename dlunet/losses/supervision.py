@@ -1,0 +1,67 @@
+"""How a loss is applied to the outputs of a network, and how it changes over a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DeepSupervisionLoss(nn.Module):
+    """A loss at every decoder level: weights 1, 1/2, 1/4, … with none for the coarsest, normalised to sum 1.
+
+    Args:
+        loss: The loss of one level, ``(logits, target) → scalar``.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+        """Weigh the levels.
+
+        Args:
+            logits: The logits (B, C, …) of each level, finest first, or the finest alone.
+            target: One target (B, z, y, x), down-sampled here by nearest neighbour, or one a level.
+        """
+        levels = [logits] if isinstance(logits, Tensor) else list(logits)
+        targets = [downsample(target, level.shape[2:]) for level in levels] if isinstance(target, Tensor) else target
+        weights = level_weights(len(levels))
+        terms = [w * self.loss(z, y) for w, z, y in zip(weights, levels, targets, strict=True) if w > 0]
+        return sum(terms[1:], start=terms[0])
+
+
+class LossSchedule(nn.Module):
+    """Losses that take over from each other, as in the published code, which starts with Dice + CE.
+
+    Args:
+        by_first_epoch: The loss by the epoch in which it takes over; one of them is 0.
+    """
+
+    def __init__(self, by_first_epoch: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        if 0 not in by_first_epoch:
+            raise ValueError(f"a loss schedule needs a loss for epoch 0; found epochs {sorted(by_first_epoch)}")
+        self.first_epochs = sorted(by_first_epoch)
+        self.losses = nn.ModuleList(by_first_epoch[epoch] for epoch in self.first_epochs)
+
+    def at(self, epoch: int) -> nn.Module:
+        """The loss in force in an epoch."""
+        return self.losses[sum(first <= epoch for first in self.first_epochs) - 1]
+
+
+def level_weights(levels: int) -> list[float]:
+    """The weight of each level, finest first."""
+    if levels == 1:
+        return [1.0]
+    raw = [0.5**level for level in range(levels - 1)] + [0.0]
+    return [weight / sum(raw) for weight in raw]
+
+
+def downsample(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring labels or a mask (B, z, y, x) to a coarser size by nearest neighbour."""
+    if tuple(target.shape[1:]) == tuple(size):
+        return target
+    return F.interpolate(target[:, None].float(), tuple(size), mode="nearest")[:, 0].to(target.dtype)

@@ -1,0 +1,18 @@
+"""Training methods: how a batch becomes a loss. A new one is a file here and a file in ``conf/method``."""
+
+from dlunet.methods.base import Batch, Method, SegmentationLoss
+from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
+from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
+from dlunet.methods.supervised import Supervised
+
+__all__ = [
+    "Batch",
+    "CrossPseudo",
+    "Method",
+    "SegmentationLoss",
+    "Supervised",
+    "cut_mix",
+    "draw_box",
+    "draw_masks",
+    "mixed_pseudo_labels",
+]

@@ -1,0 +1,61 @@
+"""CutMix for volumes: boxes of one patch pasted into another (DLUNet, eq. 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: The part of the patch that a box would cover before it is divided among the boxes: s ~ U(low, high).
+SIZE_RANGE = (0.25, 0.5)
+
+
+def draw_box(shape: Sequence[int], boxes: int, generator: torch.Generator | None = None) -> tuple[slice, ...]:
+    """Draw one box inside a patch, by the law of the published code.
+
+    With s ~ U(0.25, 0.5) and a, b ~ U(0, 1), the edges are the fractions y = s^a, x = s^(1−a) and z = s^b of the patch,
+    each times √(1/boxes), rounded; the box lies uniformly inside the patch.
+
+    Args:
+        shape: The patch (z, y, x).
+        boxes: How many boxes share the patch.
+        generator: The source of the draws.
+
+    Returns:
+        Slices along z, y and x.
+    """
+    low, high = SIZE_RANGE
+    s, a, b = torch.rand(3, generator=generator).tolist()
+    s = low + (high - low) * s
+    fractions = (s**b, s**a, s ** (1 - a))
+    edges = [round(size * fraction * math.sqrt(1 / boxes)) for size, fraction in zip(shape, fractions, strict=True)]
+    starts = [
+        int(torch.randint(0, size - edge + 1, (), generator=generator)) for size, edge in zip(shape, edges, strict=True)
+    ]
+    return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+
+
+def draw_masks(batch: int, shape: Sequence[int], boxes: int = 3, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one mask (z, y, x) for each sample: true inside the boxes; where boxes overlap they toggle.
+
+    Returns:
+        Booleans (B, z, y, x).
+    """
+    masks = torch.zeros((batch, *shape), dtype=torch.bool)
+    for mask in masks:
+        for _ in range(boxes):
+            mask[draw_box(shape, boxes, generator)] ^= True
+    return masks
+
+
+def cut_mix(outside: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
+    """Fill the boxes from ``inside`` and the rest from ``outside``.
+
+    Args:
+        outside: Images (B, C, z, y, x) or labels (B, z, y, x).
+        inside: As ``outside``.
+        masks: Booleans (B, z, y, x).
+    """
+    return torch.where(masks if outside.ndim == masks.ndim else masks[:, None], inside, outside)

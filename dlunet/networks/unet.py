@@ -1,0 +1,173 @@
+"""One U-Net, two kinds of stage: light (separable, residual; DLUNet, Fig. 2) and plain (nnU-Net)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dlunet.networks.layers import InstanceNorm3d, SeparableConv3d, SeparableUpsampling, Size3, same_padding
+
+FEATURES = (32, 64, 128, 256, 320, 320)
+STRIDES: tuple[Size3, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+KERNEL_SIZES: tuple[Size3, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+DECODER_KERNEL: Size3 = (3, 3, 3)
+LEAKY_SLOPE = 0.01
+
+
+class LightStage(nn.Module):
+    """Two separable convolutions; the skip starts at the first one's un-normalised output and needs no projection."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
+        super().__init__()
+        self.conv1 = SeparableConv3d(in_channels, out_channels, kernel_size, stride)
+        self.norm1 = InstanceNorm3d(out_channels)
+        self.conv2 = SeparableConv3d(out_channels, out_channels, kernel_size)
+        self.norm2 = InstanceNorm3d(out_channels)
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, z, y, x) to (B, out, z / stride, …)."""
+        a = self.conv1(x)
+        b = self.conv2(self.activation(self.norm1(a)))
+        return self.activation(self.norm2(a + b))
+
+
+class PlainStage(nn.Sequential):
+    """nnU-Net's stage: convolution, normalisation, activation, twice."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
+        padding = same_padding(kernel_size)
+        super().__init__(
+            nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding),
+            InstanceNorm3d(out_channels),
+            nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+            nn.Conv3d(out_channels, out_channels, kernel_size, 1, padding),
+            InstanceNorm3d(out_channels),
+            nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+        )
+
+
+class PlainUpsampling(nn.ConvTranspose3d):
+    """nnU-Net's transposed convolution with kernel = stride, without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Size3) -> None:
+        super().__init__(in_channels, out_channels, stride, stride, bias=False)
+
+
+class UNet(nn.Module):
+    """An encoder, a decoder with skips, and one class head a decoder level.
+
+    Args:
+        in_channels: Channels of the input.
+        num_classes: Classes, background included.
+        features: Channels of each encoder stage, finest first.
+        strides: Step (z, y, x) from each encoder stage to the next: one fewer than ``features``.
+        kernel_sizes: Kernel (z, y, x) of each encoder stage. Decoder stages use 3×3×3.
+        deep_supervision: Whether a network in training mode returns the logits of every decoder level.
+
+    Raises:
+        ValueError: The lengths of ``features``, ``strides`` and ``kernel_sizes`` do not fit together.
+    """
+
+    stage: type[LightStage] | type[PlainStage]
+    upsampling: type[SeparableUpsampling] | type[PlainUpsampling]
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 14,
+        features: Sequence[int] = FEATURES,
+        strides: Sequence[Sequence[int]] = STRIDES,
+        kernel_sizes: Sequence[Sequence[int]] = KERNEL_SIZES,
+        deep_supervision: bool = True,
+    ) -> None:
+        super().__init__()
+        if not len(features) == len(kernel_sizes) == len(strides) + 1:
+            raise ValueError(
+                f"{len(features)} features, {len(kernel_sizes)} kernel sizes and {len(strides)} strides: expected one "
+                "kernel size a stage and one stride between two stages"
+            )
+        self.features = tuple(features)
+        self.strides = [_size3(stride) for stride in strides]
+        self.deep_supervision = deep_supervision
+
+        self.encoder = nn.ModuleList()
+        channels = [in_channels, *features]
+        for (below, above), kernel, stride in zip(
+            pairwise(channels), kernel_sizes, [(1, 1, 1), *self.strides], strict=True
+        ):
+            self.encoder.append(self.stage(below, above, _size3(kernel), stride))
+
+        self.decoder = nn.ModuleList()
+        for (fine, coarse), stride in reversed(list(zip(pairwise(features), self.strides, strict=True))):
+            level = nn.ModuleDict({"up": self.upsampling(coarse, fine, stride)})
+            level["stage"] = self.stage(2 * fine, fine, DECODER_KERNEL)
+            if deep_supervision or fine is features[0]:
+                level["head"] = nn.Conv3d(fine, num_classes, 1, bias=False)
+            self.decoder.append(level)
+        self.apply(_he_normal)
+
+    @property
+    def total_stride(self) -> Size3:
+        """The factor (z, y, x) between the input and the coarsest stage: a patch must be a multiple of it."""
+        z, y, x = (torch.tensor(self.strides).prod(0).tolist()) if self.strides else (1, 1, 1)
+        return z, y, x
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Segment ``x`` (B, in_channels, z, y, x).
+
+        Returns:
+            In training mode with deep supervision, the logits (B, classes, …) of every decoder level, finest first;
+            otherwise the finest logits, of the input's size.
+
+        Raises:
+            ValueError: The size of ``x`` is not a multiple of the network's total stride.
+        """
+        if any(size % step for size, step in zip(x.shape[2:], self.total_stride, strict=True)):
+            raise ValueError(f"patch {tuple(x.shape[2:])} is not a multiple of the total stride {self.total_stride}")
+        if x.is_cpu:
+            # A CPU computes depthwise convolutions several times faster when the channels of a voxel lie together.
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        every_level = self.training and self.deep_supervision
+        logits = []
+        for level in self.decoder:
+            parts = cast(nn.ModuleDict, level)
+            x = parts["stage"](torch.cat([parts["up"](x), skips.pop()], dim=1))
+            if every_level or not skips:
+                logits.append(parts["head"](x))
+        return logits[::-1] if every_level else logits[0]
+
+
+class LightUNet(UNet):
+    """The light network of DLUNet: 1,465,130 parameters at its defaults."""
+
+    stage = LightStage
+    upsampling = SeparableUpsampling
+
+
+class PlainUNet(UNet):
+    """The paper's baseline, nnU-Net's network of the same shape: 30,767,584 parameters at its defaults."""
+
+    stage = PlainStage
+    upsampling = PlainUpsampling
+
+
+def _he_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _size3(values: Sequence[int]) -> Size3:
+    z, y, x = values
+    return int(z), int(y), int(x)

@@ -1,0 +1,55 @@
+"""The plan: what a case is brought to before a network sees it. It travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Statistics of the foreground voxels of the labelled cases, in HU.
+
+    Attributes:
+        lower: Percentile 0.5, below which values are clipped.
+        upper: Percentile 99.5, above which values are clipped.
+        mean: Subtracted after clipping.
+        std: Divided by after that.
+    """
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cases are prepared and cut.
+
+    Attributes:
+        spacing: Voxel size (z, y, x) in mm.
+        patch_size: Voxels (z, y, x) a network sees at once.
+        intensity: Clipping and normalisation.
+    """
+
+    spacing: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    intensity: Intensity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in a checkpoint."""
+        values = asdict(self)
+        return {**values, "spacing": list(self.spacing), "patch_size": list(self.patch_size)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """The inverse of :meth:`to_dict`."""
+        return cls.of(values["spacing"], values["patch_size"], Intensity(**values["intensity"]))
+
+    @classmethod
+    def of(cls, spacing: Sequence[float], patch_size: Sequence[int], intensity: Intensity) -> Plan:
+        """A plan from any sequences of three."""
+        (z, y, x), (pz, py, px) = map(float, spacing), map(int, patch_size)
+        return cls((z, y, x), (pz, py, px), intensity)

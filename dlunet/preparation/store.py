@@ -1,0 +1,136 @@
+"""The prepared case on disk: memory-mapped arrays, so that a patch is read without reading the case.
+
+A folder a case, which appears whole or not at all::
+
+    image.npy    (1, z, y, x) float16, normalised      label.npy    (z, y, x) uint8, if the case has labels
+    index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlunet.errors import UserError
+
+#: Voxels of a class that are remembered at most; a crop centre is drawn from these.
+VOXELS_A_CLASS = 10_000
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as :func:`save_prepared` wrote it; the arrays are opened on demand and never read whole.
+
+    Attributes:
+        folder: Where it lies.
+        shape: (z, y, x) of the prepared volume.
+        ranges: For each class that the case shows, its rows in the index.
+    """
+
+    folder: Path
+    shape: tuple[int, int, int]
+    ranges: dict[int, tuple[int, int]]
+
+    @classmethod
+    def open(cls, folder: Path) -> PreparedCase:
+        """Open a prepared case.
+
+        Raises:
+            UserError: The folder is not a prepared case.
+        """
+        try:
+            values = json.loads((folder / "case.json").read_text())
+            z, y, x = values["shape"]
+            ranges = {int(label): (start, stop) for label, (start, stop) in values["ranges"].items()}
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder}: is not a prepared case ({error}); delete it and prepare again") from None
+        return cls(folder, (z, y, x), ranges)
+
+    @property
+    def name(self) -> str:
+        """The case's name."""
+        return self.folder.name
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """(1, z, y, x) float16, normalised; memory-mapped."""
+        return self._mapped("image")
+
+    @cached_property
+    def label(self) -> np.ndarray | None:
+        """(z, y, x) uint8, memory-mapped; none for an unlabelled case."""
+        return self._mapped("label") if (self.folder / "label.npy").exists() else None
+
+    def class_voxels(self, label: int) -> np.ndarray:
+        """Some voxels (n, 3) of a class, as z, y, x."""
+        start, stop = self.ranges[label]
+        return self._index[start:stop]
+
+    @cached_property
+    def _index(self) -> np.ndarray:
+        return self._mapped("index")
+
+    def _mapped(self, part: str) -> np.ndarray:
+        path = self.folder / f"{part}.npy"
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: is damaged ({error}); delete {self.folder} and prepare again") from None
+
+
+def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, made_from: dict[str, Any]) -> None:
+    """Write a prepared case.
+
+    Args:
+        folder: Where; replaced if it exists.
+        image: (z, y, x), normalised.
+        label: (z, y, x), uint8, or none.
+        made_from: What the case was made from; a case made from something else is not up to date.
+    """
+    index, ranges = _class_index(label)
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        np.save(temporary / "image.npy", image[None].astype(np.float16))
+        if label is not None:
+            np.save(temporary / "label.npy", label)
+        np.save(temporary / "index.npy", index)
+        values = {"shape": image.shape, "ranges": ranges, "made_from": made_from}
+        (temporary / "case.json").write_text(json.dumps(values))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: could not be written ({error}); check permissions and free space") from None
+
+
+def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:
+    """Whether a finished case stands in ``folder`` that was made from the same files and plan."""
+    try:
+        return json.loads((folder / "case.json").read_text())["made_from"] == made_from
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _class_index(label: np.ndarray | None) -> tuple[np.ndarray, dict[int, tuple[int, int]]]:
+    """Voxels of each class, drawn with a fixed seed where there are too many, and the rows of each class."""
+    rows: list[np.ndarray] = [np.empty((0, 3), np.int16)]
+    ranges: dict[int, tuple[int, int]] = {}
+    start = 0
+    generator = np.random.default_rng(0)
+    for value in [] if label is None else [int(v) for v in np.unique(label) if v > 0]:
+        voxels = np.flatnonzero(label == value)
+        if len(voxels) > VOXELS_A_CLASS:
+            voxels = np.sort(generator.choice(voxels, VOXELS_A_CLASS, replace=False))
+        rows.append(np.stack(np.unravel_index(voxels, label.shape), axis=1).astype(np.int16))  # type: ignore[union-attr]
+        ranges[value] = (start, start + len(voxels))
+        start += len(voxels)
+    return np.concatenate(rows), ranges

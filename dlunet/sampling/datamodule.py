@@ -1,0 +1,159 @@
+"""Labelled and unlabelled patches, mixed step by step."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning
+import torch
+import torchio as tio
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader
+
+from dlunet.errors import UserError
+from dlunet.methods import Batch, Method
+from dlunet.preparation import PreparedCase, PreparedDataset
+from dlunet.sampling.augmentation import Augmentation
+from dlunet.sampling.patches import PatchDataset, draw_order
+from dlunet.sampling.sampler import ClassBalancedSampler
+
+logger = logging.getLogger(__name__)
+
+
+class PatchDataModule(lightning.LightningDataModule):
+    """Each step gets one labelled batch and, if the method asks for it, two unlabelled ones from different cases.
+
+    Loaders are made anew every epoch, and what they yield depends on the seed and the epoch alone: a resumed run sees
+    what an uninterrupted one would have seen. Each process of a distributed run has its own cases.
+
+    Args:
+        prepared: The prepared cases and their plan.
+        method: Tells which epochs need unlabelled patches.
+        augmentation: Applied to every training crop.
+        batch_size: Labelled patches a step.
+        steps_per_epoch: Steps an epoch.
+        foreground_fraction: See :class:`ClassBalancedSampler`.
+        num_workers: Processes a stream that read and augment; 0 does so in the main process.
+        seed: Seed of all draws.
+
+    Raises:
+        UserError: There are too few cases for the method or the number of processes.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedDataset,
+        method: Method,
+        augmentation: Augmentation,
+        batch_size: int = 1,
+        steps_per_epoch: int = 250,
+        foreground_fraction: float = 1 / 3,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.prepared = prepared
+        self.method = method
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = num_workers
+        self.seed = seed
+        self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check that every process gets the cases it needs."""
+        assert self.trainer is not None
+        world_size = self.trainer.world_size
+        self._check_count("labelled", len(self.prepared.labelled), world_size)
+        if self.method.num_networks > 1:
+            self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * world_size)
+            if not any(case.ranges for case in self.prepared.unlabelled):
+                logger.info(
+                    "unlabelled cases have no pseudo-labels: their patches are cut anywhere, not class-balanced"
+                )
+
+    def train_dataloader(self) -> CombinedLoader:
+        """The streams of the current epoch."""
+        assert self.trainer is not None
+        streams = {"labelled": self._loader(self.prepared.labelled, stream=0)}
+        if self.method.uses_unlabelled(self.trainer.current_epoch):
+            streams["unlabelled_i"] = self._loader(self.prepared.unlabelled, stream=1)
+            streams["unlabelled_j"] = self._loader(self.prepared.unlabelled, stream=2)
+        return CombinedLoader(streams, mode="min_size")
+
+    def val_dataloader(self) -> DataLoader:
+        """Whole prepared cases, one at a time."""
+        return DataLoader(_WholeCases(self.prepared.validation), batch_size=None)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn the streams' subjects into a :class:`Batch`."""
+        if "labelled" not in batch:
+            return batch
+        patches = Batch(
+            image=batch["labelled"]["image"][tio.DATA],
+            label=batch["labelled"]["label"][tio.DATA][:, 0],
+        )
+        if "unlabelled_i" in batch:
+            patches["unlabelled_i"] = batch["unlabelled_i"]["image"][tio.DATA]
+            patches["unlabelled_j"] = batch["unlabelled_j"]["image"][tio.DATA]
+        return patches
+
+    def _loader(self, cases: tuple[PreparedCase, ...], stream: int) -> tio.SubjectsLoader:
+        assert self.trainer is not None
+        rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
+        labelled = stream == 0
+        order = draw_order(
+            len(cases),
+            items=self.steps_per_epoch * self.batch_size,
+            seed=[self.seed, 0 if labelled else 1, epoch],
+            rank=rank,
+            world_size=world_size,
+            shift=1 if stream == 2 else 0,
+        )
+        dataset = PatchDataset(
+            cases,
+            order,
+            self.sampler,
+            self.augmentation,
+            self.prepared.plan.spacing,
+            with_labels=labelled,
+            seed=[self.seed, stream, epoch, rank],
+        )
+        # An item is one patch, already in random order: the queue has nothing to shuffle, and holds a batch at a time
+        # so that its workers are never idle while it fills.
+        queue = tio.Queue(
+            dataset,
+            max_length=self.batch_size,
+            samples_per_volume=1,
+            sampler=self.sampler,
+            num_workers=self.num_workers,
+            shuffle_subjects=False,
+            shuffle_patches=False,
+            start_background=self.num_workers > 0,
+        )
+        return tio.SubjectsLoader(queue, batch_size=self.batch_size, num_workers=0)
+
+    @staticmethod
+    def _check_count(kind: str, found: int, needed: int) -> None:
+        if found < needed:
+            raise UserError(
+                f"found {found} {kind} cases; expected at least {needed} for this method and number of processes; "
+                "add cases, use fewer devices, or train with method=supervised"
+            )
+
+
+class _WholeCases(torch.utils.data.Dataset):
+    """Prepared cases with labels: image (1, z, y, x) float32 and label (z, y, x)."""
+
+    def __init__(self, cases: tuple[PreparedCase, ...]) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        case = self.cases[index]
+        assert case.label is not None
+        return {"image": torch.from_numpy(case.image.astype("float32")), "label": torch.from_numpy(case.label.copy())}

@@ -1,0 +1,102 @@
+"""Patches as a TorchIO dataset: an item is a crop, drawn, read and augmented on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchio as tio
+
+from dlunet.errors import UserError
+from dlunet.preparation import PreparedCase
+from dlunet.sampling.augmentation import Augmentation
+from dlunet.sampling.sampler import ClassBalancedSampler, crop
+
+
+class PatchDataset(tio.SubjectsDataset):
+    """One epoch's patches of one stream. Item k depends on the seed and k alone, however many workers read.
+
+    Args:
+        cases: The prepared cases.
+        order: For each item, the case it is cut from.
+        sampler: Draws the centre of a patch.
+        augmentation: Applied to the crop.
+        spacing: Voxel size (z, y, x) in mm.
+        with_labels: Whether label maps are read.
+        seed: Seeds of the stream: run, stream, epoch, rank.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        order: Sequence[int],
+        sampler: ClassBalancedSampler,
+        augmentation: Augmentation,
+        spacing: Sequence[float],
+        with_labels: bool,
+        seed: Sequence[int],
+    ) -> None:
+        # TorchIO's constructor wants whole subjects; here a subject exists only once it is drawn.
+        self.cases = cases
+        self.order = order
+        self.sampler = sampler
+        self.augmentation = augmentation
+        self.affine = np.diag([*spacing, 1.0])
+        self.with_labels = with_labels
+        self.seed = tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def dry_iter(self) -> Sequence[Any]:
+        """The case of each item; TorchIO's queue counts the items with it."""
+        return self.order
+
+    def __getitem__(self, index: int) -> tio.Subject:
+        seeds = np.random.SeedSequence([*self.seed, index])
+        generator = np.random.default_rng(seeds)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            return self._draw(self.cases[self.order[index]], generator)
+
+    def _draw(self, case: PreparedCase, generator: np.random.Generator) -> tio.Subject:
+        centre = self.sampler.draw_centre(case, generator)
+        size = [int(n) for n in self.sampler.patch_size]
+        if not self.augmentation.draws_affine():
+            return self.augmentation.after(self._read(case, centre, size))
+        turned = self.augmentation.turn(self._read(case, centre, self.augmentation.crop_size(size)))
+        return self.augmentation.after(next(iter(self.sampler(turned))))
+
+    def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
+        image = crop(case.image, centre, size).float()
+        subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=self.affine), case=case.name)
+        if self.with_labels:
+            if case.label is None:
+                raise UserError(f"{case.folder}: is a labelled case without label.npy; delete it and prepare again")
+            label = crop(case.label[None], centre, size)
+            subject.add_image(tio.LabelMap(tensor=label, affine=self.affine), "label")
+        return subject
+
+
+def draw_order(
+    num_cases: int, items: int, seed: Sequence[int], rank: int, world_size: int, shift: int = 0
+) -> list[int]:
+    """The cases of an epoch's items: shuffled passes over the rank's own cases.
+
+    Args:
+        num_cases: Cases of all ranks together.
+        items: How many items.
+        seed: Seeds of the shuffle.
+        rank: This process; it sees the cases ``rank``, ``rank + world_size``, ….
+        world_size: How many processes.
+        shift: Each pass is rotated by this many cases: orders of one seed with different shifts, below the number of
+            cases, never name the same case at the same place.
+    """
+    own = np.arange(rank, num_cases, world_size)
+    generator = np.random.default_rng(seed)
+    order: list[int] = []
+    while len(order) < items:
+        order.extend(np.roll(generator.permutation(own), -shift).tolist())
+    return order[:items]

@@ -1,0 +1,71 @@
+"""Where patches are cut: class-balanced centres, and the patch out of an augmented crop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+import torchio as tio
+
+from dlunet.preparation import PreparedCase
+
+
+class ClassBalancedSampler(tio.data.sampler.PatchSampler):
+    """A TorchIO sampler for prepared cases, in two halves.
+
+    :meth:`draw_centre` picks where to cut before anything is read, so that only a crop is read and augmented.
+    Called by the queue on that crop, the sampler then cuts the patch out of its middle.
+
+    Args:
+        patch_size: (z, y, x).
+        foreground_fraction: The part of the patches that is centred on a class of the case, each of its classes being
+            equally likely. The others are centred anywhere. Patches of a case without labels are centred anywhere.
+    """
+
+    def __init__(self, patch_size: Sequence[int], foreground_fraction: float = 1 / 3) -> None:
+        z, y, x = patch_size
+        super().__init__((z, y, x))
+        self.foreground_fraction = foreground_fraction
+
+    def draw_centre(self, case: PreparedCase, generator: np.random.Generator) -> tuple[int, int, int]:
+        """The voxel (z, y, x) on which the next patch of a case is centred."""
+        if case.ranges and generator.random() < self.foreground_fraction:
+            voxels = case.class_voxels(int(generator.choice(list(case.ranges))))
+            z, y, x = voxels[generator.integers(len(voxels))].tolist()
+        else:
+            z, y, x = (self._anywhere(n, p, generator) for n, p in zip(case.shape, self._size, strict=True))
+        return z, y, x
+
+    def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject]:
+        """Yield the patch in the middle of a crop."""
+        corner = [(n - p) // 2 for n, p in zip(subject.spatial_shape, self._size, strict=True)]
+        yield subject if not any(corner) else self.extract_patch(subject, (corner[0], corner[1], corner[2]))
+
+    @property
+    def _size(self) -> list[int]:
+        return [int(n) for n in self.patch_size]
+
+    @staticmethod
+    def _anywhere(size: int, patch: int, generator: np.random.Generator) -> int:
+        """A centre whose patch lies inside the volume, or the volume's middle where the patch is larger."""
+        return size // 2 if size <= patch else patch // 2 + int(generator.integers(size - patch + 1))
+
+
+def crop(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Read a box around a voxel; what lies outside the volume is 0.
+
+    Args:
+        array: (…, z, y, x); only the box is read from a memory-mapped one.
+        centre: The voxel (z, y, x) that comes to lie at ``size // 2``.
+        size: (z, y, x) of the box.
+
+    Returns:
+        (…, *size), of the array's type.
+    """
+    starts = [c - n // 2 for c, n in zip(centre, size, strict=True)]
+    inside = [slice(max(0, s), max(0, min(s + n, m))) for s, n, m in zip(starts, size, array.shape[-3:], strict=True)]
+    within = [slice(i.start - s, i.stop - s) for i, s in zip(inside, starts, strict=True)]
+    box = np.zeros((*array.shape[:-3], *size), array.dtype)
+    box[(Ellipsis, *within)] = array[(Ellipsis, *inside)]
+    return torch.from_numpy(box)

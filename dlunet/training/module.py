@@ -1,0 +1,126 @@
+"""The LightningModule: it owns optimisers, precision, clipping, logging and what a checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics.segmentation import DiceScore
+
+from dlunet.inference import predict_logits
+from dlunet.labels import LabelSet
+from dlunet.losses import DeepSupervisionLoss, LossSchedule
+from dlunet.methods import Batch, Method
+from dlunet.networks import UNet, describe
+from dlunet.networks.bundle import KEY
+from dlunet.preparation import Plan
+from dlunet.training.schedules import Schedule
+
+
+class SegmentationModule(lightning.LightningModule):
+    """Trains one or two networks by a method, with manual optimisation.
+
+    Args:
+        networks: As many as the method asks for; the first is validated and used for prediction.
+        network_description: See :func:`dlunet.networks.describe`.
+        method: How a batch becomes losses.
+        loss: The loss of one decoder level, or a schedule of such losses.
+        optimizer: Makes an optimiser from parameters.
+        schedule: Factor of the base learning rate over the run.
+        plan: The plan of the prepared cases.
+        labels: The organs.
+        gradient_clip: Largest norm of each network's gradient.
+        seed: Seed of the method's own draws.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[UNet],
+        network_description: dict[str, Any],
+        method: Method,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule,
+        plan: Plan,
+        labels: LabelSet,
+        gradient_clip: float = 12.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.networks = nn.ModuleList(networks)
+        self.network_description = network_description
+        self.method = method
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.plan = plan
+        self.labels = labels
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimiser a network."""
+        return [self.make_optimizer(network.parameters()) for network in self.networks]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Minimise the sum of the method's losses."""
+        optimizers = self._optimizers()
+        self._set_learning_rate(optimizers, batch_idx)
+        loss = self.loss.at(self.current_epoch) if isinstance(self.loss, LossSchedule) else self.loss
+        terms = self.method.losses(
+            list(self.networks), batch, DeepSupervisionLoss(loss), self.current_epoch, self._generator(batch_idx)
+        )
+        total = torch.stack(list(terms.values())).sum()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(total)
+        for optimizer in optimizers:
+            optimizer.step()
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
+        self.log("train/lr", optimizers[0].param_groups[0]["lr"], batch_size=1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip here: by now mixed precision has unscaled the gradients."""
+        self.clip_gradients(optimizer, self.gradient_clip, "norm")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Segment a whole prepared case with the first network."""
+        logits = predict_logits(self.networks[0], batch["image"], self.plan.patch_size)
+        self.dice.update(logits.argmax(0)[None], batch["label"][None].long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the DSC of each organ, over the cases that show it, and its mean."""
+        scores = self.dice.compute()
+        self.dice.reset()
+        by_organ = {f"val/dsc/{organ.abbreviation}": score for organ, score in zip(self.labels, scores, strict=True)}
+        self.log_dict(by_organ, sync_dist=True)
+        self.log("val/dsc", scores.nanmean(), prog_bar=True, sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put into the checkpoint what prediction needs."""
+        checkpoint[KEY] = describe(self.network_description, self.plan, self.labels)
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return list(optimizers) if isinstance(optimizers, list) else [optimizers]
+
+    def _set_learning_rate(self, optimizers: Sequence[Any], batch_idx: int) -> None:
+        assert self.trainer.max_epochs is not None
+        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        factor = self.schedule(epoch, self.trainer.max_epochs)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * factor
+
+    def _generator(self, batch_idx: int) -> torch.Generator:
+        """The draws of a step depend on the step alone, so that a resumed run repeats them."""
+        step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)

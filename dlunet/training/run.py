@@ -1,0 +1,193 @@
+"""A training run, from its config to its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from dlunet.errors import UserError
+from dlunet.files import write_text
+from dlunet.networks import UNet, build_network
+from dlunet.networks.bundle import read_checkpoint
+from dlunet.preparation import PreparedDataset, prepare_dataset
+from dlunet.sampling import PatchDataModule
+from dlunet.training.metrics_file import metrics_logger
+from dlunet.training.module import SegmentationModule
+from dlunet.training.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+#: Settings that may differ between a run and its continuation.
+FREE_ON_RESUME = ("resume", "output", "logger", "test", "trainer.max_epochs")
+
+
+def train(config: DictConfig) -> Path:
+    """Prepare the data, train, and return the best checkpoint.
+
+    Args:
+        config: The composed config, see ``conf/train.yaml``.
+
+    Raises:
+        UserError: The data, the config or the run folder cannot be used.
+    """
+    output = Path(config.output)
+    resume_from = _claim_folder(config, output)
+    log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    prepared = prepare(config)
+    module = build_module(config, prepared)
+    datamodule = PatchDataModule(
+        prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling
+    )
+    with warnings.catch_warnings():
+        _silence_lightning()
+        trainer = build_trainer(config, output, bool(prepared.validation), _epochs_done(resume_from))
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    checkpoints = output / "checkpoints"
+    best = checkpoints / "best.ckpt"
+    return best if best.exists() else checkpoints / "last.ckpt"
+
+
+def prepare(config: DictConfig) -> PreparedDataset:
+    """Open the dataset and bring its cases up to date."""
+    dataset = instantiate(config.data.source)
+    folder = Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
+    return prepare_dataset(dataset, folder, config.plan.spacing, config.plan.patch_size, config.data.workers)
+
+
+def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
+    """The networks, the method and the loss of a config."""
+    method = instantiate(config.method)
+    description = {**_plain(config.network), "num_classes": prepared.labels.num_classes}
+    networks = _build_networks(description, method.num_networks)
+    _check_patch(networks[0], prepared.plan.patch_size)
+    return SegmentationModule(
+        networks=networks,
+        network_description=description,
+        method=method,
+        loss=instantiate(config.loss),
+        optimizer=instantiate(config.optimizer.algorithm),
+        schedule=instantiate(config.optimizer.schedule),
+        gradient_clip=config.optimizer.gradient_clip,
+        plan=prepared.plan,
+        labels=prepared.labels,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: DictConfig, output: Path, has_validation: bool, epochs_done: int) -> lightning.Trainer:
+    """Lightning's trainer with the run's callbacks and loggers."""
+    settings: dict[str, Any] = dict(config.trainer)
+    if _is_distributed(settings.get("devices", 1)):
+        # Spawned processes also work inside a sweep; the coarsest head has no loss, so its gradient is missing.
+        settings.setdefault("strategy", "ddp_spawn_find_unused_parameters_true")
+    return lightning.Trainer(
+        **settings,
+        default_root_dir=output,
+        callbacks=_callbacks(output, has_validation),
+        logger=_loggers(config, output, epochs_done),
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if has_validation else 0,
+        enable_model_summary=False,
+    )
+
+
+def _claim_folder(config: DictConfig, output: Path) -> Path | None:
+    """Record the run in its folder and return the checkpoint to continue from, if any."""
+    last = output / "checkpoints" / "last.ckpt"
+    settings = _plain(config)
+    if last.exists():
+        if config.resume != "auto":
+            raise UserError(
+                f"{output}: already holds a run; add resume=auto to continue it, or output=FOLDER to start another"
+            )
+        _check_same_settings(OmegaConf.to_container(OmegaConf.load(output / "config.yaml")), settings, output)
+    write_text(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_text(output / "provenance.json", json.dumps(provenance(), indent=2))
+    return last if last.exists() else None
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain dictionaries and lists, its references resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _epochs_done(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else read_checkpoint(checkpoint)["epoch"] + 1
+
+
+def _check_same_settings(before: Any, now: dict, output: Path) -> None:
+    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return {prefix: values}
+        return {k: v for key, value in values.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+    old, new = flat(before), flat(now)
+    free = tuple(f"{name}." for name in FREE_ON_RESUME)
+    changed = [k for k in old | new if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
+    if changed:
+        differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
+        raise UserError(
+            f"{output}: holds a run with other settings ({differences}); set them back, or use output=FOLDER"
+        )
+
+
+def _build_networks(description: dict[str, Any], count: int) -> list[UNet]:
+    try:
+        return [build_network(description) for _ in range(count)]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"network: {error}; check the network settings") from None
+
+
+def _check_patch(network: UNet, patch_size: tuple[int, int, int]) -> None:
+    if any(size % step for size, step in zip(patch_size, network.total_stride, strict=True)):
+        raise UserError(
+            f"plan.patch_size: found {list(patch_size)}; expected multiples of the network's total stride "
+            f"{list(network.total_stride)}"
+        )
+
+
+def _callbacks(output: Path, has_validation: bool) -> list[Callback]:
+    folder = output / "checkpoints"
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    best = ModelCheckpoint(folder, "best", "val/dsc", mode="max", enable_version_counter=False)
+    return [last, *([best] if has_validation else []), RichProgressBar(leave=False)]
+
+
+def _loggers(config: DictConfig, output: Path, epochs_done: int) -> list[Logger]:
+    """The logger of choice, and always metrics.csv: the report reads it."""
+    loggers: list[Logger] = [metrics_logger(output, epochs_done)]
+    if "_target_" in config.logger:
+        try:
+            loggers.append(instantiate(config.logger))
+        except ModuleNotFoundError as error:
+            raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
+    return loggers
+
+
+def _is_distributed(devices: Any) -> bool:
+    return len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
+
+
+def _device_name(config: DictConfig) -> str:
+    if config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def _silence_lightning() -> None:
+    """Drop Lightning's banners, and its advice on settings that are chosen on purpose here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)

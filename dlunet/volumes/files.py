@@ -1,0 +1,148 @@
+"""Read and write CTs and label maps. Arrays leave this module as (z, y, x) in canonical orientation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from dlunet.errors import UserError
+from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
+
+#: File endings that are read as volumes.
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A CT or label map in canonical orientation.
+
+    Attributes:
+        array: Voxels, (z, y, x): z grows to superior, y to posterior, x to the patient's left.
+        spacing: Voxel size (z, y, x) in mm.
+        stored: The grid of the file it came from, so that a result can be written back on it.
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, float, float]
+    stored: Geometry
+
+
+def case_name(path: Path) -> str:
+    """The file's name without its ending and without the channel suffix ``_0000``."""
+    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)].removesuffix("_0000")
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """The volume files in a folder, by name. Hidden files, such as half-written ones, are left out.
+
+    Raises:
+        UserError: The folder is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a folder of {', '.join(SUFFIXES)} files")
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
+
+
+def read_ct(path: Path) -> Volume:
+    """Read a CT in Hounsfield units as float32.
+
+    Raises:
+        UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
+    """
+    image = _read_image(path)
+    volume = _to_canonical(sitk.Cast(image, sitk.sitkFloat32), Geometry.of(image))
+    if not np.isfinite(volume.array).all():
+        count = int((~np.isfinite(volume.array)).sum())
+        raise UserError(
+            f"{path}: {count} voxels are NaN or infinite; expected finite Hounsfield units; repair the file"
+        )
+    return volume
+
+
+def read_labels(path: Path, num_classes: int | None = None) -> Volume:
+    """Read a label map as uint8.
+
+    Args:
+        path: The file.
+        num_classes: If given, the values must lie in 0 … num_classes − 1.
+
+    Raises:
+        UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
+    """
+    image = _read_image(path)
+    volume = _to_canonical(image, Geometry.of(image))
+    highest = 255 if num_classes is None else num_classes - 1
+    labels = volume.array.astype(np.uint8)
+    wrong = volume.array != labels
+    if wrong.any() or labels.max(initial=0) > highest:
+        value = volume.array[wrong].flat[0] if wrong.any() else labels.max()
+        raise UserError(f"{path}: found the label value {value}; expected whole numbers from 0 to {highest}")
+    return Volume(labels, volume.spacing, volume.stored)
+
+
+def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
+    """Write canonical labels (z, y, x) as uint8 on the grid of the file that their CT was read from.
+
+    The file appears whole or not at all: it is written under a temporary name, then renamed.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    canonical = _orient(_blank(stored), CANONICAL_ORIENTATION)
+    image = sitk.GetImageFromArray(labels.astype(np.uint8, copy=False))
+    image.CopyInformation(canonical)
+    image = stored.apply_to(_orient(image, stored.orientation))
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)
+        temporary.replace(path)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"{path}: could not be written ({_last_line(error)}); check permissions and free space"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_image(path: Path) -> sitk.Image:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)})")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        message = (
+            f"{path}: cannot be read as a volume ({_last_line(error)}); expected an intact {', '.join(SUFFIXES)} file"
+        )
+        raise UserError(message) from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        shape = "×".join(str(n) for n in image.GetSize())
+        raise UserError(
+            f"{path}: found {image.GetDimension()} dimensions ({shape}) with {image.GetNumberOfComponentsPerPixel()} "
+            "values a voxel; expected one 3-D scalar volume"
+        )
+    return image
+
+
+def _to_canonical(image: sitk.Image, stored: Geometry) -> Volume:
+    canonical = _orient(image, CANONICAL_ORIENTATION)
+    x, y, z = canonical.GetSpacing()
+    return Volume(sitk.GetArrayFromImage(canonical), (z, y, x), stored)
+
+
+def _orient(image: sitk.Image, orientation: str) -> sitk.Image:
+    """Permute and flip axes to the nearest orientation; voxel values stay as they are."""
+    return sitk.DICOMOrient(image, orientation)
+
+
+def _blank(geometry: Geometry) -> sitk.Image:
+    return geometry.apply_to(sitk.Image(list(geometry.size), sitk.sitkUInt8))
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()

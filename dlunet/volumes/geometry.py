@@ -1,0 +1,58 @@
+"""Where a voxel array sits in the patient, and how its axes run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+#: The axis order every case is brought to: x grows to the patient's left, y to posterior, z to superior.
+CANONICAL_ORIENTATION = "LPS"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A voxel grid in patient space, in the file's own order x, y, z (only this package knows that order).
+
+    Attributes:
+        size: Voxels along x, y, z.
+        spacing: Voxel size along x, y, z in mm.
+        origin: Centre of the first voxel in mm (LPS).
+        direction: Row-major 3×3 matrix whose columns are the axes' directions (LPS).
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Geometry:
+        """The geometry of a SimpleITK image."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    def apply_to(self, image: sitk.Image) -> sitk.Image:
+        """Set this geometry on an image of the same size and return it."""
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+    def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
+        """Whether both describe the same voxels: equal sizes, and corners that agree within ``tolerance`` voxels."""
+        if self.size != other.size:
+            return False
+        corners = np.abs(self._corners() - other._corners()).max()
+        return bool(corners <= tolerance * min(self.spacing))
+
+    def _corners(self) -> np.ndarray:
+        matrix = np.array(self.direction).reshape(3, 3) * np.array(self.spacing)
+        last = np.array(self.size) - 1
+        index = np.array([[x, y, z] for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])])
+        return index @ matrix.T + np.array(self.origin)
+
+    @property
+    def orientation(self) -> str:
+        """Three letters for the directions in which x, y and z grow, such as ``LPS``."""
+        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
