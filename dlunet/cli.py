@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -21,6 +22,9 @@ from dlunet.errors import UserError
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
 CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+#: Overrides that say how and where a run takes place, not what it tries.
+RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
 
 
 def main() -> None:
@@ -136,9 +140,18 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
 
 def _check_complete(config: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = list(_missing_keys(OmegaConf.to_container(config, resolve=False)))
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; add {missing[0]}=… to the command")
+
+
+def _missing_keys(values: Any, prefix: str = "") -> Iterator[str]:
+    """The settings that have no value; those that refer to one of them are left out."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _missing_keys(value, f"{prefix}.{key}" if prefix else key)
+    elif values == "???":
+        yield prefix
 
 
 def _fail(message: str) -> None:
@@ -149,10 +162,14 @@ def _fail(message: str) -> None:
 def _register_resolvers() -> None:
     """The values that configs ask of the program."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    # Characters that would have to be quoted on a command line are kept out of folder names.
-    OmegaConf.register_new_resolver(
-        "readable", lambda text: text.removeprefix("experiment=").replace("=", "").replace(",", "_"), replace=True
-    )
+    OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
+
+
+def _readable_name(overrides: Sequence[str]) -> str:
+    """A folder name from what a run of a sweep sets, such as ``ssl_light_seed1``; how and where it runs is left out."""
+    told = [word for word in overrides if not word.lstrip("+").startswith(RUN_SETTINGS)]
+    # Characters that would have to be quoted on a command line are kept out.
+    return "_".join(word.removeprefix("experiment=").replace("=", "").replace(",", "-") for word in told)
 
 
 def _run_folder(single: str) -> str:
@@ -165,7 +182,10 @@ def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
     """Choose the scale by what the machine has, where the user did not."""
     if verb not in ("train", "prepare") or any(argument.startswith("scale=") for argument in arguments):
         return arguments
-    return [*arguments, "scale=paper" if torch.cuda.is_available() else "scale=cpu"]
+    scale = "scale=paper" if torch.cuda.is_available() else "scale=cpu"
+    # Hydra wants all overrides in one row: flags may stand before or after them.
+    first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
+    return [*arguments[:first], scale, *arguments[first:]]
 
 
 def _help() -> str:

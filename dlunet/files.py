@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from dlunet.errors import UserError
@@ -21,6 +22,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); check permissions and free space") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def file_stamp(*paths: Path | None) -> list[list[int]]:

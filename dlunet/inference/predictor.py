@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +44,14 @@ class Predictor:
     flips: Flips = "none"
     device: str = "cpu"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its labels depend on, besides the CT."""
+        weights = hashlib.sha256()
+        for tensor in self.bundle.network.state_dict().values():
+            weights.update(tensor.cpu().numpy().tobytes())
+        return {"weights": weights.hexdigest(), "step": self.step, "flips": self.flips}
+
     def segment(self, volume: Volume) -> np.ndarray:
         """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
         prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan)).to(self.device)
@@ -58,9 +69,13 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path) ->
         output: The folder for ``NAME.nii.gz`` a case and ``efficiency.csv`` (seconds a case).
 
     Raises:
-        UserError: Some case could not be segmented; the others are done.
+        UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
+            network or other settings.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); choose another output") from None
     names = [case_name(path) for path in images]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -68,6 +83,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path) ->
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
+    _claim_folder(output, predictor.settings)
     seconds = _read_seconds(output / "efficiency.csv")
     failures = []
     with progress_bar("segmenting", len(images)) as advance:
@@ -102,6 +118,21 @@ def find_images(source: Path) -> list[Path]:
     if not images:
         raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files")
     return images
+
+
+def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Record what makes the labels in a folder, so that labels of another making are never kept as finished."""
+    record = output / "prediction.json"
+    if record.exists() and any(output.glob("*.nii.gz")):
+        found = json.loads(record.read_text())
+        changed = [
+            f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
+        ]
+        if changed:
+            raise UserError(
+                f"{output}: holds labels made otherwise ({'; '.join(changed)}); choose another output, or empty it"
+            )
+    write_text(record, json.dumps(settings, indent=2))
 
 
 def _read_seconds(path: Path) -> dict[str, float]:

@@ -69,6 +69,7 @@ class TaylorCrossEntropyLoss(nn.Module):
             p, y = _probabilities_and_one_hot(logits, target, include_background=True)
             difference = p - y
             return (difference.abs() + difference.square()).mean() / 2
+        _check_same_size(logits, target)
         # The loss needs one probability a voxel: log-softmax and gather avoid a one-hot volume.
         log_q = F.log_softmax(logits.float() if _is_half(logits) else logits, dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
@@ -113,9 +114,16 @@ _EPSILON = 1e-5
 
 def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:
     """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum a patch."""
+    _check_same_size(logits, target)
     p = torch.softmax(logits.float() if _is_half(logits) else logits, dim=1)
     y = torch.zeros_like(p).scatter_(1, target.long()[:, None], 1)
     return (p, y) if include_background else (p[:, 1:], y[:, 1:])
+
+
+def _check_same_size(logits: Tensor, target: Tensor) -> None:
+    """Refuse what scatter and gather would take without a word: a target smaller than the logits."""
+    if target.shape != (expected := logits.shape[:1] + logits.shape[2:]):
+        raise ValueError(f"target is {tuple(target.shape)}, expected {tuple(expected)} as the logits")
 
 
 def _summed_axes(p: Tensor, batch_dice: bool) -> list[int]:

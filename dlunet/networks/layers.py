@@ -54,7 +54,7 @@ class _StrideOneDepthwise(torch.autograd.Function):
         _, to_weight, to_bias = torch.ops.aten.convolution_backward(
             gradient, x, weight, [channels], [1] * 3, padding, [1] * 3, False, [0] * 3, channels, [False, True, True]
         )
-        return to_x, to_weight, to_bias, None
+        return to_x, to_weight.contiguous(), to_bias, None
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -106,7 +107,7 @@ class UNet(nn.Module):
         for (fine, coarse), stride in reversed(list(zip(pairwise(features), self.strides, strict=True))):
             level = nn.ModuleDict({"up": self.upsampling(coarse, fine, stride)})
             level["stage"] = self.stage(2 * fine, fine, DECODER_KERNEL)
-            if deep_supervision or fine is features[0]:
+            if deep_supervision or len(self.decoder) == len(self.strides) - 1:
                 level["head"] = nn.Conv3d(fine, num_classes, 1, bias=False)
             self.decoder.append(level)
         self.apply(_he_normal)
@@ -114,7 +115,7 @@ class UNet(nn.Module):
     @property
     def total_stride(self) -> Size3:
         """The factor (z, y, x) between the input and the coarsest stage: a patch must be a multiple of it."""
-        z, y, x = (torch.tensor(self.strides).prod(0).tolist()) if self.strides else (1, 1, 1)
+        z, y, x = map(math.prod, zip((1, 1, 1), *self.strides, strict=True))
         return z, y, x
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

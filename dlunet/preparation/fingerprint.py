@@ -23,18 +23,26 @@ def foreground_intensity(cases: Sequence[Case], cache: Path) -> Intensity:
     """The intensity statistics over the foreground of labelled cases (nnU-Net's fingerprint).
 
     Args:
-        cases: Cases with labels.
+        cases: Cases with labels; one that cannot be read is left out.
         cache: A JSON file in which the result is kept for as long as the cases' files do not change.
 
     Raises:
-        UserError: A case cannot be read, or no case shows an organ.
+        UserError: No case can be read, or none shows an organ.
     """
     stamps = {case.name: file_stamp(case.image, case.label) for case in cases}
     if cache.exists():
         kept = json.loads(cache.read_text())
         if kept["cases"] == stamps:
             return Intensity(**kept["intensity"])
-    values = np.concatenate([_foreground_values(case) for case in cases])
+    samples, failures = [], []
+    for case in cases:
+        try:
+            samples.append(_foreground_values(case))
+        except UserError as error:
+            failures.append(str(error))
+    if not samples:
+        raise UserError(f"none of the {len(cases)} labelled cases can be read; the first: {failures[0]}")
+    values = np.concatenate(samples)
     if not values.size:
         raise UserError(f"none of the {len(cases)} labelled cases shows an organ; expected labels above 0")
     lower, upper = np.percentile(values, [0.5, 99.5])

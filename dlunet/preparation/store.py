@@ -49,7 +49,7 @@ class PreparedCase:
             values = json.loads((folder / "case.json").read_text())
             z, y, x = values["shape"]
             ranges = {int(label): (start, stop) for label, (start, stop) in values["ranges"].items()}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: is not a prepared case ({error}); delete it and prepare again") from None
         return cls(folder, (z, y, x), ranges)
 
@@ -81,7 +81,7 @@ class PreparedCase:
         path = self.folder / f"{part}.npy"
         try:
             return np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: is damaged ({error}); delete {self.folder} and prepare again") from None
 
 
@@ -116,7 +116,7 @@ def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:
     """Whether a finished case stands in ``folder`` that was made from the same files and plan."""
     try:
         return json.loads((folder / "case.json").read_text())["made_from"] == made_from
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

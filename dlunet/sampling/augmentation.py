@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 import torchio as tio
 
@@ -32,32 +34,45 @@ class Augmentation:
         flip: tio.Transform | None = None,
     ) -> None:
         self.affine = affine
-        self.affine_probability = affine_probability if affine is not None else 0.0
+        self.affine_probability = affine_probability
         self.after = tio.Compose([*intensity, *([flip] if flip is not None else [])])
 
-    def draws_affine(self) -> bool:
-        """Draw whether the next patch is rotated and scaled."""
-        return self.affine_probability > 0 and torch.rand(()).item() < self.affine_probability
+    def draw_affine(self) -> tio.Affine | None:
+        """Draw whether the next patch is rotated and scaled, and how."""
+        if self.affine is None or torch.rand(()).item() >= self.affine_probability:
+            return None
+        drawn = self.affine
+        scales, degrees, translation = drawn.get_params(drawn.scales, drawn.degrees, drawn.translation, drawn.isotropic)
+        return tio.Affine(
+            tuple(scales.tolist()),
+            tuple(degrees.tolist()),
+            tuple(translation.tolist()),
+            center=drawn.center,
+            default_pad_value=drawn.default_pad_value,
+            default_pad_label=drawn.default_pad_label,
+            image_interpolation=drawn.image_interpolation,
+            label_interpolation=drawn.label_interpolation,
+        )
 
-    def turn(self, subject: tio.Subject) -> tio.Subject:
-        """Rotate and scale a crop."""
-        assert self.affine is not None
-        return self.affine(subject)
 
-    def crop_size(self, patch_size: Sequence[int]) -> tuple[int, int, int]:
-        """The crop (z, y, x) that holds a rotated and shrunk patch whole."""
-        assert self.affine is not None
-        degrees = max(abs(float(angle)) for angle in self.affine.degrees)
-        smallest = min(float(scale) for scale in self.affine.scales)
-        turn = math.radians(min(degrees, 45.0))
-        sizes = []
-        for size in patch_size:
-            # A side seen from an axis that is turned by the largest angle; the other sides reach in by their sine.
-            across = max(other for other in patch_size)
-            reach = size * math.cos(turn) + across * math.sin(turn)
-            sizes.append(math.ceil(max(size, reach) / smallest / 2) * 2)
-        z, y, x = sizes
-        return z, y, x
+def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
+    """The crop (z, y, x) around a patch from which a rotation and scaling fills the whole patch.
+
+    Args:
+        affine: The transform, around the middle of the image.
+        patch_size: (z, y, x), in voxels.
+        spacing: Voxel size (z, y, x) in mm: a rotation turns millimetres, not voxels.
+    """
+    image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2))
+    source_of = affine.get_affine_transform(image).TransformPoint
+    middle = np.array(image.get_center(lps=True))
+    half = np.array(patch_size) * spacing / 2
+    corners = [middle + half * signs for signs in product((-1, 1), repeat=3)]
+    reach = np.abs([np.array(source_of(corner.tolist())) - middle for corner in corners]).max(axis=0)
+    # Even margins keep the patch in the middle; one more voxel for the interpolation.
+    margins = [max(0, math.ceil(r - h)) for r, h in zip(reach / spacing + 1, np.array(patch_size) / 2, strict=True)]
+    z, y, x = (size + 2 * margin for size, margin in zip(patch_size, margins, strict=True))
+    return z, y, x
 
 
 class RandomBrightness(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):

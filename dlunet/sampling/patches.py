@@ -11,7 +11,7 @@ import torchio as tio
 
 from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase
-from dlunet.sampling.augmentation import Augmentation
+from dlunet.sampling.augmentation import Augmentation, crop_size
 from dlunet.sampling.sampler import ClassBalancedSampler, crop
 
 
@@ -43,7 +43,7 @@ class PatchDataset(tio.SubjectsDataset):
         self.order = order
         self.sampler = sampler
         self.augmentation = augmentation
-        self.affine = np.diag([*spacing, 1.0])
+        self.spacing = tuple(spacing)
         self.with_labels = with_labels
         self.seed = tuple(seed)
 
@@ -64,19 +64,21 @@ class PatchDataset(tio.SubjectsDataset):
     def _draw(self, case: PreparedCase, generator: np.random.Generator) -> tio.Subject:
         centre = self.sampler.draw_centre(case, generator)
         size = [int(n) for n in self.sampler.patch_size]
-        if not self.augmentation.draws_affine():
+        affine = self.augmentation.draw_affine()
+        if affine is None:
             return self.augmentation.after(self._read(case, centre, size))
-        turned = self.augmentation.turn(self._read(case, centre, self.augmentation.crop_size(size)))
+        turned = affine(self._read(case, centre, crop_size(affine, size, self.spacing)))
         return self.augmentation.after(next(iter(self.sampler(turned))))
 
     def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
+        grid = np.diag([*self.spacing, 1.0])
         image = crop(case.image, centre, size).float()
-        subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=self.affine), case=case.name)
+        subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
             if case.label is None:
                 raise UserError(f"{case.folder}: is a labelled case without label.npy; delete it and prepare again")
             label = crop(case.label[None], centre, size)
-            subject.add_image(tio.LabelMap(tensor=label, affine=self.affine), "label")
+            subject.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
         return subject
 
 

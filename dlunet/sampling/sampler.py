@@ -67,5 +67,6 @@ def crop(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> torch
     inside = [slice(max(0, s), max(0, min(s + n, m))) for s, n, m in zip(starts, size, array.shape[-3:], strict=True)]
     within = [slice(i.start - s, i.stop - s) for i, s in zip(inside, starts, strict=True)]
     box = np.zeros((*array.shape[:-3], *size), array.dtype)
-    box[(Ellipsis, *within)] = array[(Ellipsis, *inside)]
+    lead = [slice(None)] * (array.ndim - 3)
+    box[tuple(lead + within)] = array[tuple(lead + inside)]
     return torch.from_numpy(box)

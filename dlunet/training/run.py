@@ -97,6 +97,7 @@ def build_trainer(config: DictConfig, output: Path, has_validation: bool, epochs
         callbacks=_callbacks(output, has_validation),
         logger=_loggers(config, output, epochs_done),
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,  # the data module gives every process its own cases
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if has_validation else 0,
         enable_model_summary=False,

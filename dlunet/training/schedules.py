@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-#: ``(epochs done, with fractions; epochs in all) → factor of the base learning rate``
-Schedule = Callable[[float, int], float]
+from dataclasses import dataclass
+from typing import Protocol
 
 
-def halving(every: int = 200) -> Schedule:
+class Schedule(Protocol):
+    """The factor of the base learning rate."""
+
+    def __call__(self, epoch: float, max_epochs: int) -> float:
+        """The factor after ``epoch`` epochs, with fractions, of ``max_epochs``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Halving:
     """Halve the rate every so many epochs (DLUNet, Table 2)."""
-    return lambda epoch, max_epochs: 0.5 ** (int(epoch) // every)
+
+    every: int = 200
+
+    def __call__(self, epoch: float, max_epochs: int) -> float:
+        """1, 1/2, 1/4, …"""
+        return 0.5 ** (int(epoch) // self.every)
 
 
-def poly(power: float = 0.9, warmup: float = 0.0) -> Schedule:
+@dataclass(frozen=True)
+class Poly:
     """nnU-Net's polynomial decay to 0, which the published code uses.
 
-    Args:
+    Attributes:
         power: The exponent.
         warmup: Epochs over which the rate first rises from 0.
     """
 
-    def factor(epoch: float, max_epochs: int) -> float:
-        rise = min(1.0, (epoch + 1e-3) / warmup) if warmup > 0 else 1.0
-        return rise * max(0.0, 1 - epoch / max_epochs) ** power
+    power: float = 0.9
+    warmup: float = 0.0
 
-    return factor
+    def __call__(self, epoch: float, max_epochs: int) -> float:
+        """(1 − epoch / max_epochs)^power, after the rise."""
+        rise = min(1.0, (epoch + 1e-3) / self.warmup) if self.warmup > 0 else 1.0
+        return rise * max(0.0, 1 - epoch / max_epochs) ** self.power

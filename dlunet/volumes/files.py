@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 
 from dlunet.errors import UserError
 from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
+from dlunet.volumes.nifti import find_damage
 
 #: File endings that are read as volumes.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
@@ -107,7 +109,8 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
             f"{path}: could not be written ({_last_line(error)}); check permissions and free space"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _read_image(path: Path) -> sitk.Image:
@@ -126,6 +129,10 @@ def _read_image(path: Path) -> sitk.Image:
             f"{path}: found {image.GetDimension()} dimensions ({shape}) with {image.GetNumberOfComponentsPerPixel()} "
             "values a voxel; expected one 3-D scalar volume"
         )
+    if image.HasMetaDataKey("vox_offset"):  # a NIfTI file
+        damage = find_damage(path, image)
+        if damage:
+            raise UserError(f"{path}: found {damage}; expected a whole file of finite values; copy or repair the file")
     return image
 
 

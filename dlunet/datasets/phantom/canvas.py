@@ -1,0 +1,108 @@
+"""The voxels being painted: where each one lies in the template, its HU so far, and its label so far."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Index slices (z, y, x) of a box of voxels.
+Region = tuple[slice, slice, slice]
+
+#: Every n-th voxel, by axis (z, y, x), is looked at to find the box of a solid.
+_STRIDE = (2, 4, 4)
+
+
+class Canvas:
+    """Painted from back to front: each solid covers what was there, and shares its border voxels with it.
+
+    Attributes:
+        x, y, z: Template coordinates of every voxel (z, y, x) in mm, float32.
+        hu: The CT so far, float32.
+        labels: The label map so far, uint8.
+        movable: Whether a voxel holds a viscus, which gives way to the fat around a neighbour; walls and bones do not.
+        blur: Width in mm over which a border voxel is shared: about one voxel.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, blur: float, background: float) -> None:
+        self.x, self.y, self.z = x, y, z
+        self.blur = blur
+        self.hu = np.full(x.shape, background, np.float32)
+        self.labels = np.zeros(x.shape, np.uint8)
+        self.movable = np.zeros(x.shape, bool)
+        pick = tuple(slice(None, None, step) for step in _STRIDE)
+        self._sample = (x[pick], y[pick], z[pick])
+        # Voxels between two looked-at ones may lie this much outside the box of those found.
+        self._slack = np.array([_largest_step(axis) for axis in self._sample])
+
+    @property
+    def everywhere(self) -> Region:
+        """All voxels."""
+        depth, height, width = self.x.shape
+        return slice(0, depth), slice(0, height), slice(0, width)
+
+    def region(self, low: np.ndarray, high: np.ndarray, within: Region | None = None) -> Region:
+        """A box of voxels that holds all whose template coordinates lie between two corners (x, y, z) in mm.
+
+        Only the box ``within`` is searched, if given. The result is empty where the field of view misses the box.
+        """
+        searched = within or self.everywhere
+        crop = tuple(slice(s.start // step, -(-s.stop // step)) for s, step in zip(searched, _STRIDE, strict=True))
+        found = np.ones(self._sample[0][crop].shape, bool)
+        for axis, start, end, slack in zip(self._sample, low, high, self._slack, strict=True):
+            part = axis[crop]
+            found &= (part >= start - slack) & (part <= end + slack)
+        slices: list[slice] = []
+        for dim, step in enumerate(_STRIDE):
+            hits = np.flatnonzero(found.any(axis=tuple(i for i in range(3) if i != dim))) + crop[dim].start
+            start, stop = (hits[0] * step, (hits[-1] + 1) * step) if hits.size else (0, 0)
+            slices.append(slice(int(start), int(min(stop, self.x.shape[dim]))))
+        return slices[0], slices[1], slices[2]
+
+    def around(self, points: np.ndarray, reach: float | np.ndarray) -> Region:
+        """The box of voxels within ``reach`` mm of the points (n, 3)."""
+        points = np.atleast_2d(np.asarray(points, float))
+        return self.region(points.min(axis=0) - reach, points.max(axis=0) + reach)
+
+    def cover(self, distance: np.ndarray, width: float | None = None) -> np.ndarray:
+        """How much of each voxel a solid fills, 0 … 1, from the signed distance to it in mm."""
+        return np.clip(0.5 - distance * np.float32(1 / (width or self.blur)), 0, 1)
+
+    def paint(
+        self,
+        where: Region,
+        distance: np.ndarray,
+        hu: float | np.ndarray,
+        label: int | None = None,
+        within: np.ndarray | None = None,
+        movable: bool = False,
+        width: float | None = None,
+    ) -> None:
+        """Lay a solid over what is there.
+
+        Args:
+            where: The voxels that ``distance`` covers.
+            distance: Signed distance to the solid in mm.
+            hu: Its CT number, one for all or one a voxel of ``where``.
+            label: The label its voxels get; ``None`` keeps theirs.
+            within: Factor 0 … 1 a voxel (or a mask) that limits the solid.
+            movable: Marks the solid as a viscus.
+            width: Softness of the border in mm, :attr:`blur` by default.
+        """
+        share = self.cover(distance, width)
+        if within is not None:
+            share = share * within
+        below = self.hu[where]
+        below += share * (np.asarray(hu, np.float32) - below)
+        if label is not None or movable:
+            solid = share > 0.5
+            if label is not None:
+                self.labels[where][solid] = label
+            self.movable[where][solid] = movable
+
+    def clear_around(self, where: Region, distance: np.ndarray, gap: float, hu: float | np.ndarray) -> None:
+        """Lay a plane of fat, ``gap`` mm wide, between a solid and the viscera that touch it."""
+        self.paint(where, distance - np.float32(gap), hu, label=0, within=self.movable[where])
+
+
+def _largest_step(axis: np.ndarray) -> float:
+    steps = [float(np.abs(np.diff(axis, axis=i)).max()) for i in range(3) if axis.shape[i] > 1]
+    return sum(steps)

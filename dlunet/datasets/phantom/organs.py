@@ -1,0 +1,595 @@
+"""The 13 organs, the bowel and the vessels, painted from back to front into the torso.
+
+Every organ is a template made of tubes and blobs. Three things make a case's organ its own: the smooth deformation of
+the whole patient (already in the canvas's coordinates), a shift and a size of its own, and a wobble of its surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlunet.datasets.phantom.canvas import Canvas, Region
+from dlunet.datasets.phantom.solids import blob, clip, cut, join, tube, turned
+from dlunet.datasets.phantom.torso import Torso
+from dlunet.datasets.phantom.variation import Variation
+from dlunet.labels import FLARE22
+
+_ID = {label.name: label.id for label in FLARE22}
+
+#: Solids that a vessel outside every organ, or bowel, resets to background.
+_BACKGROUND = 0
+
+
+class AbdomenPainter:
+    """Paints one case's abdomen; its methods run in the order in which organs cover each other.
+
+    Args:
+        canvas: Holds the torso already.
+        torso: The space to fit into.
+        rng: Source of the case's own shapes.
+        variation: The case's draw.
+        tissues: Mean HU by tissue.
+        surface: Smooth fields (z, y, x) of unit variance that move surfaces, coarse ones first.
+        grain: Fine smooth field (z, y, x) of unit variance for texture.
+    """
+
+    def __init__(
+        self,
+        canvas: Canvas,
+        torso: Torso,
+        rng: np.random.Generator,
+        variation: Variation,
+        tissues: dict[str, float],
+        surface: Sequence[np.ndarray],
+        grain: np.ndarray,
+    ) -> None:
+        self.canvas, self.torso, self.rng = canvas, torso, rng
+        self.tissues, self.surface, self.grain = tissues, surface, grain
+        self.findings = variation.findings
+        self.spread = variation.organ_spread
+
+    def paint(self) -> None:
+        """Paint everything below the diaphragm."""
+        self._paint_small_bowel()
+        self._paint_colon()
+        self._paint_liver()
+        self._paint_spleen()
+        self._paint_portal_system()
+        self._paint_stomach()
+        self._paint_pancreas()
+        for side in (-1, 1):
+            self._paint_kidney(side)
+        self._paint_duodenum()
+        if "no gallbladder" not in self.findings:
+            self._paint_gallbladder()
+        self._paint_esophagus()
+        self._paint_great_vessels()
+        for side in (-1, 1):
+            self._paint_adrenal(side)
+
+    # The case's own version of a template -----------------------------------------------------------------------
+
+    def _own(self, points: Sequence[Sequence[float]], freedom: float = 1.0) -> tuple[np.ndarray, float]:
+        """The points (n, 3) shifted and scaled as one, and the scale (for the radii)."""
+        template = np.asarray(points, float)
+        center = template.mean(axis=0)
+        size = 1 + np.clip(self.rng.normal(0, self.spread / 100 * freedom), -0.12, 0.12)
+        shift = np.clip(self.rng.normal(0, 1, 3), -1.8, 1.8) * self.spread * freedom
+        bend = self.rng.normal(0, 0.35 * self.spread * freedom, template.shape)
+        return center + (template - center) * size + shift + bend, float(size)
+
+    def _wobble(self, where: Region, coarse: float, fine: float = 0.0) -> np.ndarray:
+        """A smooth displacement of a surface in mm with these standard deviations."""
+        weights = self.rng.standard_normal(len(self.surface))
+        half = len(self.surface) // 2
+        weights[:half] *= coarse / max(float(np.linalg.norm(weights[:half])), 1e-6)
+        weights[half:] *= fine / max(float(np.linalg.norm(weights[half:])), 1e-6)
+        moved = np.zeros(self.surface[0][where].shape, np.float32)
+        for weight, field in zip(weights, self.surface, strict=True):
+            if weight:
+                moved += np.float32(weight) * field[where]
+        return moved
+
+    def _texture(self, where: Region, tissue: str, strength: float) -> np.ndarray:
+        return np.float32(self.tissues[tissue]) + np.float32(strength) * self.grain[where]
+
+    def _vessel(
+        self, points: Sequence[Sequence[float]] | np.ndarray, radii: Sequence[float], tissue: str, label: int | None = 0
+    ) -> None:
+        points = np.asarray(points, float)
+        where = self.canvas.around(points, max(radii) + 4)
+        self.canvas.paint(where, tube(self.canvas, where, points, radii), self.tissues[tissue], label=label)
+
+    # Bowel ------------------------------------------------------------------------------------------------------
+
+    def _paint_small_bowel(self) -> None:
+        """Loops of jejunum and ileum that wander through the middle of the belly, and the vessels that feed them."""
+        for _ in range(9):
+            end = np.array([self.rng.uniform(-70, 85), self.rng.uniform(-65, -15), self.rng.uniform(-125, -40)])
+            middle = (end + (2, -24, -45)) / 2 + self.rng.normal(0, 6, 3)
+            self._vessel(np.stack([(2, -24, -45), middle, end]), (2.6, 2.2, 1.6), "portal vein")
+        for low, high, steps in (((12, -64, -60), (92, 0, 0), 16), ((-74, -74, -140), (86, -4, -62), 40)):
+            self._paint_loops(np.array(low, float), np.array(high, float), steps)
+
+    def _paint_loops(self, low: np.ndarray, high: np.ndarray, steps: int) -> None:
+        at = self.rng.uniform(low, high)
+        heading = self.rng.normal(0, 1, 3)
+        points = [at]
+        for _ in range(steps):
+            heading = heading / np.linalg.norm(heading) + self.rng.normal(0, 0.55, 3)
+            step = at + heading / np.linalg.norm(heading) * 25
+            outside = (step < low) | (step > high)
+            heading[outside] *= -1
+            at = np.clip(at + heading / np.linalg.norm(heading) * 25, low, high)
+            points.append(at)
+        path = np.array(points)
+        radii = self.rng.uniform(8.5, 13.5, len(path))
+        for first in range(0, len(path) - 2, 2):
+            piece, piece_radii = path[first : first + 3], radii[first : first + 3]
+            filling = self.rng.choice(["fluid", "mixed", "gas", "empty"], p=(0.35, 0.35, 0.08, 0.22))
+            self._paint_bowel(piece, piece_radii, str(filling))
+
+    def _paint_bowel(self, points: np.ndarray, radii: np.ndarray, filling: str) -> None:
+        canvas = self.canvas
+        where = canvas.around(points, float(max(radii)) + 5)
+        loop = tube(canvas, where, points, radii) + self._wobble(where, 1.0, 0.8)
+        loop = np.maximum(loop, self.torso.cavity[where] + 2)
+        content = {"fluid": 14.0, "mixed": 32.0, "gas": self.tissues["gas"], "empty": 45.0, "contrast": 230.0}
+        if "oral contrast" in self.findings and filling in ("fluid", "mixed"):
+            filling = "contrast"
+        canvas.clear_around(where, loop, 2.0, self.tissues["fat"])
+        canvas.paint(where, loop, self.tissues["bowel wall"], label=_BACKGROUND, movable=True)
+        inside = loop + (3.0 if filling != "empty" else 6.0)
+        canvas.paint(where, inside, content[filling] + 8 * self.grain[where])
+
+    def _paint_colon(self) -> None:
+        """Ascending, transverse and descending colon with haustra, stool and gas that rises to the front."""
+        parts = (
+            (
+                [[-98, 12, -150], [-101, 14, -115], [-103, 12, -80], [-98, 2, -56], [-88, -24, -50]],
+                (21, 23, 22, 20, 18),
+            ),
+            (
+                [
+                    [-88, -24, -50],
+                    [-70, -56, -58],
+                    [-32, -72, -72],
+                    [12, -74, -70],
+                    [52, -70, -46],
+                    [86, -44, -16],
+                    [104, -8, 2],
+                ],
+                (18, 18, 17, 17, 16, 16, 15),
+            ),
+            ([[104, -8, 2], [112, 24, -12], [112, 32, -50], [111, 26, -90], [104, 10, -150]], (15, 13, 12, 12, 12)),
+        )
+        for points, radii in parts:
+            own, size = self._own(points, 0.8)
+            self._paint_colon_part(own, np.array(radii) * size)
+
+    def _paint_colon_part(self, points: np.ndarray, radii: np.ndarray) -> None:
+        canvas = self.canvas
+        where = canvas.around(points, float(radii.max()) + 8)
+        x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
+        haustra = 1.8 * np.sin((x + 0.6 * y + z) / 5.5 + self.rng.uniform(0, 6)) + self._wobble(where, 1.5, 1.2)
+        colon = clip(tube(canvas, where, points, radii) + haustra, self.torso.cavity[where] + 3, 4)
+        canvas.clear_around(where, colon, 3.0, self.tissues["fat"])
+        canvas.paint(where, colon, self.tissues["bowel wall"], label=_BACKGROUND, movable=True)
+        stool = self.tissues["faeces"] + 25 * self.grain[where]
+        bubbles = self._wobble(where, 0.0, 1.0) * np.sin(x / 2.7) * np.sin(z / 3.1 + y / 2.9)
+        stool = stool - 420 * np.clip((bubbles - self.rng.uniform(0.2, 0.8)) * 2, 0, 1)
+        canvas.paint(where, colon + 3.2, stool)
+        # Gas lies on top: in a patient on the back, in front of a level.
+        level = points[:, 1].mean() - self.rng.uniform(-4, 14)
+        gas_level = y - level - 0.3 * (z - points[:, 2].mean()) * float(self.rng.normal(0, 0.3))
+        canvas.paint(where, np.maximum(colon + 3.6, gas_level), self.tissues["gas"])
+
+    # Upper abdomen ----------------------------------------------------------------------------------------------
+
+    def _paint_liver(self) -> None:
+        canvas = self.canvas
+        shift = np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 0.9)
+        size = 1.01 + np.clip(self.rng.normal(0, 1.1 * self.spread / 100), -0.08, 0.08)
+        left_size = 1 + np.clip(self.rng.normal(0, 4 * self.spread / 100), -0.3, 0.3)
+        where = canvas.region(np.array([-150, -110, -110]), np.array([105, 90, 130]))
+        x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
+        right = blob(canvas, where, (-76, 2, 36) + shift, np.array([74, 87, 96]) * size, turned(0, -10, 8))
+        left = blob(canvas, where, (-6, -44, 62) + shift, np.array([72 * left_size, 40, 40]) * size, turned(8, 10, -12))
+        caudate = blob(canvas, where, (-14, -14, 54) + shift, np.array([22, 22, 32]) * size)
+        liver = join(join(right, left, 18), caudate, 8)
+        # The visceral surface looks down, back and to the left; below it lie kidney, colon and stomach.
+        slope = np.array([0.60, 0.30, -0.74])
+        through = np.array([-66, 0, -22 - self.rng.normal(0, 5)]) + shift
+        visceral = slope[0] * (x - through[0]) + slope[1] * (y - through[1]) + slope[2] * (z - through[2])
+        bulge = 9 * np.sin((x + 70) / 40) * np.cos((y + 20) / 38)
+        liver = clip(liver, visceral + bulge, 14)
+        medial = blob(canvas, where, (34, 26, 40) + shift, (52, 42, 84))
+        liver = cut(liver, medial, 12)
+        liver = liver + self._wobble(where, 2.6, 0.6)
+        liver = clip(liver, np.maximum(self.torso.cavity[where] + 2.0, self.torso.diaphragm[where] + 1.2), 3)
+        # The fissure of the round ligament parts the left lobe from the right.
+        bent = x - shift[0] + 26 - 0.12 * (y + 50) + self._wobble(where, 3.0)
+        fissure = np.maximum(np.abs(bent) - 2.4, np.maximum(y + 40, z - 22 - shift[2]))
+        parenchyma = self._texture(where, "liver", 4)
+        if "fatty liver" in self.findings:
+            parenchyma = parenchyma - np.float32(self.rng.uniform(20, 55)) + 4 * self._wobble(where, 1.0)
+        canvas.clear_around(where, liver, 2.0, self.tissues["fat"])
+        canvas.paint(where, liver, parenchyma, label=_ID["Liver"], movable=True)
+        canvas.paint(
+            where, fissure, self.tissues["fat"], label=_BACKGROUND, within=canvas.labels[where] == _ID["Liver"]
+        )
+        self._paint_liver_vessels(shift)
+        count = int(self.rng.integers(1, 5))
+        if "liver cysts" in self.findings:
+            self._paint_lesions("Liver", count, (4, 20), self.tissues["fluid"])
+        if "liver tumours" in self.findings:
+            self._paint_lesions(
+                "Liver", count + 1, (5, 24), float(np.mean(parenchyma)) - self.rng.uniform(18, 50), rim=12
+            )
+
+    def _paint_liver_vessels(self, shift: np.ndarray) -> None:
+        """Three hepatic veins that meet the inferior vena cava below the diaphragm, and the portal branches."""
+        mouth = np.array([-26.0, -10, 86])
+        for end in ((-118, 24, 50), (-84, -52, 48), (18, -58, 66), (-96, 46, 20)):
+            self._branch_in_liver(mouth, np.array(end) + shift, 5.2)
+        porta = np.array([-38.0, -16, 28])
+        fork = np.array([-66.0, -6, 34]) + shift
+        self._branch_in_liver(porta, fork, 6.5)
+        for end in ((-120, 12, 16), (-106, -44, 14), (-104, 38, 58), (-86, -8, 74)):
+            self._branch_in_liver(fork, np.array(end) + shift, 4.6)
+        self._branch_in_liver(porta, np.array([-26, -46, 56]) + shift, 5.0)
+        self._branch_in_liver(np.array([-26, -46, 56]) + shift, np.array([22, -62, 70]) + shift, 3.6)
+
+    def _branch_in_liver(self, start: np.ndarray, end: np.ndarray, radius: float) -> None:
+        canvas = self.canvas
+        middles = [start + (end - start) * share + self.rng.normal(0, 4, 3) for share in (0.35, 0.7)]
+        points = np.stack([start, *middles, end])
+        where = canvas.around(points, radius + 4)
+        vessel = tube(canvas, where, points, (radius, radius * 0.8, radius * 0.6, radius * 0.35))
+        inside = canvas.labels[where] == _ID["Liver"]
+        canvas.paint(where, vessel, self.tissues["liver vessel"], within=inside)
+        twig = middles[1] + (end - start) * 0.25 + self.rng.normal(0, 12, 3)
+        near = canvas.around(np.stack([middles[1], twig]), radius + 4)
+        small = tube(canvas, near, np.stack([middles[1], twig]), (radius * 0.55, radius * 0.3))
+        canvas.paint(near, small, self.tissues["liver vessel"], within=canvas.labels[near] == _ID["Liver"])
+
+    def _paint_spleen(self) -> None:
+        canvas = self.canvas
+        size = (1.35 if "large spleen" in self.findings else 1.0) * (1 + np.clip(self.rng.normal(0, 0.07), -0.15, 0.15))
+        center = np.array([100.0, 34, 40]) + np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread
+        where = canvas.around(center, 62 * size + 14)
+        spleen = blob(canvas, where, center, np.array([36, 53, 56]) * size, turned(-24, 8, 24))
+        hollow = blob(canvas, where, center + (-45, -15, 4), np.array([34, 44, 60]), turned(-20, 0, 24))
+        notch = blob(canvas, where, center + (-6, -54 * size, -16), (9, 13, 7))
+        spleen = cut(cut(spleen, hollow, 8), notch, 5) + self._wobble(where, 2.2, 0.5)
+        spleen = clip(spleen, np.maximum(self.torso.cavity[where] + 2.0, self.torso.diaphragm[where] + 2.5), 3)
+        canvas.clear_around(where, spleen, 2.5, self.tissues["fat"])
+        # In the arterial phase the pulp enhances in stripes.
+        x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
+        arterial = max(0.0, self.tissues["aorta"] - 200) / 5
+        stripes = np.sin(x / 4.5 + 1.5 * np.sin(z / 9)) * np.sin(y / 5.5)
+        canvas.paint(
+            where, spleen, self._texture(where, "spleen", 4) + arterial * stripes, label=_ID["Spleen"], movable=True
+        )
+        if "spleen lesions" in self.findings:
+            self._paint_lesions("Spleen", int(self.rng.integers(1, 4)), (4, 14), self.tissues["spleen"] - 45)
+
+    def _paint_stomach(self) -> None:
+        canvas = self.canvas
+        filling = self.rng.uniform(0.86, 1.14)
+        template = [
+            [48, 14, 84],
+            [64, 12, 66],
+            [72, -8, 48],
+            [71, -32, 24],
+            [57, -50, 3],
+            [33, -57, -8],
+            [8, -53, -8],
+            [-14, -43, -4],
+        ]
+        points, size = self._own(template, 0.9)
+        radii = np.array([19, 29, 29, 26, 23, 20, 15, 9.5]) * size * filling
+        where = canvas.around(points, float(radii.max()) + 14)
+        x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
+        stomach = tube(canvas, where, points, radii, (1.0, 0.92, 1.0)) + self._wobble(where, 2.6, 0.8)
+        stomach = clip(stomach, self.torso.abdomen(where) + 4.0, 5)
+        canvas.clear_around(where, stomach, 2.5, self.tissues["fat"])
+        canvas.paint(where, stomach, self._texture(where, "stomach wall", 6), label=_ID["Stomach"], movable=True)
+        folds = 1.3 * np.sin(x / 3.3 + y / 4.7) * np.sin(z / 4.1)
+        inside = stomach + self.rng.uniform(3.8, 5.5) + folds
+        meal = self.rng.choice(["water", "food", "contrast"], p=self._meal_odds())
+        content = {"water": 10.0, "food": 48.0, "contrast": 210.0}[str(meal)]
+        lumps = 34.0 if meal == "food" else 4.0
+        canvas.paint(where, inside, content + lumps * self.grain[where])
+        if meal == "food":
+            crumbs = self._wobble(where, 0.0, 1.0) * np.sin(x / 2.9) * np.sin(y / 3.2 + z / 3)
+            canvas.paint(where, inside + 3, -180.0, within=crumbs > 0.75)
+        level = y - points[3:6, 1].mean() + self.rng.uniform(-4, 22)
+        canvas.paint(where, np.maximum(inside + 0.5, level), self.tissues["gas"])
+
+    def _meal_odds(self) -> tuple[float, float, float]:
+        return (0.2, 0.2, 0.6) if "oral contrast" in self.findings else (0.5, 0.5, 0.0)
+
+    def _paint_pancreas(self) -> None:
+        canvas = self.canvas
+        template = [
+            [-35, -28, -36],
+            [-34, -31, -20],
+            [-22, -34, -8],
+            [-3, -35, 1],
+            [18, -34, 11],
+            [38, -22, 18],
+            [56, -4, 24],
+            [76, 12, 31],
+        ]
+        points, size = self._own(template, 0.7)
+        radii = np.array([12, 16.5, 14.5, 10.8, 11, 11, 10.8, 9.4]) * size * self.rng.uniform(0.88, 1.1)
+        where = canvas.around(points, float(radii.max()) + 8)
+        gland = tube(canvas, where, points, radii, (1.0, 0.86, 1.12))
+        uncinate = points[1] + (12, 8, -12)
+        gland = join(gland, blob(canvas, where, uncinate, (15, 7.5, 10)), 6)
+        # Lobulated, with clefts of fat; more so in older patients.
+        age = self.rng.uniform(0.8, 2.0)
+        gland = gland + self._wobble(where, 1.3, age)
+        canvas.clear_around(where, gland, 1.5, self.tissues["fat"])
+        marbling = np.float32(6 + 8 * age) * np.minimum(self._wobble(where, 0.0, 1.0), 0.4)
+        canvas.paint(where, gland, self._texture(where, "pancreas", 5) + marbling, label=_ID["Pancreas"], movable=True)
+        if "pancreas tumour" in self.findings:
+            self._paint_pancreas_tumour(points, radii)
+        if "pancreas cyst" in self.findings:
+            self._paint_lesions("Pancreas", int(self.rng.integers(1, 3)), (4, 9), self.tissues["fluid"] + 6)
+
+    def _paint_pancreas_tumour(self, points: np.ndarray, radii: np.ndarray) -> None:
+        """A poorly enhancing mass that widens the gland, and the dilated duct upstream of it."""
+        canvas = self.canvas
+        seat = int(self.rng.choice([1, 1, 1, 4, 6]))
+        radius = float(self.rng.uniform(8, 15))
+        near = canvas.around(points[seat], radius + 8)
+        mass = blob(canvas, near, points[seat], radius * self.rng.uniform(0.8, 1.2, 3)) + self._wobble(near, 1.0, 1.2)
+        dark = self.tissues["pancreas"] - self.rng.uniform(18, 38)
+        if seat < 4:
+            duct = points[seat + 1 :]
+            where = canvas.around(duct, 8)
+            canal = tube(canvas, where, duct, np.full(len(duct), self.rng.uniform(1.6, 3.0)))
+            canvas.paint(where, canal, self.tissues["fluid"] + 5, within=canvas.labels[where] == _ID["Pancreas"])
+        canvas.paint(near, mass, dark + 5 * self.grain[near], label=_ID["Pancreas"], movable=True)
+
+    # Retroperitoneum --------------------------------------------------------------------------------------------
+
+    def _paint_kidney(self, side: int) -> None:
+        canvas = self.canvas
+        name = "Left kidney" if side > 0 else "Right kidney"
+        size = 1 + np.clip(self.rng.normal(0, 1.1 * self.spread / 100), -0.1, 0.1)
+        home = np.array([70.0, 30, -10]) if side > 0 else np.array([-68.0, 30, -24])
+        center = home + np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 1.2)
+        # The upper pole leans towards the spine and back; the hilum looks inwards and forward.
+        lean = turned(self.rng.normal(10, 3), side * self.rng.normal(14, 3), side * self.rng.normal(32, 5))
+        where = canvas.around(center, 76 * size)
+        inward = np.array([-side, 0, 0])
+        bean = blob(canvas, where, center, np.array([29.2, 26.8, 56.5]) * size, lean)
+        hilum = blob(canvas, where, center + lean @ (inward * 29 * size), np.array([13, 15, 19]) * size, lean)
+        kidney = cut(bean, hilum, 10) + self._wobble(where, 1.3, 0.6)
+        sinus = blob(canvas, where, center + lean @ (inward * 15 * size), np.array([15, 8.5, 25]) * size, lean)
+        sinus = sinus + self._wobble(where, 0.8, 1.8)
+        canvas.clear_around(where, kidney, 7.0, self._texture(where, "fat", 6))
+        ident = _ID[name]
+        canvas.paint(where, kidney, self._texture(where, "renal cortex", 4), label=ident)
+        x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
+        columns = np.sin(z / 5.2 + self.rng.uniform(0, 6)) + 0.6 * np.sin((x + y) / 5.5)
+        pyramids = np.maximum(kidney + 6.0, -2.2 * columns - 2.5)
+        canvas.paint(where, pyramids, self._texture(where, "renal medulla", 4), within=canvas.labels[where] == ident)
+        canvas.paint(where, sinus, self.tissues["fat"] + 12, label=_BACKGROUND)
+        pelvis = center + lean @ (inward * 19 * size)
+        self._paint_renal_pelvis(side, pelvis, center, lean, size)
+        if "kidney cysts" in self.findings:
+            for _ in range(int(self.rng.integers(1, 4))):
+                self._paint_kidney_mass(name, center, lean, size, (6, 17), self.tissues["fluid"])
+        if "kidney tumour" in self.findings and self.rng.random() < 0.5:
+            self._paint_kidney_mass(name, center, lean, size, (10, 24), self.tissues["renal cortex"] - 45)
+
+    def _paint_renal_pelvis(
+        self, side: int, pelvis: np.ndarray, center: np.ndarray, lean: np.ndarray, size: float
+    ) -> None:
+        """Pelvis, artery and vein; the left vein crosses in front of the aorta."""
+        canvas = self.canvas
+        where = canvas.around(pelvis, 26)
+        cavity = blob(canvas, where, pelvis, np.array([9, 4.5, 9]) * size, lean)
+        canvas.paint(where, cavity, self.tissues["fluid"] + 8, label=_BACKGROUND)
+        hilum = center + lean @ np.array([-side * 26.0 * size, -3, 4])
+        if side > 0:
+            vein = [hilum, (36, 0, hilum[2] + 4), (16, -20, -6), (-14, -12, -6)]
+            artery = [hilum + (0, 5, 6), (32, 6, hilum[2] + 8), (12, -6, 2)]
+        else:
+            vein = [hilum, (-40, 2, hilum[2] + 6), (-22, -8, -8)]
+            artery = [hilum + (0, 5, 5), (-32, 6, hilum[2] + 12), (-8, 2, 2), (10, -6, 4)]
+        self._vessel(vein, (4.5,) * len(vein), "renal vein")
+        self._vessel(artery, (3.0,) * len(artery), "aorta")
+
+    def _paint_kidney_mass(
+        self, name: str, center: np.ndarray, lean: np.ndarray, size: float, radii: tuple[float, float], hu: float
+    ) -> None:
+        """A mass that may bulge out of the kidney; it counts as kidney, as in FLARE22."""
+        canvas = self.canvas
+        direction = self.rng.normal(0, 1, 3)
+        direction[0] = abs(direction[0]) * np.sign(center[0])
+        on_surface = center + lean @ (direction / np.linalg.norm(direction) * (25, 22, 46) * size)
+        radius = float(self.rng.uniform(*radii))
+        where = canvas.around(on_surface, radius + 10)
+        mass = blob(canvas, where, on_surface, radius * self.rng.uniform(0.85, 1.15, 3)) + self._wobble(where, 0.8)
+        mass = np.maximum(mass, self.torso.cavity[where] + 2)
+        free = (canvas.labels[where] == 0) | (canvas.labels[where] == _ID[name])
+        canvas.paint(where, mass, hu + 6 * self.grain[where], label=_ID[name], within=free & (canvas.hu[where] > -300))
+
+    def _paint_adrenal(self, side: int) -> None:
+        """Thin upright sheets: a body with two limbs that open to the back, like an inverted Y."""
+        canvas = self.canvas
+        if side > 0:
+            template = [[[38, -4, 38], [42, 7, 34]], [[42, 7, 34], [37, 22, 29]], [[42, 7, 34], [51, 19, 30]]]
+        else:
+            template = [[[-31, 2, 40], [-33, 12, 38]], [[-33, 12, 38], [-29, 27, 34]], [[-33, 12, 38], [-44, 24, 33]]]
+        parts, size = self._own([point for part in template for point in part], 0.45)
+        where = canvas.around(parts, np.array([10.0, 10, 26]))
+        gland: np.ndarray | None = None
+        for index in range(3):
+            # Jitter must not tear the limbs off the body.
+            start = parts[0] if index == 0 else parts[1]
+            limb = tube(canvas, where, np.stack([start, parts[2 * index + 1]]), (3.0 * size, 2.5 * size), (1, 1, 4.2))
+            gland = limb if gland is None else join(gland, limb, 1.5)
+        assert gland is not None
+        gland = gland + self._wobble(where, 0.3, 0.3)
+        ident = _ID["Left adrenal gland" if side > 0 else "Right adrenal gland"]
+        taken = np.isin(canvas.labels[where], (_ID["Aorta"], _ID["Inferior vena cava"]))
+        canvas.clear_around(where, gland, 2.5, self.tissues["fat"])
+        canvas.paint(where, gland, self._texture(where, "adrenal", 4), label=ident, within=~taken, movable=True)
+
+    def _paint_duodenum(self) -> None:
+        canvas = self.canvas
+        template = [
+            [-18, -42, -4], [-32, -36, 2], [-46, -24, -4], [-53, -15, -22], [-53, -12, -44], [-44, -14, -61],
+            [-22, -24, -67], [2, -27, -64], [22, -25, -52], [31, -29, -37],
+        ]  # fmt: skip
+        points, size = self._own(template, 0.6)
+        radii = np.array([9, 13, 12, 11.5, 11.5, 11.5, 10.5, 10, 10.5, 10.5]) * size * self.rng.uniform(0.9, 1.08)
+        where = canvas.around(points, float(radii.max()) + 8)
+        gut = tube(canvas, where, points, radii) + self._wobble(where, 1.2, 1.0)
+        canvas.clear_around(where, gut, 1.0, self.tissues["fat"])
+        canvas.paint(where, gut, self._texture(where, "bowel wall", 6), label=_ID["Duodenum"], movable=True)
+        content = self.rng.choice(
+            [18.0, 40.0, 190.0], p=(0.5, 0.4, 0.1) if "oral contrast" not in self.findings else (0.2, 0.2, 0.6)
+        )
+        collapsed = 4.0 + 2.0 * self._wobble(where, 1.0)
+        canvas.paint(where, gut + np.maximum(collapsed, 3.0), content + 10 * self.grain[where])
+        if self.rng.random() < 0.5:
+            level = canvas.y[where] - points[:4, 1].mean() + 6
+            first = np.maximum(level, -8 - canvas.z[where])
+            canvas.paint(where, np.maximum(gut + 5, first), self.tissues["gas"])
+
+    def _paint_gallbladder(self) -> None:
+        canvas = self.canvas
+        points, size = self._own([[-64, -64, -30], [-61, -59, -17], [-54, -48, -3], [-46, -36, 6], [-41, -28, 12]], 0.7)
+        radii = np.array([12.5, 14.5, 12.0, 6.5, 3.5]) * size * self.rng.uniform(0.82, 1.15)
+        where = canvas.around(points, float(radii.max()) + 8)
+        sac = tube(canvas, where, points, radii) + self._wobble(where, 1.0, 0.3)
+        sac = clip(sac, self.torso.cavity[where] + 3, 4)
+        ident = _ID["Gallbladder"]
+        canvas.paint(where, sac, self.tissues["bowel wall"] * 0.8, label=ident, movable=True)
+        canvas.paint(where, sac + 2.0, self.tissues["bile"] + 2 * self.grain[where])
+        if "gallstones" in self.findings:
+            for _ in range(int(self.rng.integers(1, 4))):
+                seat = points[int(self.rng.integers(0, 2))] + (self.rng.normal(0, 4), 6, self.rng.normal(0, 4))
+                near = canvas.around(seat, 10)
+                stone = blob(canvas, near, seat, self.rng.uniform(2.5, 5.5, 3))
+                canvas.paint(near, stone, self.rng.uniform(110, 500), within=canvas.labels[near] == ident)
+
+    # Tubes through the diaphragm --------------------------------------------------------------------------------
+
+    def _paint_esophagus(self) -> None:
+        canvas = self.canvas
+        template = [[5, 8, 215], [6, 6, 150], [9, -1, 125], [15, -8, 104], [24, -10, 90], [37, -4, 81], [46, 4, 78]]
+        points, size = self._own(template, 0.35)
+        radii = np.array([8, 8, 8, 8.2, 8, 8, 9]) * size * self.rng.uniform(0.95, 1.15)
+        where = canvas.around(points, 20)
+        tubes = tube(canvas, where, points, radii, (1.1, 0.88, 1)) + self._wobble(where, 0.7, 0.4)
+        free = canvas.labels[where] != _ID["Stomach"]
+        canvas.paint(
+            where, tubes - 2.5, self.tissues["fat"], label=_BACKGROUND, within=free & (canvas.hu[where] > -600)
+        )
+        canvas.paint(where, tubes, self._texture(where, "esophagus", 6), label=_ID["Esophagus"], within=free)
+        if self.rng.random() < 0.5:
+            canvas.paint(where, tubes + 5.5, self.rng.choice([-350.0, 10.0]), within=free)
+
+    def _paint_great_vessels(self) -> None:
+        """Vena cava, aorta and their branches."""
+        self._paint_vena_cava()
+        self._paint_aorta()
+
+    def _paint_vena_cava(self) -> None:
+        canvas = self.canvas
+        template = [
+            [-19, -6, -112],
+            [-20, -9, -80],
+            [-20, -10, -40],
+            [-20, -11, 0],
+            [-22, -12, 35],
+            [-25, -11, 65],
+            [-25, -13, 88],
+            [-20, -18, 112],
+        ]
+        points, size = self._own(template, 0.3)
+        radii = np.array([9, 9.3, 9.6, 10.4, 11, 11.5, 12, 12.5]) * size * self.rng.uniform(0.88, 1.08)
+        flat = self.rng.uniform(0.66, 0.92)
+        where = canvas.around(points, 26)
+        vein = tube(canvas, where, points, radii, (1.14, flat, 1)) + self._wobble(where, 0.7)
+        # Below the renal veins, blood has met no contrast medium yet in the early phases.
+        mixing = np.clip((canvas.z[where] + 30) / 50, 0, 1)
+        hu = self.tissues["ivc"] + (self.tissues["renal vein"] - self.tissues["ivc"]) * 0.6 * mixing
+        for leg in (-1, 1):
+            iliac = np.array([[-19, -6, -111], [leg * 14 - 12, 0, -128], [leg * 30 - 8, 8, -160]], float)
+            self._vessel(iliac, (8, 6.5, 6), "ivc")
+        canvas.paint(where, vein - 1.2, self.tissues["fat"], within=canvas.labels[where] != _ID["Liver"])
+        canvas.paint(where, vein, hu + 3 * self.grain[where], label=_ID["Inferior vena cava"])
+
+    def _paint_aorta(self) -> None:
+        canvas, tissues = self.canvas, self.tissues
+        template = [
+            [5, -7, -106],
+            [8, -8, -70],
+            [10, -8, -30],
+            [11, -7, 5],
+            [12, -3, 45],
+            [15, 6, 90],
+            [19, 16, 130],
+            [22, 24, 165],
+            [23, 28, 220],
+        ]
+        points, size = self._own(template, 0.3)
+        radii = np.array([8.0, 8.6, 9.0, 9.6, 10.2, 11, 11.4, 11.6, 11.8]) * size * self.rng.uniform(0.92, 1.1)
+        if "wide aorta" in self.findings:
+            radii[1:3] *= self.rng.uniform(1.5, 2.1)
+            points[1:3, 1] -= 5
+        for leg in (-1, 1):
+            iliac = np.array([[5, -7, -104], [leg * 13 + 4, -3, -122], [leg * 28 + 3, 2, -160]], float)
+            self._vessel(iliac, (6.6, 5.5, 5), "aorta")
+        self._vessel(
+            [(11, -12, 8), (10, -21, 2), (8, -25, -25), (4, -27, -60), (0, -30, -100)], (3.6, 3.6, 3.4, 3, 2.2), "aorta"
+        )
+        self._vessel([(11, -10, 20), (10, -20, 21), (-8, -24, 24)], (3.4, 3.2, 2.6), "aorta")
+        where = canvas.around(points, 28)
+        vessel = tube(canvas, where, points, radii) + self._wobble(where, 0.4)
+        in_chest = canvas.hu[where] > -500
+        canvas.paint(where, vessel - 1.6, tissues["fat"], label=_BACKGROUND, within=in_chest & (canvas.hu[where] < 300))
+        canvas.paint(where, vessel, tissues["aorta"] + 3 * self.grain[where], label=_ID["Aorta"])
+        if "calcified aorta" in self.findings:
+            plaque = self._wobble(where, 0.0, 1.0)
+            rim = np.abs(vessel + 1.2) - 1.1
+            lower = plaque + np.clip((20 - canvas.z[where]) / 90, -0.6, 0.8) > self.rng.uniform(1.2, 1.8)
+            canvas.paint(where, rim, tissues["calcium"], within=lower)
+
+    def _paint_portal_system(self) -> None:
+        """Superior mesenteric, splenic and portal vein."""
+        self._vessel([(-6, -30, -110), (-5, -31, -65), (-6, -29, -30), (-8, -24, -4)], (3.5, 5, 5.8, 6), "portal vein")
+        self._vessel([(-8, -24, -4), (-18, -20, 12), (-38, -16, 28)], (6.2, 6.6, 6.4), "portal vein")
+        spleen_side = [(-8, -24, -2), (16, -24, 10), (38, -12, 18), (58, 6, 24), (80, 22, 32)]
+        self._vessel(spleen_side, (4.8, 4.5, 4.3, 4.0, 3.6), "portal vein")
+
+    # Lesions ----------------------------------------------------------------------------------------------------
+
+    def _paint_lesions(self, organ: str, count: int, radii: tuple[float, float], hu: float, rim: float = 0.0) -> None:
+        """Round masses at random places inside an organ; they stay part of it."""
+        canvas = self.canvas
+        seats = np.flatnonzero(canvas.labels == _ID[organ])
+        if seats.size == 0:
+            return
+        for seat in self.rng.random(count):
+            index = np.unravel_index(seats[int(seat * seats.size)], canvas.labels.shape)
+            center = np.array([canvas.x[index], canvas.y[index], canvas.z[index]])
+            # Small ones are more frequent than large ones.
+            radius = radii[0] + (radii[1] - radii[0]) * float(self.rng.random()) ** 2
+            where = canvas.around(center, radius + 8)
+            mass = blob(canvas, where, center, radius * self.rng.uniform(0.8, 1.25, 3)) + self._wobble(where, 0.6, 0.8)
+            inside = canvas.labels[where] == _ID[organ]
+            if rim:
+                canvas.paint(where, mass - 1.5, hu + 2.4 * rim, within=inside)
+            canvas.paint(where, mass, hu + 4 * self.grain[where], within=inside)

@@ -1,0 +1,228 @@
+"""A whole synthetic dataset on disk, in FLARE22's folders and under its names."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from rich.progress import track
+
+from dlunet.datasets.phantom.generator import Phantom, make_phantom
+from dlunet.datasets.phantom.variation import Profile
+from dlunet.errors import UserError
+
+#: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
+GENERATOR_VERSION = 1
+
+#: The file in the dataset's folder that says how it was made.
+RECORD_NAME = "phantom.json"
+
+_COMPRESSION_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class _Split:
+    """How the cases of one split are made and named; ``{}`` stands for the case's number, from 1."""
+
+    name: str
+    profile: Profile
+    image: str
+    label: str | None
+
+
+_LABELLED_FOLDER = "Training/FLARE22_LabeledCase50"
+# A split's place in this tuple goes into its cases' seeds: add new ones at the end.
+_SPLITS = (
+    _Split(
+        "labelled",
+        "labelled",
+        f"{_LABELLED_FOLDER}/images/FLARE22_Tr_{{:04d}}_0000.nii.gz",
+        f"{_LABELLED_FOLDER}/labels/FLARE22_Tr_{{:04d}}.nii.gz",
+    ),
+    _Split("unlabelled", "varied", "Training/FLARE22_UnlabeledCase1-1000/Case_{:05d}_0000.nii.gz", None),
+    _Split("validation", "varied", "Tuning/images/FLARETs_{:04d}_0000.nii.gz", "Tuning/labels/FLARETs_{:04d}.nii.gz"),
+    _Split("test", "varied", "Testing/images/FLARETs_{:04d}_0000.nii.gz", "Testing/labels/FLARETs_{:04d}.nii.gz"),
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to make. Paths are final ones; ``seed`` settles everything about the case."""
+
+    seed: tuple[int, int, int]
+    profile: Profile
+    shape: tuple[int, int, int]
+    image: Path
+    label: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Files appear whole or not at all, and the image last: where it is, its label is too."""
+        return self.image.exists() and (self.label is None or self.label.exists())
+
+
+def write_phantoms(
+    root: Path,
+    labelled: int = 10,
+    unlabelled: int = 40,
+    validation: int = 4,
+    test: int = 8,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (64, 128, 128),
+    workers: int | None = None,
+) -> None:
+    """Write a dataset of synthetic CTs in FLARE22's layout.
+
+    A case depends on the seed, its split and its number only, so that more cases can be asked for later; cases that
+    are there already are left as they are.
+
+    Args:
+        root: The dataset's folder; made if missing.
+        labelled: Training cases with labels, of the narrower kind.
+        unlabelled: Training cases without labels.
+        validation: Cases with labels under ``Tuning``.
+        test: Cases with labels under ``Testing``.
+        seed: Settles every case, 0 or more.
+        shape: Voxels of each CT (z, y, x).
+        workers: Processes to use, all cores by default; 0 or 1 works in this process.
+
+    Raises:
+        UserError: The folder holds a dataset made with other arguments, or it cannot be written.
+
+    Example:
+        >>> write_phantoms(Path("data/phantoms"), labelled=10, unlabelled=40)
+    """
+    root = Path(root)
+    counts = {"labelled": labelled, "unlabelled": unlabelled, "validation": validation, "test": test}
+    _check_arguments(counts, seed, shape)
+    try:
+        _record(root, counts, seed, shape)
+        jobs = [job for job in _jobs(root, counts, seed, shape) if not job.finished]
+        for folder in {path.parent for job in jobs for path in (job.image, job.label) if path is not None}:
+            folder.mkdir(parents=True, exist_ok=True)
+        _run(jobs, os.cpu_count() or 1 if workers is None else workers)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UserError(f"{root}: could not be written ({reason}); check permissions and free space") from error
+
+
+def _check_arguments(counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> None:
+    for name, value in {**counts, "seed": seed}.items():
+        if value < 0:
+            raise UserError(f"{name}: found {value}; expected 0 or more")
+    if len(shape) != 3 or min(shape) < 16:
+        raise UserError(f"shape: found {tuple(shape)}; expected three numbers of voxels (z, y, x), each 16 or more")
+
+
+def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> None:
+    """Write how the dataset is made, or compare with what an earlier call wrote."""
+    path = root / RECORD_NAME
+    settings = {"generator_version": GENERATOR_VERSION, "seed": seed, "shape": list(shape)}
+    if path.exists():
+        before = _read_record(path)
+        differing = [name for name, value in settings.items() if before.get(name) != value]
+        if differing:
+            found = ", ".join(f"{name} {before.get(name)} there but {settings[name]} now" for name in differing)
+            raise UserError(
+                f"{root}: holds synthetic CTs made otherwise ({found}); choose another folder, or delete this one"
+            )
+        known = before.get("counts", {})
+        # A call for fewer cases leaves the others on disk.
+        counts = {name: max(count, int(known.get(name, 0))) for name, count in counts.items()}
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".{os.getpid()}.{RECORD_NAME}"
+    temporary.write_text(json.dumps({**settings, "counts": counts}, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a record of synthetic CTs; expected JSON; delete the folder to start again")
+    return record
+
+
+def _jobs(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> Iterator[_Job]:
+    for index, split in enumerate(_SPLITS):
+        for number in range(1, counts[split.name] + 1):
+            yield _Job(
+                seed=(seed, index, number),
+                profile=split.profile,
+                shape=(shape[0], shape[1], shape[2]),
+                image=root / split.image.format(number),
+                label=root / split.label.format(number) if split.label else None,
+            )
+
+
+def _run(jobs: list[_Job], workers: int) -> None:
+    if not jobs:
+        return
+    results: Iterable[Any]
+    title = "Synthetic CTs"
+    if min(workers, len(jobs)) <= 1:
+        for job in track(jobs, description=title):
+            _make(job)
+        return
+    # A fresh interpreter a worker: forking a process that holds a thread pool (torch's) can hang.
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_per_process(), ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        results = as_completed([pool.submit(_make, job) for job in jobs])
+        for future in track(results, description=title, total=len(jobs)):
+            future.result()
+
+
+@contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Worker processes fill the cores already; more threads in each would only get in each other's way."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _make(job: _Job) -> None:
+    phantom = make_phantom(np.random.default_rng(job.seed), job.profile, job.shape)
+    if job.label is not None:
+        _write(phantom, phantom.labels, job.label)
+    _write(phantom, phantom.image, job.image)
+
+
+def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:
+    """Write an array (z, y, x) in the phantom's geometry and orientation, under a temporary name first."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(phantom.spacing[::-1])
+    image.SetDirection(phantom.direction)
+    image.SetOrigin(_origin(phantom))
+    image = sitk.DICOMOrient(image, phantom.orientation)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=_COMPRESSION_LEVEL)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _origin(phantom: Phantom) -> tuple[float, ...]:
+    """Centre of the first voxel (x, y, z) in mm, so that the middle of the scan lies at 0."""
+    last = np.array(phantom.image.shape[::-1]) - 1
+    half = last * np.array(phantom.spacing[::-1]) / 2
+    return tuple(float(v) for v in -np.array(phantom.direction).reshape(3, 3) @ half)

@@ -1,0 +1,214 @@
+"""The report's page: everything gathered, rendered and written."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.reporting import figures, tables
+from dlunet.reporting.panels import case_panels
+from dlunet.reporting.runs import Run, find_runs, group_by_name, read_run
+from dlunet.reporting.tables import MEAN, ScoreTable
+
+SYNTHETIC_DATA = "phantom"
+SCORES = {"dsc": "DSC", "nsd": "NSD"}
+Groups = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A figure as it stands on the page."""
+
+    uri: str
+    file: str
+    alt: str
+
+
+def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22) -> Path:
+    """Write one page on some runs.
+
+    The page, ``index.html``, needs no other file. Beside it lie its figures as PNG, and the scores as ``scores.csv``
+    and ``scores.md``.
+
+    Args:
+        runs: Run folders, or folders with run folders at any depth below them. A run folder has ``config.yaml`` and
+            ``metrics.csv``, and if training came that far ``provenance.json``, ``predictions/NAME.nii.gz`` and
+            ``scores/scores.csv``.
+        output: Folder to write to; made if missing.
+        labels: The organs.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        UserError: There is no run in a folder, a configuration cannot be read, or the output cannot be written.
+    """
+    groups = _read_groups(runs)
+    score_tables = {score: tables.score_table(groups, score, labels) for score in SCORES}
+    panels = case_panels(groups, labels)
+    drawn = {
+        "organ_scores": (figures.organ_scores(groups, labels), "DSC of each test case by organ and experiment"),
+        "training_curves": (figures.training_curves(groups), "Training loss and validation DSC by step and experiment"),
+        "organ_curves": (figures.organ_curves(groups, labels), "Validation DSC by step, organ and experiment"),
+        "panels": (panels.figure, f"CT slices with organs in colour, a row for each case: {', '.join(panels.cases)}"),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
+        _write(output / "scores.csv", tables.as_csv_table(groups, score_tables).to_csv(index=False).encode())
+        _write(output / "scores.md", tables.as_markdown(score_tables, _data_note(groups)).encode())
+        page = output / "index.html"
+        _write(page, _render(groups, score_tables, images, panels.notes, labels).encode())
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); check permissions and free space") from None
+    return page
+
+
+def print_report_summary(
+    runs: Sequence[Path], page: Path, console: Console | None = None, labels: LabelSet = FLARE22
+) -> None:
+    """Print mean DSC and NSD and the DSC of each organ, a column for each experiment, and where the page is.
+
+    Args:
+        runs: As :func:`write_report` takes them.
+        page: The path that it returned.
+        console: Where to print; by default the standard output.
+        labels: The organs.
+    """
+    console = console or Console()
+    groups = _read_groups(runs)
+    dsc, nsd = (tables.score_table(groups, score, labels) for score in SCORES)
+    table = Table(title=_data_note(groups), title_justify="left", title_style="")
+    table.add_column("")
+    for name in groups:
+        table.add_column(_plain(name), justify="right")
+    lines = [("mean DSC", dsc, MEAN), ("mean NSD", nsd, MEAN)]
+    lines += [(f"DSC {label.abbreviation}", dsc, label.abbreviation) for label in labels]
+    for title, scores, column in lines:
+        table.add_row(title, *(_highlight(scores, name, column) for name in groups), end_section=title == "mean NSD")
+    console.print(table)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_groups(folders: Sequence[Path]) -> dict[str, list[Run]]:
+    return group_by_name([read_run(folder) for folder in find_runs(folders)])
+
+
+def _render(
+    groups: Groups,
+    score_tables: Mapping[str, ScoreTable],
+    images: Mapping[str, _Image | None],
+    panel_notes: Sequence[str],
+    labels: LabelSet,
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("dlunet.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        groups=groups,
+        runs=[run for runs in groups.values() for run in runs],
+        labels=labels,
+        score_names=SCORES,
+        score_tables=score_tables,
+        columns=[MEAN] + [label.abbreviation for label in labels],
+        format_score=tables.format_score,
+        case_count=_case_count,
+        paper_tables=tables.paper_tables(score_tables["dsc"]),
+        comparisons=tables.comparisons(score_tables["dsc"]),
+        images=images,
+        panel_notes=panel_notes,
+        synthetic=_is_synthetic(groups),
+        data_note=_data_note(groups),
+        data_names=_distinct(groups, "data"),
+        scale_names=_distinct(groups, "scale"),
+        unequal_cases=len({_case_names(run) for run in _scored_runs(groups)}) > 1,
+        facts=_flatten,
+        config_text=lambda run: OmegaConf.to_yaml(run.config),
+        run_style=figures.run_style,
+    )
+
+
+def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
+    """Write a figure beside the page; one of an earlier report that this one lacks goes away."""
+    if figure is None:
+        path.unlink(missing_ok=True)
+        return None
+    data = figures.png(figure)
+    _write(path, data)
+    return _Image(f"data:image/png;base64,{base64.b64encode(data).decode()}", path.name, alt)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _data_note(groups: Groups) -> str:
+    """On which data the figures stand, and what they must not be taken for."""
+    data, scale = ", ".join(_distinct(groups, "data")), ", ".join(_distinct(groups, "scale"))
+    if _is_synthetic(groups):
+        return f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
+    return f"Data: {data}, scale {scale}."
+
+
+def _is_synthetic(groups: Groups) -> bool:
+    return SYNTHETIC_DATA in _distinct(groups, "data")
+
+
+def _distinct(groups: Groups, attribute: str) -> list[str]:
+    return sorted({getattr(run, attribute) for runs in groups.values() for run in runs})
+
+
+def _scored_runs(groups: Groups) -> Iterator[Run]:
+    return (run for runs in groups.values() for run in runs if run.scores is not None)
+
+
+def _case_names(run: Run) -> frozenset[str]:
+    return frozenset() if run.scores is None else frozenset(run.scores["case"])
+
+
+def _case_count(runs: Sequence[Run]) -> int:
+    return len(frozenset().union(*(_case_names(run) for run in runs)))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as (dotted name, text)."""
+    facts: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            facts += _flatten(value, f"{name}.")
+        else:
+            facts.append((name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return facts
+
+
+def _highlight(scores: ScoreTable, name: str, column: str) -> str:
+    text = tables.format_score(scores, name, column)
+    return f"[bold]{text}[/bold]" if scores.is_best(name, column) else text
+
+
+def _plain(text: str) -> str:
+    """A name that the terminal must not take for markup."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,161 @@
+"""The paper's figure 3: a slice of the best and the worst cases, as labelled and as each experiment segments it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from dlunet.datasets import Case, read_flare22
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.reporting.figures import house_style
+from dlunet.reporting.runs import Run
+from dlunet.reporting.tables import case_means
+from dlunet.volumes import read_ct, read_labels
+
+#: The usual abdomen window in Hounsfield units.
+WINDOW_CENTER, WINDOW_WIDTH = 40, 400
+#: How much of the CT the organs' colours hide.
+OPACITY = 0.6
+#: Best and worst cases shown, where there are enough.
+CASES_PER_END = 2
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The figure, or None, and what is to be said about it: the cases shown, and what is missing."""
+
+    figure: Figure | None
+    cases: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One case's slice: the CT as grey values (y, x), label maps (y, x) by column title, and its caption."""
+
+    caption: str
+    grey: np.ndarray
+    label_maps: dict[str, np.ndarray | None]
+    aspect: float
+
+
+def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> Panels:
+    """Draw the cases that the last experiment segments best and worst, a column for each experiment.
+
+    Where an experiment has several seeds, the first one with predictions is shown.
+    """
+    shown = {name: next((run for run in runs if run.predictions), None) for name, runs in groups.items()}
+    notes = [f"{name}: no predictions to show" for name, run in shown.items() if run is None]
+    runs = {name: run for name, run in shown.items() if run is not None}
+    ranking = next((run for run in reversed(runs.values()) if run.scores is not None), None)
+    if ranking is None or ranking.scores is None:
+        return Panels(None, (), (*notes, "No run has both predictions and scores, so there is no best or worst case."))
+    try:
+        cases = _test_cases(ranking)
+    except UserError as error:
+        return Panels(None, (), (*notes, f"The images cannot be shown: {error}"))
+    means = case_means(ranking.scores)
+    usable = means[[case in cases and case in ranking.predictions for case in means.index]]
+    rows = []
+    for case, rank in _best_and_worst(usable).items():
+        try:
+            rows.append(_read_row(cases[case], f"{case}\n{rank}, DSC {usable[case]:.3f}", runs, notes))
+        except UserError as error:
+            notes.append(f"{case}: not shown: {error}")
+    if not rows:
+        return Panels(None, (), (*notes, "No scored test case has its image, its reference and a prediction."))
+    captions = tuple(f"{row.caption.replace(chr(10), ' (')})" for row in rows)
+    return Panels(_draw(rows, list(runs), labels), captions, tuple(notes))
+
+
+def most_organs_slice(reference: np.ndarray) -> int:
+    """The axial slice of a label map (z, y, x) that shows most organs; among equals, the one with most organ voxels."""
+    organs = [len(np.unique(axial[axial > 0])) for axial in reference]
+    voxels = np.count_nonzero(reference, axis=(1, 2))
+    return int(np.lexsort((voxels, organs))[-1])
+
+
+def _test_cases(run: Run) -> dict[str, Case]:
+    """The labelled test cases of the data that a run was scored on."""
+    root = run.setting("data.root", None)
+    if root is None:
+        raise UserError(f"{run.folder / 'config.yaml'}: has no data.root")
+    return {case.name: case for case in read_flare22(Path(str(root))).test if case.label is not None}
+
+
+def _best_and_worst(means: pd.Series) -> dict[str, str]:
+    """Case names, best first, with what they are: ``best`` or ``worst``; ``means`` is sorted, worst first."""
+    count = max(1, min(CASES_PER_END, len(means) // 2))
+    best = {str(case): "best" for case in means.index[::-1][:count]}
+    worst = {str(case): "worst" for case in means.index[:count][::-1] if str(case) not in best}
+    return best | worst
+
+
+def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str]) -> _Row:
+    assert case.label is not None
+    image, reference = read_ct(case.image), read_labels(case.label)
+    z = most_organs_slice(reference.array)
+    label_maps: dict[str, np.ndarray | None] = {"reference": reference.array[z]}
+    for name, run in runs.items():
+        try:
+            prediction = read_labels(run.predictions[case.name]).array if case.name in run.predictions else None
+        except UserError as error:
+            notes.append(f"{name}: {error}")
+            prediction = None
+        if prediction is not None and prediction.shape != reference.array.shape:
+            notes.append(f"{name}: {run.predictions[case.name]} is not on the CT's grid")
+            prediction = None
+        label_maps[name] = None if prediction is None else prediction[z]
+    low = WINDOW_CENTER - WINDOW_WIDTH / 2
+    grey = np.clip((image.array[z] - low) / WINDOW_WIDTH, 0, 1)
+    return _Row(caption, grey, label_maps, image.spacing[1] / image.spacing[2])
+
+
+def _draw(rows: Sequence[_Row], experiments: Sequence[str], labels: LabelSet) -> Figure:
+    columns = ["image", "reference", *experiments]
+    heights = [row.grey.shape[0] * row.aspect / row.grey.shape[1] for row in rows]
+    width = 2.3
+    with house_style():
+        figure = Figure(figsize=(width * len(columns) + 0.6, width * sum(heights) + 1.1), layout="constrained")
+        grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
+        for row, line in zip(rows, grid, strict=True):
+            for axes, column in zip(line, columns, strict=True):
+                label_map = row.label_maps.get(column)
+                if column != "image" and label_map is None:
+                    axes.text(0.5, 0.5, "no prediction", ha="center", va="center", transform=axes.transAxes)
+                    axes.set_box_aspect(row.grey.shape[0] * row.aspect / row.grey.shape[1])
+                else:
+                    # Canonical arrays show as radiologists look at them: the patient's right on the left, front on top.
+                    axes.imshow(_overlay(row.grey, label_map, labels), aspect=row.aspect, interpolation="nearest")
+                _strip(axes)
+            line[0].set_ylabel(row.caption)
+        for axes, column in zip(grid[0], columns, strict=True):
+            axes.set_title(column, fontsize=10)
+        handles = [Patch(color=label.color, label=f"{label.name} ({label.abbreviation})") for label in labels]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, 2 * len(columns) - 3), fontsize=8)
+    return figure
+
+
+def _overlay(grey: np.ndarray, label_map: np.ndarray | None, labels: LabelSet) -> np.ndarray:
+    """A grey slice (y, x) with the organs' colours over it, as RGB (y, x, 3)."""
+    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    for label in labels if label_map is not None else ():
+        organ = label_map == label.id
+        rgb[organ] = (1 - OPACITY) * rgb[organ] + OPACITY * np.array(to_rgb(label.color))
+    return rgb
+
+
+def _strip(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,189 @@
+"""A finished or unfinished training run, as its folder tells it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlunet.errors import UserError
+from dlunet.volumes import case_name, list_volumes
+
+SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: The composed configuration.
+        metrics: The logged metrics, a row for each time something was logged; empty if nothing was.
+        provenance: Commit, versions and machine; empty if unknown.
+        scores: Scores of the test cases (``case,organ,dsc,nsd``), or None.
+        predictions: The test cases' predicted label maps by case name.
+        missing: What the folder lacks, in words.
+    """
+
+    folder: Path
+    config: DictConfig
+    metrics: pd.DataFrame
+    provenance: dict[str, Any]
+    scores: pd.DataFrame | None
+    predictions: dict[str, Path]
+    missing: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, shared by the runs that differ in their seed only."""
+        return str(self.setting("name", self.folder.name))
+
+    @property
+    def seed(self) -> str:
+        """The seed, or ``?``."""
+        return str(self.setting("seed", "?"))
+
+    @property
+    def data(self) -> str:
+        """The dataset's name, such as ``phantom`` or ``flare22``."""
+        return str(self.setting("data.name", "unknown data"))
+
+    @property
+    def scale(self) -> str:
+        """The scale's name, such as ``cpu`` or ``paper``."""
+        return str(self.setting("scale.name", "unknown"))
+
+    @property
+    def steps(self) -> int:
+        """The last training step that was logged."""
+        return int(self.metrics["step"].max()) if len(self.metrics) else 0
+
+    def setting(self, key: str, default: Any) -> Any:
+        """A value of the configuration by its dotted name; the default where it is absent or cannot be resolved."""
+        try:
+            value = OmegaConf.select(self.config, key)
+        except OmegaConfBaseException:
+            value = None
+        return default if value is None else value
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among and below some folders: those with a ``config.yaml`` beside a ``metrics.csv``.
+
+    Raises:
+        UserError: A folder is missing, or neither is a run nor holds one.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; expected a run folder, or a folder of run folders")
+        runs = [path.parent for path in sorted(folder.rglob("config.yaml")) if (path.parent / "metrics.csv").is_file()]
+        if not runs:
+            raise UserError(
+                f"{folder}: found no run; expected a folder with config.yaml and metrics.csv in it or below it; "
+                "give the folder that training wrote"
+            )
+        found.update({run.resolve(): run for run in runs})
+    return list(found.values())
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; what is absent or damaged ends up in ``missing``.
+
+    Raises:
+        UserError: The configuration cannot be read: without it, nothing is known about the run.
+    """
+    missing: list[str] = []
+    return Run(
+        folder=folder,
+        config=_read_config(folder / "config.yaml"),
+        metrics=_read_metrics(folder / "metrics.csv", missing),
+        provenance=_read_provenance(folder / "provenance.json", missing),
+        scores=_read_scores(folder / "scores" / "scores.csv", missing),
+        predictions=_list_predictions(folder / "predictions", missing),
+        missing=tuple(missing),
+    )
+
+
+def group_by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by experiment name: supervised experiments first, semi-supervised ones last, each by name and seed.
+
+    Named ``ssl…``, an experiment is semi-supervised.
+    """
+    ordered = sorted(
+        runs, key=lambda run: (run.name.startswith("ssl"), _plain_first(run.name), run.name, run.seed.zfill(9))
+    )
+    groups: dict[str, list[Run]] = {}
+    for run in ordered:
+        groups.setdefault(run.name, []).append(run)
+    return groups
+
+
+def _plain_first(name: str) -> bool:
+    """The paper lists its baseline, nnU-Net, before the light network."""
+    return "nnunet" not in name
+
+
+def _read_config(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser and OmegaConf each have their own family of errors
+        raise UserError(f"{path}: cannot be read ({error}); expected the configuration that training wrote") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: found a list; expected the configuration that training wrote")
+    return config
+
+
+def _read_metrics(path: Path, missing: list[str]) -> pd.DataFrame:
+    empty = pd.DataFrame({"step": pd.Series(dtype=int)})
+    try:
+        metrics = pd.read_csv(path)
+    except (ValueError, OSError):
+        metrics = empty
+    if "step" not in metrics or metrics["step"].isna().all():
+        missing.append(f"{path.name} has no logged step")
+        return empty
+    return metrics.dropna(subset=["step"]).sort_values("step", kind="stable")
+
+
+def _read_provenance(path: Path, missing: list[str]) -> dict[str, Any]:
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        provenance = None
+    if isinstance(provenance, dict):
+        return provenance
+    missing.append(f"no {path.name}")
+    return {}
+
+
+def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        # A case may be called 0001 or NA: names are text.
+        scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False)
+        scores = scores.astype({"dsc": float, "nsd": float})
+    except FileNotFoundError:
+        missing.append(f"no {where}")
+        return None
+    except (ValueError, KeyError, OSError):
+        missing.append(f"{where} cannot be read")
+        return None
+    if not set(scores.columns) >= SCORE_COLUMNS or scores.empty:
+        missing.append(f"{where} has no rows of case, organ, dsc, nsd")
+        return None
+    return scores
+
+
+def _list_predictions(folder: Path, missing: list[str]) -> dict[str, Path]:
+    predictions = {case_name(path): path for path in list_volumes(folder)} if folder.is_dir() else {}
+    if not predictions:
+        missing.append("no predictions")
+    return predictions

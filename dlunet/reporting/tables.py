@@ -1,0 +1,193 @@
+"""Scores of experiments as tables: means over cases and seeds, and the paper's figures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import pandas as pd
+
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.reporting.runs import Run
+
+MEAN = "Mean"
+#: The paper's tables by number, and in each the experiment that repeats a row.
+PAPER_ROWS = {
+    3: {
+        "sup_nnunet": "nnU-Net w/o SSL",
+        "ssl_nnunet": "nnU-Net w SSL",
+        "sup_light": "Light UNet w/o SSL",
+        "ssl_light": "Light UNet w SSL",
+    },
+    4: {"loss_dice_ce": "Dice+CE", "loss_nrd_tce": "NRD+TCE"},
+}
+PAPER_TITLES = {
+    3: "Table 3: DSC with and without semi-supervised learning",
+    4: "Table 4: DSC by loss function",
+}
+#: Pairs whose difference is what an experiment is about: (what changed, without, with).
+COMPARISONS = (
+    ("Semi-supervision, nnU-Net", "sup_nnunet", "ssl_nnunet"),
+    ("Semi-supervision, light U-Net", "sup_light", "ssl_light"),
+    ("NRD + TCE instead of Dice + CE", "loss_dice_ce", "loss_nrd_tce"),
+)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One score (``dsc`` or ``nsd``), a row for each experiment, a column for the mean and for each abbreviation.
+
+    Attributes:
+        mean: Mean over seeds of the mean over cases; NaN where an experiment has no scores.
+        std: Sample standard deviation over seeds; NaN below two seeds.
+    """
+
+    mean: pd.DataFrame
+    std: pd.DataFrame
+
+    def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
+        """Whether the value, as printed, is the column's largest and there is another to compare with."""
+        values = self.mean[column].round(decimals)
+        return bool(values.count() > 1 and values[experiment] == values.max())
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of a paper's table: the paper's values and ours by column; ours is None where it was not run."""
+
+    name: str
+    experiment: str
+    paper: dict[str, float]
+    ours: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table in the paper's layout."""
+
+    number: int
+    title: str
+    rows: tuple[PaperRow, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a change did to the mean DSC, here and in the paper."""
+
+    change: str
+    before: str
+    after: str
+    ours: float
+    paper: float
+
+
+def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
+    """Average a score over cases within each run, then over the runs of each experiment.
+
+    Args:
+        groups: Runs by experiment name.
+        score: ``dsc`` or ``nsd``.
+        labels: The organs, in the order of the columns.
+    """
+    columns = [MEAN] + [label.abbreviation for label in labels]
+    means, deviations = {}, {}
+    for name, runs in groups.items():
+        values = pd.DataFrame(
+            [organ_means(run.scores, score, labels) for run in runs if run.scores is not None], columns=columns
+        )
+        means[name], deviations[name] = values.mean(), values.std(ddof=1)
+    return ScoreTable(pd.DataFrame(means, index=columns).T, pd.DataFrame(deviations, index=columns).T)
+
+
+def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) -> dict[str, float]:
+    """Mean over cases for each organ's abbreviation, and the mean of all under ``Mean``."""
+    by_organ = scores.groupby("organ")[score].mean()
+    organs = {label.abbreviation: float(by_organ.get(label.name, float("nan"))) for label in labels}
+    return {MEAN: float(scores.groupby("case")[score].mean().mean()), **organs}
+
+
+def case_means(scores: pd.DataFrame) -> pd.Series:
+    """Each case's mean DSC over organs, worst first; cases that are equally good by name."""
+    return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
+
+
+@cache
+def paper_figures() -> pd.DataFrame:
+    """The paper's tables 3 to 7: columns ``table,row,score,mean`` and one for each organ's abbreviation."""
+    with resources.files("dlunet.reporting").joinpath("paper_tables.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def paper_tables(dsc: ScoreTable) -> list[PaperTable]:
+    """The paper's tables of which at least one row was run, in the paper's layout."""
+    return [
+        PaperTable(number, PAPER_TITLES[number], tuple(_paper_row(number, *item, dsc) for item in rows.items()))
+        for number, rows in PAPER_ROWS.items()
+        if any(experiment in dsc.mean.index for experiment in rows)
+    ]
+
+
+def comparisons(dsc: ScoreTable) -> list[Comparison]:
+    """The differences in mean DSC that the experiments at hand can show."""
+    ours = dsc.mean[MEAN].dropna()
+    rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
+    return [
+        Comparison(
+            change,
+            before,
+            after,
+            float(ours[after] - ours[before]),
+            _paper_values(*rows[after])[MEAN] - _paper_values(*rows[before])[MEAN],
+        )
+        for change, before, after in COMPARISONS
+        if before in ours and after in ours
+    ]
+
+
+def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
+    """All values for other programs: ``run,score,seeds``, then each column's mean and deviation over seeds."""
+    rows = []
+    for score, table in tables.items():
+        for name in table.mean.index:
+            row: dict[str, object] = {"run": name, "score": score, "seeds": " ".join(run.seed for run in groups[name])}
+            for column in table.mean.columns:
+                row[column] = round(table.mean.loc[name, column], 4)
+                row[f"{column}_std"] = round(table.std.loc[name, column], 4)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
+    """The score tables for a README, best values in bold."""
+    parts = [note]
+    for score, table in tables.items():
+        header = ["run", *table.mean.columns]
+        lines = [header, ["---"] * len(header)]
+        for name in table.mean.index:
+            cells = [format_score(table, name, column) for column in table.mean.columns]
+            best = [table.is_best(name, column) for column in table.mean.columns]
+            bold = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
+            lines.append([str(name).replace("|", "\\|"), *bold])
+        parts.append(f"{score.upper()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def format_score(table: ScoreTable, experiment: str, column: str) -> str:
+    """A value as printed: three decimals as in the paper, with the deviation over seeds where there is one."""
+    mean, std = table.mean.loc[experiment, column], table.std.loc[experiment, column]
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.3f}" if pd.isna(std) else f"{mean:.3f} ± {std:.3f}"
+
+
+def _paper_row(number: int, experiment: str, row: str, dsc: ScoreTable) -> PaperRow:
+    ours = dsc.mean.loc[experiment] if experiment in dsc.mean.index else pd.Series(dtype=float)
+    return PaperRow(row, experiment, _paper_values(number, row), dict(ours) if ours.notna().any() else None)
+
+
+def _paper_values(number: int, row: str) -> dict[str, float]:
+    figures = paper_figures()
+    values = figures[(figures["table"] == number) & (figures["row"] == row) & (figures["score"] == "DSC")].iloc[0]
+    return {MEAN if column == "mean" else column: float(values[column]) for column in figures.columns[3:]}

@@ -1,0 +1,52 @@
+"""What SimpleITK does not tell of a NIfTI file: whether it is whole, and whether its values are finite.
+
+ITK reads a truncated or corrupt NIfTI file without an error, filling in what it could not read, and turns NaN into 0.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import SimpleITK as sitk
+
+#: NIfTI's codes of the types that can hold NaN.
+FLOAT_TYPES = {"16": "f4", "64": "f8"}
+
+CHUNK_BYTES = 2**22
+
+
+def find_damage(path: Path, image: sitk.Image) -> str | None:
+    """Read the bytes of a NIfTI file that SimpleITK took, and tell what is wrong with them, if anything."""
+    expected = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
+    try:
+        with _open(path) as file:
+            found, not_finite = _scan(file, image)
+    except (EOFError, OSError, zlib.error) as error:
+        return f"damaged or cut off: {error}"
+    if found < expected:
+        return f"cut off: {found} of {expected} bytes of voxels"
+    return f"{not_finite} voxels are NaN or infinite" if not_finite else None
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
+
+
+def _scan(file: BinaryIO, image: sitk.Image) -> tuple[int, int]:
+    """The bytes of voxels, up to the file's end (where gzip keeps its checksum), and how many are not finite."""
+    header = file.read(int(float(image.GetMetaData("vox_offset"))))
+    byte_order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
+    float_type = FLOAT_TYPES.get(image.GetMetaData("datatype"))
+    found = not_finite = 0
+    while chunk := file.read(CHUNK_BYTES):
+        found += len(chunk)
+        if float_type:
+            values = np.frombuffer(chunk[: len(chunk) // 8 * 8], byte_order + float_type)
+            not_finite += int((~np.isfinite(values)).sum())
+    return found, not_finite

@@ -1,0 +1,111 @@
+"""Small CTs on disk, written without the code under test."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+#: The axis of a canonical array (z, y, x) along which a letter runs, and whether it runs against the canonical sense.
+LETTERS = {"L": (2, False), "R": (2, True), "P": (1, False), "A": (1, True), "S": (0, False), "I": (0, True)}
+
+
+def stored_image(array, spacing=(1.0, 1.0, 1.0), orientation="LPS", origin=(0.0, 0.0, 0.0), rotation=None):
+    """A canonical array (z, y, x) as an image whose axes x, y, z grow towards the letters of ``orientation``.
+
+    Args:
+        array: (z, y, x), growing to superior, posterior and left; (z, y, x, c) for several values a voxel.
+        spacing: (z, y, x) in mm.
+        orientation: Such as ``RAI``.
+        origin: Where the voxel array[0, 0, 0] lies, x, y, z in mm (LPS), before ``rotation``.
+        rotation: A 3×3 matrix by which the whole grid is turned about 0.
+    """
+    axes = [LETTERS[letter][0] for letter in orientation]
+    voxels = np.transpose(array, (*reversed(axes), *range(3, array.ndim)))
+    direction, first = np.zeros((3, 3)), np.array(origin, float)
+    for k, letter in enumerate(orientation):
+        axis, reversed_ = LETTERS[letter]
+        direction[2 - axis, k] = -1 if reversed_ else 1
+        if reversed_:
+            voxels = np.flip(voxels, 2 - k)
+            first[2 - axis] += (array.shape[axis] - 1) * spacing[axis]
+    rotation = np.eye(3) if rotation is None else rotation
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels), isVector=array.ndim == 4)
+    image.SetSpacing([float(spacing[axis]) for axis in axes])
+    image.SetDirection((rotation @ direction).ravel().tolist())
+    image.SetOrigin((rotation @ first).tolist())
+    return image
+
+
+@pytest.fixture(scope="session")
+def write_volume():
+    """``write_volume(path, array, **as for stored_image)`` writes a volume and returns its path."""
+
+    def write(path: Path, array: np.ndarray, **grid) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(stored_image(array, **grid), str(path))
+        return path
+
+    return write
+
+
+@dataclass(frozen=True)
+class TinyAbdomen:
+    """A CT of about 19×32×32 cm with 13 round organs, each with a brightness of its own."""
+
+    seed: int
+    shape: tuple[int, int, int] = (24, 40, 40)
+    spacing: tuple[float, float, float] = (8.0, 8.0, 8.0)
+
+    @property
+    def labels(self) -> np.ndarray:
+        rng = np.random.default_rng(self.seed)
+        labels = np.zeros(self.shape, np.uint8)
+        grid = np.stack(np.indices(self.shape), axis=-1)
+        places = [(z, y, x) for z in (7, 16) for y in (10, 20, 29) for x in (9, 20, 30)][:13]
+        for organ, place in enumerate(places, start=1):
+            centre = place + rng.integers(-1, 2, 3)
+            labels[((grid - centre) ** 2).sum(-1) <= rng.uniform(2.6, 4.0) ** 2] = organ
+        return labels
+
+    @property
+    def hu(self) -> np.ndarray:
+        rng = np.random.default_rng(self.seed)
+        _, y, x = np.indices(self.shape)
+        inside = ((y - 19.5) / 18) ** 2 + ((x - 19.5) / 19) ** 2 < 1
+        hu = np.where(inside, -80.0, -1000.0) + (self.labels > 0) * 100 + self.labels * 15
+        return (hu + rng.normal(0, 6, self.shape)).round().astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def tiny_flare22(write_volume):
+    """``tiny_flare22(root, labelled=3, unlabelled=4, validation=1, test=2)`` writes FLARE22's folders."""
+
+    def write(root: Path, labelled: int = 3, unlabelled: int = 4, validation: int = 1, test: int = 2) -> Path:
+        training = root / "Training"
+        parts = (
+            (training / "FLARE22_LabeledCase50", "FLARE22_Tr_{:04}", labelled, True),
+            (training / "FLARE22_UnlabeledCase1-1000", "Case_{:05}", unlabelled, False),
+            (root / "Tuning", "FLARETs_{:04}", validation, True),
+            (root / "Testing", "FLARETs_{:04}", test, True),
+        )
+        seed = 0
+        for folder, name, count, has_labels in parts:
+            for number in range(1, count + 1):
+                abdomen, stem = TinyAbdomen(seed), name.format(number)
+                images = folder / "images" if has_labels else folder
+                grid = {"spacing": abdomen.spacing, "orientation": "RAS"}
+                write_volume(images / f"{stem}_0000.nii.gz", abdomen.hu, **grid)
+                if has_labels:
+                    write_volume(folder / "labels" / f"{stem}.nii.gz", abdomen.labels, **grid)
+                seed += 1
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tiny_flare22, tmp_path_factory):
+    """One such dataset for all tests that only read it."""
+    return tiny_flare22(tmp_path_factory.mktemp("flare22"))

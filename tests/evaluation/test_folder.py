@@ -1,0 +1,147 @@
+"""A folder of cases: the tables, the matching of files, and what is said when something is wrong."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.evaluation import evaluate_folder, score_case, summarize_scores
+from dlunet.labels import FLARE22
+from dlunet.volumes import Geometry, write_labels
+
+RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+RAI = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0)
+SHAPE = (12, 10, 8)
+
+
+def grid(direction=RAS, spacing=(1.0, 1.5, 2.5), origin=(0.0, 0.0, 0.0)):
+    return Geometry(SHAPE[::-1], spacing, origin, direction)
+
+
+def label_map(seed):
+    rng = np.random.default_rng(seed)
+    array = np.zeros(SHAPE, np.uint8)
+    for organ in range(1, 14):
+        z, y, x = (int(rng.integers(0, n - 4)) for n in SHAPE)
+        array[z : z + 4, y : y + 4, x : x + 4] = organ
+    return array
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three references and predictions; a prediction's name carries the image's channel suffix, as some tools write."""
+    for seed, name in enumerate(["a", "b", "c"]):
+        write_labels(label_map(seed), tmp_path / "references" / f"{name}.nii.gz", grid())
+        write_labels(np.roll(label_map(seed), 1, axis=0), tmp_path / "predictions" / f"{name}_0000.nii.gz", grid())
+    return tmp_path
+
+
+def evaluate(folders, **options):
+    return evaluate_folder(folders / "predictions", folders / "references", folders / "output", **options)
+
+
+def test_the_tables(folders):
+    scores = evaluate(folders, workers=1)
+    written = pd.read_csv(folders / "output" / "scores.csv")
+    assert list(written.columns) == ["case", "organ", "dsc", "nsd"]
+    assert list(written["case"]) == [name for name in "abc" for _ in FLARE22]
+    assert list(written["organ"][:13]) == [label.name for label in FLARE22]
+    pd.testing.assert_frame_equal(scores, written)
+    expected = score_case(np.roll(label_map(1), 1, axis=0), label_map(1), (2.5, 1.5, 1.0))
+    assert [tuple(row[1:]) for row in written[written["case"] == "b"].itertuples(index=False)] == expected
+
+    summary = pd.read_csv(folders / "output" / "summary.csv")
+    assert list(summary.columns) == ["organ", "abbreviation", "dsc_mean", "dsc_std", "nsd_mean", "nsd_std", "cases"]
+    assert list(summary["abbreviation"]) == [label.abbreviation for label in FLARE22] + ["Mean"]
+    assert (summary["cases"] == 3).all()
+    liver = written.loc[written["organ"] == "Liver", "dsc"].to_numpy()
+    assert summary.loc[0, "dsc_mean"] == pytest.approx(liver.mean(), abs=5e-5)
+    assert summary.loc[0, "dsc_std"] == pytest.approx(liver.std(), abs=5e-5)
+    assert summary.iloc[-1]["organ"] == "Mean"
+    assert summary.iloc[-1]["nsd_mean"] == pytest.approx(written["nsd"].mean(), abs=5e-5)
+    assert sorted(path.name for path in (folders / "output").iterdir()) == ["scores.csv", "summary.csv"]
+
+
+def test_processes_give_the_same_scores(folders):
+    pd.testing.assert_frame_equal(evaluate(folders, workers=2), evaluate(folders, workers=1))
+
+
+def test_slices_stored_downwards_lose_their_lowest_slice(tmp_path):
+    reference, prediction = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    reference[3:9, 2:6, 2:6] = prediction[3:8, 2:6, 2:6] = 5  # the topmost slice of the aorta is missed
+    for name, direction in (("upwards", RAS), ("downwards", RAI)):
+        write_labels(reference, tmp_path / "references" / f"{name}.nii.gz", grid(direction))
+        write_labels(prediction, tmp_path / "predictions" / f"{name}.nii.gz", grid(direction))
+    scores = evaluate(tmp_path, workers=1)
+    aorta = scores[scores["organ"] == "Aorta"].set_index("case")["dsc"]
+    assert dict(aorta) == {"upwards": 1, "downwards": round(8 / 9, 4)}
+
+
+def test_a_reference_without_prediction_is_named(folders):
+    (folders / "predictions" / "b_0000.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"references/b\.nii\.gz: has no prediction \(1 of 3"):
+        evaluate(folders)
+    assert not (folders / "output").exists()
+
+
+def test_a_prediction_without_reference_is_left_out_with_a_warning(folders, capsys):
+    (folders / "references" / "b.nii.gz").unlink()
+    assert set(evaluate(folders, workers=1)["case"]) == {"a", "c"}
+    assert "1 predictions without a reference are left out: b" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("other", [grid(origin=(0.0, 0.0, 9.0)), grid(spacing=(1.0, 1.5, 3.0)), grid(RAI)])
+def test_different_grids_are_an_error_that_names_both_files(folders, other):
+    write_labels(label_map(0), folders / "predictions" / "a_0000.nii.gz", other)
+    with pytest.raises(UserError) as error:
+        evaluate(folders, workers=1)
+    message = str(error.value)
+    assert "predictions/a_0000.nii.gz: found 8×10×12 voxels" in message
+    assert f"expected the grid of {folders / 'references' / 'a.nii.gz'}: 8×10×12 voxels" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_unreadable_case_does_not_keep_the_others_from_being_scored(folders, workers):
+    (folders / "predictions" / "b_0000.nii.gz").write_bytes(b"not a volume")
+    with pytest.raises(UserError, match=r"1 of 3 cases could not be scored \(the other 2 are in .*(.|\n)*b_0000"):
+        evaluate(folders, workers=workers)
+    assert set(pd.read_csv(folders / "output" / "scores.csv")["case"]) == {"a", "c"}
+    assert (pd.read_csv(folders / "output" / "summary.csv")["cases"] == 2).all()
+
+
+def test_a_label_beyond_the_label_set_is_an_error(folders):
+    array = label_map(0)
+    array[0, 0, 0] = 14
+    write_labels(array, folders / "predictions" / "a_0000.nii.gz", grid())
+    with pytest.raises(UserError, match="label value 14"):
+        evaluate(folders, workers=1)
+
+
+def test_a_missing_or_empty_folder_is_an_error(folders):
+    (folders / "empty").mkdir()
+    for predictions, references in (("none", "references"), ("predictions", "none")):
+        with pytest.raises(UserError, match="none: no such folder"):
+            evaluate_folder(folders / predictions, folders / references, folders / "output")
+    for predictions, references in (("empty", "references"), ("predictions", "empty")):
+        with pytest.raises(UserError, match="empty: found no volumes"):
+            evaluate_folder(folders / predictions, folders / references, folders / "output")
+
+
+def test_two_files_of_one_case_are_an_error(folders):
+    write_labels(label_map(0), folders / "predictions" / "a.nii.gz", grid())
+    with pytest.raises(UserError, match="same case as"):
+        evaluate(folders)
+
+
+def test_an_output_that_is_a_file_is_an_error(folders):
+    (folders / "output").write_text("")
+    with pytest.raises(UserError, match="output: cannot be made"):
+        evaluate(folders)
+
+
+def test_the_mean_s_deviation_is_that_of_the_cases():
+    scores = pd.DataFrame(
+        {"case": ["a", "a", "b", "b"], "organ": ["Liver", "Spleen"] * 2, "dsc": [1, 0, 0.5, 0.5], "nsd": [1, 1, 0, 0]}
+    )
+    mean = summarize_scores(scores).iloc[-1]
+    assert (mean["dsc_mean"], mean["dsc_std"], mean["nsd_mean"], mean["nsd_std"]) == (0.5, 0, 0.5, 0.5)

@@ -1,0 +1,186 @@
+"""The losses against the paper's formulas, written out as loops over voxels in plain Python."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dlunet.losses import (
+    DiceCrossEntropyLoss,
+    NoiseRobustDiceLoss,
+    RobustSegmentationLoss,
+    TaylorCrossEntropyLoss,
+)
+
+CLASSES, SHAPE = 4, (2, 3, 2, 3)  # (B, z, y, x)
+EPSILON = 1e-5
+
+
+@pytest.fixture
+def logits():
+    generator = torch.Generator().manual_seed(1)
+    return 2 * torch.randn(SHAPE[0], CLASSES, *SHAPE[1:], generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def target():
+    """Random labels; class 3 is absent from the second sample."""
+    labels = torch.randint(0, CLASSES, SHAPE, generator=torch.Generator().manual_seed(2))
+    labels[1][labels[1] == 3] = 0
+    return labels
+
+
+def voxels(logits, target):
+    """(sample, probabilities, one-hot target) of every voxel, as Python floats."""
+    for b, z, y, x in itertools.product(*map(range, SHAPE)):
+        powers = [math.exp(logits[b, c, z, y, x].item()) for c in range(CLASSES)]
+        yield b, [power / sum(powers) for power in powers], [float(target[b, z, y, x] == c) for c in range(CLASSES)]
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def nrd(logits, target, gamma=1.5, denominator="linear", batch_dice=True, include_background=False):
+    size = {"linear": lambda p, y: p + y, "squared": lambda p, y: p**2 + y**2}[denominator]
+    ratios = []
+    for samples in [range(SHAPE[0])] if batch_dice else [[b] for b in range(SHAPE[0])]:
+        for c in range(0 if include_background else 1, CLASSES):
+            pairs = [(p[c], y[c]) for b, p, y in voxels(logits, target) if b in samples]
+            top = sum(abs(p - y) ** gamma for p, y in pairs)
+            ratios.append(top / (sum(size(p, y) for p, y in pairs) + EPSILON))
+    return mean(ratios)
+
+
+def tce(logits, target, variant="paper"):
+    if variant == "published":
+        every = [(p, y) for _, ps, ys in voxels(logits, target) for p, y in zip(ps, ys, strict=True)]
+        return mean(abs(p - y) / 2 + (p - y) ** 2 / 2 for p, y in every)
+    true_class = [p[y.index(1)] for _, p, y in voxels(logits, target)]
+    return mean((1 - q) + (1 - q) ** 2 / 2 for q in true_class)
+
+
+def dice_cross_entropy(logits, target):
+    dice = []
+    for c in range(1, CLASSES):
+        pairs = [(p[c], y[c]) for _, p, y in voxels(logits, target)]
+        dice.append((2 * sum(p * y for p, y in pairs) + EPSILON) / (sum(p + y for p, y in pairs) + EPSILON))
+    return 1 - mean(dice) + mean(-math.log(p[y.index(1)]) for _, p, y in voxels(logits, target))
+
+
+def robust(logits, target, denominator="linear", tce_variant="paper"):
+    return nrd(logits, target, denominator=denominator) + tce(logits, target, tce_variant)
+
+
+NRD_SETTINGS = [
+    {"gamma": gamma, "denominator": denominator, "batch_dice": batch_dice, "include_background": background}
+    for gamma in (1.5, 2.0)
+    for denominator in ("linear", "squared")
+    for batch_dice in (True, False)
+    for background in (True, False)
+]
+SETTINGS = [
+    *((NoiseRobustDiceLoss, nrd, settings) for settings in ({}, *NRD_SETTINGS)),
+    *((TaylorCrossEntropyLoss, tce, settings) for settings in ({}, {"variant": "paper"}, {"variant": "published"})),
+    (DiceCrossEntropyLoss, dice_cross_entropy, {}),
+    (RobustSegmentationLoss, robust, {}),
+    (RobustSegmentationLoss, robust, {"denominator": "squared", "tce_variant": "published"}),
+]
+LOSSES = {
+    "nrd": NoiseRobustDiceLoss(),
+    "nrd squared": NoiseRobustDiceLoss(denominator="squared"),
+    "nrd a sample": NoiseRobustDiceLoss(batch_dice=False, include_background=True),
+    "tce": TaylorCrossEntropyLoss(),
+    "tce published": TaylorCrossEntropyLoss(variant="published"),
+    "dice + ce": DiceCrossEntropyLoss(),
+    "robust": RobustSegmentationLoss(),
+}
+EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+@pytest.mark.parametrize(("loss", "by_hand", "settings"), SETTINGS)
+def test_loss_is_its_formula(loss, by_hand, settings, logits, target):
+    expected = by_hand(logits, target, **settings)
+    assert loss(**settings)(logits, target).item() == pytest.approx(expected, abs=1e-10)
+    assert loss(**settings)(logits.float(), target).item() == pytest.approx(expected, abs=1e-6)
+
+
+@EVERY_LOSS
+def test_gradient_is_that_of_the_loss(loss, logits, target):
+    assert torch.autograd.gradcheck(lambda z: loss(z, target), logits.requires_grad_())
+
+
+@EVERY_LOSS
+def test_perfect_prediction_costs_nothing(loss, target):
+    certain = torch.nn.functional.one_hot(target, CLASSES).movedim(-1, 1) * 1e4
+    assert loss(certain.float().requires_grad_(), target).item() == pytest.approx(0, abs=1e-6)
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(loss, dtype):
+    """A sum over 40³ voxels passes float16's largest number and has no digits left in bfloat16."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(1, CLASSES, 40, 40, 40, generator=generator).to(dtype).requires_grad_()
+    target = torch.zeros(1, 40, 40, 40, dtype=torch.uint8)
+    value = loss(logits, target)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert logits.grad.isfinite().all()
+    assert value.item() == pytest.approx(loss(logits.detach().double(), target).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("denominator", "expected"), [("linear", 0.001), ("squared", 125)])
+def test_absent_class_hardly_predicted_costs_little_only_with_the_linear_denominator(denominator, expected):
+    """The one foreground class is absent from a patch of the paper's size, at a uniform p = 1e-6."""
+    p, shape = 1e-6, (56, 160, 160)
+    voxel = torch.tensor([math.log(1 - p), math.log(p)])
+    logits = voxel[None, :, None, None, None].expand(1, 2, *shape)
+    value = NoiseRobustDiceLoss(denominator=denominator)(logits, torch.zeros(1, *shape, dtype=torch.int64)).item()
+    n = math.prod(shape)
+    assert value == pytest.approx(n * p**1.5 / (n * (p if denominator == "linear" else p**2) + EPSILON), rel=1e-4)
+    assert value == pytest.approx(expected, rel=0.01)
+
+
+FOREGROUND = (CLASSES - 1) / CLASSES  # the share of the old classes in a mean over foreground classes, then over all
+ALL = CLASSES / (CLASSES + 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "factor"),
+    [
+        (NoiseRobustDiceLoss(), FOREGROUND),
+        (NoiseRobustDiceLoss(include_background=True), ALL),
+        (TaylorCrossEntropyLoss(), 1),
+        (TaylorCrossEntropyLoss(variant="published"), ALL),
+    ],
+)
+def test_class_absent_and_nowhere_predicted_only_joins_the_mean(loss, factor, logits, target):
+    """One class more, of which there is nothing: no term of the loss changes, only the mean has one class more."""
+    nowhere = torch.full_like(logits[:, :1], -1e4)
+    value = loss(torch.cat([logits, nowhere], dim=1), target)
+    torch.testing.assert_close(value, factor * loss(logits, target))
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        (NoiseRobustDiceLoss, {"denominator": "cubic"}),
+        (TaylorCrossEntropyLoss, {"variant": "code"}),
+        (RobustSegmentationLoss, {"denominator": "cubic"}),
+        (RobustSegmentationLoss, {"tce_variant": "code"}),
+    ],
+)
+def test_unknown_variant_is_refused(loss, wrong):
+    with pytest.raises(ValueError, match=repr(next(iter(wrong.values())))):
+        loss(**wrong)
+
+
+@EVERY_LOSS
+def test_target_of_another_size_or_with_an_unknown_class_is_refused(loss, logits, target):
+    with pytest.raises(ValueError, match="target is"):
+        loss(logits, target[:, :2])
+    with pytest.raises((RuntimeError, IndexError)):
+        loss(logits, torch.full_like(target, CLASSES))

@@ -1,0 +1,89 @@
+"""Deep supervision and loss schedules."""
+
+import pytest
+import torch
+from torch import nn
+
+from dlunet.losses import DeepSupervisionLoss, LossSchedule, downsample, level_weights
+
+SIZES = [(8, 16, 16), (8, 8, 8), (4, 4, 4), (2, 2, 2), (1, 1, 1)]
+
+
+class MeanDistance(nn.Module):
+    """A loss that tells both its inputs: the mean of logits × (target + 1)."""
+
+    def forward(self, logits, target):
+        assert logits.shape[2:] == target.shape[1:]
+        return (logits[:, 0] * (target + 1)).mean()
+
+
+@pytest.fixture
+def levels():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 1, *size, generator=generator) for size in SIZES]
+
+
+@pytest.fixture
+def label():
+    return torch.randint(0, 14, (2, *SIZES[0]), generator=torch.Generator().manual_seed(1))
+
+
+def strided(label):
+    """Nearest neighbours at every level: with whole factors, the first voxel of each block."""
+    return [label[:, :: 8 // z, :: 16 // y, :: 16 // x] for z, y, x in SIZES]
+
+
+def weighted(levels, targets):
+    values = [(z[:, 0] * (y + 1)).mean() for z, y in zip(levels, targets, strict=True)]
+    return (values[0] + values[1] / 2 + values[2] / 4 + values[3] / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "raw"), [(1, [1]), (2, [1, 0]), (3, [1, 1 / 2, 0]), (5, [1, 1 / 2, 1 / 4, 1 / 8, 0])]
+)
+def test_weights_halve_leave_the_coarsest_out_and_sum_to_one(count, raw):
+    assert level_weights(count) == pytest.approx([weight / sum(raw) for weight in raw])
+
+
+def test_one_target_is_brought_to_every_level(levels, label):
+    loss = DeepSupervisionLoss(MeanDistance())
+    torch.testing.assert_close(loss(levels, label), weighted(levels, strided(label)))
+
+
+def test_targets_by_level_are_taken_as_they_are(levels, label):
+    loss, own = DeepSupervisionLoss(MeanDistance()), [13 - target for target in strided(label)]
+    torch.testing.assert_close(loss(levels, own), weighted(levels, own))
+    with pytest.raises(ValueError, match="zip"):
+        loss(levels, own[:4])
+
+
+def test_the_coarsest_level_takes_no_part(levels, label):
+    levels = [*levels[:-1], torch.full_like(levels[-1], torch.nan).requires_grad_()]
+    assert DeepSupervisionLoss(MeanDistance())(levels, label).isfinite()
+
+
+def test_a_single_output_is_the_loss_itself(levels, label):
+    expected = MeanDistance()(levels[0], label)
+    for logits in (levels[0], levels[:1]):
+        torch.testing.assert_close(DeepSupervisionLoss(MeanDistance())(logits, label), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_downsampling_takes_existing_labels_and_keeps_their_type(dtype):
+    label = torch.randint(0, 256, (2, 5, 6, 7), generator=torch.Generator().manual_seed(2)).to(dtype)
+    found = downsample(label, (3, 6, 2))
+    assert found.dtype == dtype
+    assert torch.equal(found, label[:, [0, 1, 3]][..., [0, 3]])  # floor(i · old / new)
+
+
+def test_a_schedule_changes_losses_at_the_stated_epochs():
+    first, second, third = nn.L1Loss(), nn.MSELoss(), nn.HuberLoss()
+    schedule = LossSchedule({200: second, 0: first, 300: third})
+    in_force = {epoch: schedule.at(epoch) for epoch in (0, 1, 199, 200, 299, 300, 999)}
+    expected = {0: first, 1: first, 199: first, 200: second, 299: second, 300: third, 999: third}
+    assert in_force == expected
+
+
+def test_a_schedule_without_a_loss_for_the_start_is_refused():
+    with pytest.raises(ValueError, match=r"epoch 0; found epochs \[200\]"):
+        LossSchedule({200: nn.L1Loss()})

@@ -1,0 +1,145 @@
+"""From FLARE22's files to prepared cases: the values, what is done again and what is not, and bad cases."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from dlunet.datasets import read_flare22
+from dlunet.errors import UserError
+from dlunet.preparation import PreparedCase, prepare_dataset
+
+SPACING, PATCH = (10.0, 8.0, 6.0), (16, 32, 32)
+
+
+@pytest.fixture
+def root(tiny_root, tmp_path):
+    return shutil.copytree(tiny_root, tmp_path / "flare22")
+
+
+@pytest.fixture
+def prepare(root, tmp_path):
+    """Prepare in this process, for speed."""
+    return lambda spacing=SPACING, patch=PATCH: prepare_dataset(
+        read_flare22(root), tmp_path / "prepared", spacing, patch, workers=1
+    )
+
+
+def times(folder):
+    return {path.parent: path.stat().st_mtime_ns for path in folder.glob("*/*/case.json")}
+
+
+def changed(before, after):
+    return sorted(path.name for path in after if before.get(path) != after[path])
+
+
+def test_values_against_numpy_and_scipy(root, prepare):
+    """The files are RAS: SimpleITK's own arrays, mirrored by hand, clipped, normalised and zoomed."""
+    prepared = prepare()
+
+    def read(path):
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[:, ::-1, ::-1].astype(float)
+
+    cases = read_flare22(root).labelled
+    foreground = np.concatenate([read(case.image)[read(case.label) > 0] for case in cases])
+    low, high = np.percentile(foreground, [0.5, 99.5])
+    factors = [8 / mm for mm in SPACING]  # 24×40×40 → 19×40×53
+    for case, result in zip(cases, prepared.labelled, strict=True):
+        values = (np.clip(read(case.image), low, high) - foreground.mean()) / foreground.std()
+        expected = ndimage.zoom(values, factors, order=3, mode="nearest", grid_mode=True)
+        assert result.shape == expected.shape == (19, 40, 53)
+        np.testing.assert_allclose(result.image[0], expected.clip(values.min(), values.max()), atol=5e-3)
+        labels = np.zeros(result.shape)
+        for organ in range(1, 14):
+            mask = ndimage.zoom((read(case.label) == organ) * 1.0, factors, order=1, mode="nearest", grid_mode=True)
+            labels[mask >= 0.5] = organ
+        assert (result.label != labels).mean() < 1e-4  # voxels of exactly a half may round either way
+        assert set(result.ranges) == set(range(1, 14))
+    assert (prepared.plan.spacing, prepared.plan.patch_size) == (SPACING, PATCH)
+    assert (prepared.plan.intensity.lower, prepared.plan.intensity.upper) == pytest.approx((low, high))
+    assert [len(part) for part in (prepared.labelled, prepared.unlabelled, prepared.validation)] == [3, 4, 1]
+    assert all(case.label is None for case in prepared.unlabelled)
+
+
+def test_only_what_changed_is_done_again(root, prepare, tmp_path, write_volume):
+    prepare()
+    start = times(tmp_path / "prepared")
+    assert len(start) == 8
+    prepare(patch=(8, 16, 16))  # prepared cases do not depend on the patch
+    assert times(tmp_path / "prepared") == start
+
+    label = root / "Tuning" / "labels" / "FLARETs_0001.nii.gz"
+    write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), orientation="RAS")
+    assert list(prepare().validation[0].ranges) == [1]
+    second = times(tmp_path / "prepared")
+    assert changed(start, second) == ["FLARETs_0001"]
+
+    assert prepare(spacing=(9.0, 8.0, 6.0)).labelled[0].shape == (21, 40, 53)
+    assert len(changed(second, times(tmp_path / "prepared"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("part", "workers"),
+    [("Training/FLARE22_LabeledCase50/images", 1), ("Training/FLARE22_UnlabeledCase1-1000", 2)],
+)
+def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, workers):
+    broken = sorted((root / part).iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    with caplog.at_level(logging.WARNING):
+        prepared = prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers)
+    assert [record.getMessage() for record in caplog.records if str(broken) in record.getMessage()]
+    names = [case.name for case in (*prepared.labelled, *prepared.unlabelled, *prepared.validation)]
+    assert len(names) == 7 and broken.name.removesuffix("_0000.nii.gz") not in names
+
+
+def test_a_case_that_breaks_later_is_not_used_as_it_was(root, prepare):
+    prepare()
+    next((root / "Training/FLARE22_UnlabeledCase1-1000").iterdir()).write_text("not a CT")
+    assert len(prepare().unlabelled) == 3
+
+
+def test_labels_on_another_grid_leave_their_case_out(root, prepare, caplog, write_volume):
+    label = root / "Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0002.nii.gz"
+    write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), orientation="LPS")
+    assert [case.name for case in prepare().labelled] == ["FLARE22_Tr_0001", "FLARE22_Tr_0003"]
+    assert f"{label}: lies on another grid" in caplog.text
+
+
+def test_without_one_labelled_case_nothing_can_be_done(root, prepare):
+    images = sorted((root / "Training/FLARE22_LabeledCase50/images").iterdir())
+    for image in images:
+        image.write_text("not a CT")
+    with pytest.raises(UserError, match=f"none of the 3 labelled cases.*{images[0]}"):
+        prepare()
+
+
+def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
+    """Killed while writing: the case lies under its temporary name, or, unlike ours, without its last file."""
+    first = prepare()
+    killed, cut = first.labelled[0].folder, first.labelled[1].folder
+    killed.rename(killed.with_name(f".999.{killed.name}"))
+    (cut / "case.json").unlink()
+    again = prepare()
+    assert [case.name for case in again.labelled] == [case.name for case in first.labelled]
+    assert (killed / "case.json").exists() and (cut / "case.json").exists()
+    np.testing.assert_array_equal(PreparedCase.open(cut).image, first.labelled[1].image)
+    assert len(os.listdir(cut.parent)) == 4  # the leftover is passed over
+
+
+def test_the_fingerprint_follows_the_labels(root, prepare, tmp_path, write_volume):
+    """Other labels, another range of intensities: every case is normalised anew, so that all share one plan."""
+    before = prepare()
+    labelled = read_flare22(root).labelled
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(labelled[0].label)))
+    write_volume(labelled[0].label, np.uint8(labels == 1)[:, ::-1, ::-1], spacing=(8, 8, 8), orientation="RAS")
+    after = prepare()
+    assert after.plan.intensity != before.plan.intensity
+    stored = [json.loads((case.folder / "case.json").read_text())["made_from"]["plan"] for case in after.unlabelled]
+    assert {plan["intensity"]["mean"] for plan in stored} == {after.plan.intensity.mean}
+    assert replace(after.plan, intensity=before.plan.intensity) == before.plan

@@ -1,0 +1,79 @@
+"""The prepared case on disk."""
+
+import os
+
+import numpy as np
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.preparation import PreparedCase
+from dlunet.preparation.store import VOXELS_A_CLASS, is_up_to_date, save_prepared
+
+IMAGE = np.random.default_rng(0).normal(size=(8, 30, 60)).astype(np.float32)
+LABEL = np.zeros(IMAGE.shape, np.uint8)
+LABEL[:, :, :50] = 2  # 12,000 voxels: more than are remembered
+LABEL[3:5, 4, 55:] = 13
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_prepared(tmp_path / "case", IMAGE, LABEL, {"from": [1, 2.5]})
+    return tmp_path / "case"
+
+
+def test_arrays_are_mapped_not_read(folder):
+    case = PreparedCase.open(folder)
+    assert (case.name, case.shape) == ("case", IMAGE.shape)
+    assert isinstance(case.image, np.memmap) and isinstance(case.label, np.memmap)
+    np.testing.assert_array_equal(case.image, IMAGE[None].astype(np.float16))
+    np.testing.assert_array_equal(case.label, LABEL)
+    assert os.listdir(folder.parent) == ["case"]
+
+
+def test_remembered_voxels_are_of_their_class_and_spread_over_it(folder):
+    case = PreparedCase.open(folder)
+    assert sorted(case.ranges) == [2, 13]
+    np.testing.assert_array_equal(case.class_voxels(13), np.argwhere(LABEL == 13))
+    many = case.class_voxels(2)
+    assert len(many) == VOXELS_A_CLASS == len(np.unique(many, axis=0))
+    assert (LABEL[tuple(many.T)] == 2).all()
+    np.testing.assert_allclose(many.mean(0), np.argwhere(LABEL == 2).mean(0), atol=0.5)
+
+
+def test_a_case_without_labels(tmp_path):
+    save_prepared(tmp_path / "case", IMAGE, None, {})
+    case = PreparedCase.open(tmp_path / "case")
+    assert case.label is None and case.ranges == {}
+
+
+def test_up_to_date_means_made_from_the_same(folder):
+    assert is_up_to_date(folder, {"from": [1, 2.5]})
+    assert not is_up_to_date(folder, {"from": [1, 2.6]})
+    assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]})
+
+
+@pytest.mark.parametrize("content", ["", '{"shape": [8, 30', "null", '{"shape": 3, "ranges": {}}', '{"ranges": {}}'])
+def test_a_damaged_description(folder, content):
+    (folder / "case.json").write_text(content)
+    assert not is_up_to_date(folder, {"from": [1, 2.5]})
+    with pytest.raises(UserError, match=f"^{folder}: is not a prepared case.*prepare again"):
+        PreparedCase.open(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 50, 2000])
+def test_a_damaged_array_is_named(folder, keep):
+    content = (folder / "image.npy").read_bytes()
+    (folder / "image.npy").write_bytes(content[:keep])
+    with pytest.raises(UserError, match=f"^{folder / 'image.npy'}: is damaged.*delete {folder} and prepare again"):
+        _ = PreparedCase.open(folder).image
+
+
+def test_a_failed_write_leaves_the_old_case_and_nothing_else(folder, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("dlunet.preparation.store.np.save", full)
+    with pytest.raises(UserError, match=f"{folder}: could not be written .No space left"):
+        save_prepared(folder, IMAGE, LABEL, {"from": "new"})
+    assert os.listdir(folder.parent) == ["case"]
+    assert is_up_to_date(folder, {"from": [1, 2.5]})

@@ -1,0 +1,227 @@
+"""The page: that it stands alone, has every section, and says what the folders say."""
+
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22
+from dlunet.reporting import print_report_summary, write_report
+from dlunet.reporting.tables import paper_figures
+
+TABLE_3 = {
+    "sup_nnunet": "nnU-Net w/o SSL",
+    "ssl_nnunet": "nnU-Net w SSL",
+    "sup_light": "Light UNet w/o SSL",
+    "ssl_light": "Light UNet w SSL",
+}
+
+
+class Page(HTMLParser):
+    """The parts of a page that tests ask for: tables as rows of cells, links, section ids, tags and text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.links, self.sections, self.images, self.text = [], [], [], [], ""
+        self.tags, self._bold, self._open = set(), False, False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "action", "data")]
+        if tag == "section":
+            self.sections.append(attributes["id"])
+        elif tag == "img":
+            self.images.append(attributes)
+        elif tag == "table":
+            self.tables.append([])
+            self._open = True
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "strong":
+            self._bold = True
+
+    def handle_endtag(self, tag):
+        if tag == "strong":
+            self._bold = False
+        elif tag == "table":
+            self._open = False
+
+    def handle_data(self, data):
+        self.text += data
+        if self._open and self.tables[-1] and self.tables[-1][-1]:
+            self.tables[-1][-1][-1] += f"*{data.strip()}" if self._bold else data.strip()
+
+
+@pytest.fixture(scope="module")
+def report(table_3_runs, tmp_path_factory):
+    """The folder of the report on table 3's runs, found from the sweep's folder."""
+    return write_report([table_3_runs[0].parents[1]], tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page(report / "index.html")
+
+
+@pytest.fixture(scope="module")
+def scores(table_3_runs):
+    """The runs' scores by experiment."""
+    return {run.parent.name: pd.read_csv(run / "scores" / "scores.csv") for run in table_3_runs}
+
+
+def test_the_page_stands_alone_and_has_all_sections(report, page):
+    assert page.links and all(link.startswith("data:") for link in page.links)
+    assert not page.tags & {"script", "iframe", "object"}
+    source = (report / "index.html").read_text()
+    assert "http:" not in source and "https:" not in source and "@import" not in source and "url(" not in source
+    assert page.sections == ["scores", "organs", "curves", "panels", "paper", "provenance"]
+    assert len(page.images) == 4 and all(len(image["alt"]) > 20 for image in page.images)
+    assert "case_1" in page.images[-1]["alt"]
+    names = {path.name for path in report.iterdir()}
+    figures = {"organ_scores.png", "training_curves.png", "organ_curves.png", "panels.png"}
+    assert names == {"index.html", "scores.csv", "scores.md"} | figures
+    assert "missing" not in source.split("</style>")[1]
+
+
+def test_it_says_that_the_data_is_synthetic(report, page):
+    text = " ".join(page.text.split())
+    assert "Synthetic data." in text and "not comparable with the paper's" in text and "Ours are synthetic." in text
+    assert "SYNTHETIC" in (report / "scores.md").read_text()
+
+
+def test_real_data_is_not_called_synthetic(make_run, tmp_path):
+    run = make_run("ssl_light", data_name="flare22")
+    text = Page(write_report([run], tmp_path / "report")).text.lower()
+    assert "synthetic" not in text and "not all of the paper's scale" in text
+
+
+def test_table_3_stands_beside_the_paper_s(page, scores):
+    table = page.tables[2]
+    assert [row[0] for row in table[1::2]] == list(TABLE_3.values())
+    paper = paper_figures().query("table == 3").set_index("row")
+    for (name, row), theirs, ours in zip(TABLE_3.items(), table[1::2], table[2::2], strict=True):
+        assert theirs[1:] == ["paper"] + [f"{value:.3f}" for value in paper.loc[row].iloc[2:]]
+        dsc = scores[name]["dsc"]
+        expected = [dsc.mean(), *(dsc[scores[name]["organ"] == label.name].mean() for label in FLARE22)]
+        assert ours == ["ours (synthetic)"] + [f"{value:.3f}" for value in expected]
+
+
+def test_the_score_tables_are_those_of_the_folders_with_the_best_in_bold(report, page, scores):
+    csv = pd.read_csv(report / "scores.csv").set_index(["run", "score"])
+    for table, score, first in ((page.tables[0], "dsc", 5), (page.tables[1], "nsd", 4)):
+        assert [row[0] for row in table[1:]] == ["sup_nnunet", "sup_light", "ssl_nnunet", "ssl_light"]
+        for index, label in enumerate(FLARE22):
+            values = {name: frame.loc[frame["organ"] == label.name, score].mean() for name, frame in scores.items()}
+            best = max(round(value, 3) for value in values.values())
+            for row in table[1:]:
+                value = values[row[0]]
+                assert row[first + index] == f"{'*' if round(value, 3) == best else ''}{value:.3f}"
+                assert csv.loc[(row[0], score), label.abbreviation] == pytest.approx(value, abs=1e-4)
+    for column, score in ((3, "dsc"), (4, "nsd")):
+        for row in page.tables[0][1:]:
+            assert row[column].strip("*") == f"{scores[row[0]][score].mean():.3f}"
+
+
+def test_seeds_are_averaged(make_run, tmp_path):
+    runs = [make_run("ssl_light", seed, error=seed) for seed in (1, 2, 3)]
+    row = Page(write_report(runs, tmp_path / "report")).tables[0][1]
+    means = pd.Series([pd.read_csv(run / "scores" / "scores.csv")["dsc"].mean() for run in runs])
+    assert row[:4] == ["ssl_light", "1, 2, 3", "4", f"{means.mean():.3f}± {means.std():.3f}"]
+
+
+def test_table_4_is_shown_for_the_losses(make_run, tmp_path):
+    page = Page(write_report([make_run("loss_nrd_tce")], tmp_path / "report"))
+    assert "Table 4" in page.text and "Table 3" not in page.text
+    assert "loss_dice_ce: no scores in this report" in page.text
+
+
+def test_other_runs_have_no_paper_table(make_run, tmp_path):
+    assert "paper" not in Page(write_report([make_run("mine")], tmp_path / "report")).sections
+
+
+def test_missing_parts_are_said_in_place(make_run, tmp_path):
+    runs = [make_run("sup_light"), make_run("ssl_light", parts=())]
+    text = Page(write_report(runs, tmp_path / "report")).text
+    assert "no scores in this run's folder" in text
+    assert "ssl_light: no predictions to show" in text
+    assert "no provenance.json; no scores/scores.csv; no predictions" in text
+
+
+def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
+    run = make_run("sup_light", parts=())
+    (run / "metrics.csv").write_text("")
+    page = Page(write_report([run], tmp_path / "report"))
+    for sentence in (
+        "No run has scores.",
+        "No run has logged",
+        "no best or worst case",
+        "metrics.csv has no logged step",
+    ):
+        assert sentence in page.text
+    assert not page.images
+
+
+def test_images_that_are_gone_are_said(make_run, tmp_path):
+    run = make_run("ssl_light")
+    config = (run / "config.yaml").read_text().splitlines()
+    (run / "config.yaml").write_text("\n".join("  root: gone" if "root:" in line else line for line in config))
+    assert "The images cannot be shown: gone: no such folder" in Page(write_report([run], tmp_path / "report")).text
+
+
+def test_names_are_escaped(make_run, tmp_path):
+    evil = '<script>alert("1")</script> $x$'
+    run = make_run("ssl_light")
+    scores = pd.read_csv(run / "scores" / "scores.csv")
+    scores["case"] = scores["case"].replace("case_1", evil)
+    scores.to_csv(run / "scores" / "scores.csv", index=False)
+    config = (run / "config.yaml").read_text().replace("name: ssl_light", f"name: '{evil}'")
+    (run / "config.yaml").write_text(config)
+    page = Page(write_report([run], tmp_path / "report"))
+    assert "script" not in page.tags
+    assert evil in page.text
+
+
+def test_a_case_name_cannot_end_its_attribute(make_run, data, tmp_path, monkeypatch):
+    run = make_run("ssl_light")
+    evil = 'a" onerror="alert(1)'
+    for folder, name in ((run / "predictions", "case_1"), (data / "Testing" / "labels", "case_1")):
+        (folder / f"{evil}.nii.gz").write_bytes((folder / f"{name}.nii.gz").read_bytes())
+    image = data / "Testing" / "images" / f"{evil}_0000.nii.gz"
+    image.write_bytes((data / "Testing" / "images" / "case_1_0000.nii.gz").read_bytes())
+    try:
+        scores = pd.read_csv(run / "scores" / "scores.csv").replace("case_1", evil)
+        scores.to_csv(run / "scores" / "scores.csv", index=False)
+        page = Page(write_report([run], tmp_path / "report"))
+    finally:
+        image.unlink()
+        (data / "Testing" / "labels" / f"{evil}.nii.gz").unlink()
+    assert evil in page.images[-1]["alt"]
+    assert all(set(image) == {"src", "alt"} for image in page.images)
+
+
+def test_runs_scored_on_different_cases_are_called_so(make_run, tmp_path):
+    runs = [make_run("sup_light"), make_run("ssl_light")]
+    scores = pd.read_csv(runs[0] / "scores" / "scores.csv")
+    scores[scores["case"] != "case_1"].to_csv(runs[0] / "scores" / "scores.csv", index=False)
+    assert "scored on different cases" in Page(write_report(runs, tmp_path / "report")).text
+
+
+def test_the_terminal_gets_the_table_and_the_page_s_path(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    page = tmp_path / "report" / "index.html"
+    print_report_summary([run], page)
+    printed = capsys.readouterr().out
+    assert f"report: {page}" in printed and "SYNTHETIC" in printed and "mean NSD" in printed and "DSC LAG" in printed
+    assert f"{pd.read_csv(run / 'scores' / 'scores.csv')['nsd'].mean():.3f}" in printed
+
+
+def test_folders_without_runs_are_errors(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        write_report([tmp_path / "nowhere"], tmp_path / "report")
+    with pytest.raises(UserError, match=r"found no run; expected a folder with config\.yaml"):
+        write_report([tmp_path], tmp_path / "report")

@@ -1,0 +1,114 @@
+"""Augmentation: closed forms, a margin that suffices, and the configs that ship."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from dlunet.sampling import Augmentation, ClassBalancedSampler, PatchDataset, RandomBrightness, RandomContrast
+from dlunet.sampling.augmentation import crop_size
+
+CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "augmentation").glob("*.yaml"))
+
+
+@pytest.fixture
+def subject():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 14, (1, 6, 7, 8)).astype(np.uint8)
+    image = torch.from_numpy(rng.normal(0.5, 1, (1, 6, 7, 8))).float()
+    return tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=torch.from_numpy(label)))
+
+
+def test_brightness_multiplies(subject):
+    before, label = subject["image"].data.clone(), subject["label"].data.clone()
+    after = RandomBrightness((1.3, 1.3))(subject)
+    torch.testing.assert_close(after["image"].data, before * 1.3)
+    assert torch.equal(after["label"].data, label)
+
+
+@pytest.mark.parametrize("factor", [0.75, 1.25])
+def test_contrast_stretches_around_the_mean_within_the_range(subject, factor):
+    before, label = subject["image"].data.clone().double(), subject["label"].data.clone()
+    after = RandomContrast((factor, factor))(subject)
+    stretched = before.mean() + (before - before.mean()) * factor
+    expected = torch.minimum(torch.maximum(stretched, before.min()), before.max())
+    torch.testing.assert_close(after["image"].data.double(), expected, atol=1e-5, rtol=0)
+    assert (stretched.max() > before.max()) == (factor > 1)  # one of the two needs the limits
+    assert torch.equal(after["label"].data, label)
+
+
+@pytest.mark.parametrize("transform", [RandomBrightness, RandomContrast])
+def test_factors_are_drawn_from_their_range(subject, transform):
+    """The spread of the image grows by the factor; contrast is limited to the range, hence up to 1 here."""
+    before = subject["image"].data.std()
+    spreads = torch.stack([transform((0.6, 1.0))(subject)["image"].data.std() / before for _ in range(200)])
+    assert 0.6 <= spreads.min() < 0.62 and 0.98 < spreads.max() <= 1.0001
+    assert 0.75 < spreads.mean() < 0.85
+
+
+SIZES = [((8, 20, 20), (2.5, 1.5, 1.5)), ((12, 12, 12), (1.0, 1.0, 1.0)), ((7, 16, 11), (1.0, 2.0, 3.0))]
+
+
+@pytest.mark.parametrize(("patch", "spacing"), SIZES)
+@pytest.mark.parametrize("angles", [*product((-30, 30), repeat=3), (45, 90, 10)])
+def test_a_turned_and_shrunk_patch_holds_no_padding(make_case, patch, spacing, angles):
+    """A volume of ones that is larger than any crop: whatever is not 1 in the patch came from beyond the crop."""
+    case = make_case("ones", np.ones((110, 110, 110)))
+    degrees = [angle for angle in angles for _ in range(2)]
+    affine = tio.RandomAffine(scales=(0.7, 0.7), degrees=degrees, isotropic=True, default_pad_value=0)
+    dataset = PatchDataset([case], [0], ClassBalancedSampler(patch), Augmentation(affine, 1.0), spacing, False, [0])
+    dataset.sampler.draw_centre = lambda *_: (55, 55, 55)
+    image = dataset[0]["image"].data
+    assert image.shape == (1, *patch)
+    torch.testing.assert_close(image, torch.ones_like(image))
+
+
+@pytest.mark.parametrize(
+    ("scale", "degrees", "needed"),
+    [
+        (1, 0, (8, 20, 24)),
+        (0.5, 0, (16, 40, 48)),
+        (2, 0, (8, 20, 24)),  # the patch itself
+        # About z the sides of 20 × 1.5 = 30 mm and 24 × 1 = 24 mm change places, about x those of 8 and 30 mm.
+        (1, (90, 90, 0, 0, 0, 0), (8, 20, 30)),
+        (1, (0, 0, 0, 0, 90, 90), (30, 20, 24)),
+    ],
+)
+def test_the_margin_is_no_larger_than_needed(scale, degrees, needed):
+    affine = Augmentation(tio.RandomAffine(scales=(scale, scale), degrees=degrees, isotropic=True), 1.0).draw_affine()
+    size = crop_size(affine, (8, 20, 24), (1.0, 1.5, 1.0))
+    assert all(n <= found <= n + 4 for n, found in zip(needed, size, strict=True)), size
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_how_often_a_patch_is_turned(probability):
+    augmentation = Augmentation(tio.RandomAffine(), probability)
+    torch.manual_seed(0)
+    turned = np.mean([augmentation.draw_affine() is not None for _ in range(1000)])
+    assert turned == pytest.approx(probability, abs=0.04)
+    assert Augmentation(None, probability).draw_affine() is None
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_that_ship(make_case, config):
+    """Every transform is built and applied: with each probability set to 1, patches are still patches."""
+    values = OmegaConf.load(config)
+    for transform in values.get("intensity", []):
+        transform.p = 1.0
+    augmentation = instantiate(values, _convert_="all")
+    if augmentation.affine is not None:
+        augmentation.affine_probability = 1.0
+    rng = np.random.default_rng(0)
+    case = make_case("a", rng.normal(0, 1, (20, 30, 30)), rng.integers(0, 3, (20, 30, 30)).astype(np.uint8))
+    sampler = ClassBalancedSampler((8, 16, 16))
+    dataset = PatchDataset([case], [0] * 3, sampler, augmentation, (2.5, 1.5, 1.5), True, [0])
+    for item in (dataset[k] for k in range(3)):
+        assert item["image"].shape == item["label"].shape == (1, 8, 16, 16)
+        assert torch.isfinite(item["image"].data).all() and item["image"].data.std() > 0.05
+        assert set(item["label"].data.unique().tolist()) <= {0, 1, 2}
+    assert (augmentation.affine is None) == (config.stem == "none")

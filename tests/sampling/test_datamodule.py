@@ -1,0 +1,143 @@
+"""What a training step gets: labelled and unlabelled patches, by method, epoch and process."""
+
+from types import SimpleNamespace
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22
+from dlunet.methods import CrossPseudo, Supervised
+from dlunet.preparation import Intensity, Plan, PreparedDataset
+from dlunet.sampling import Augmentation, PatchDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own
+
+PATCH, STEPS, BATCH = (4, 6, 6), 12, 2
+
+
+@pytest.fixture
+def make_prepared(make_case):
+    """A dataset of which every voxel of a case holds the case's number: 1, 2, … labelled and 101, 102, … unlabelled."""
+
+    def make(labelled=5, unlabelled=7):
+        plan = Plan((2.5, 1.5, 1.5), PATCH, Intensity(0, 1, 0, 1))
+
+        def part(count, start, has_label):
+            label = np.ones(PATCH, np.uint8) if has_label else None
+            return tuple(make_case(f"{start + k}", np.full(PATCH, start + k), label) for k in range(count))
+
+        return PreparedDataset(FLARE22, plan, part(labelled, 1, True), part(unlabelled, 101, False), part(1, 201, True))
+
+    return make
+
+
+def make_module(prepared, method, epoch=0, rank=0, world_size=1, seed=0, workers=0):
+    module = PatchDataModule(prepared, method, Augmentation(), BATCH, STEPS, num_workers=workers, seed=seed)
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
+    module.setup("fit")
+    return module
+
+
+def case_numbers(batch):
+    """The cases in each stream of a batch, from the middle voxel: it is never padding."""
+    return {key: patches[:, 0, 2, 3, 3].tolist() for key, patches in batch.items() if key != "label"}
+
+
+def steps(module):
+    """For each step, the numbers of the cases in each of its streams."""
+    batches = [module.on_before_batch_transfer(batch, 0) for batch, *_ in module.train_dataloader()]
+    assert all(value.shape == (BATCH, 1, *PATCH) for batch in batches for key, value in batch.items() if key != "label")
+    assert all(batch["label"].shape == (BATCH, *PATCH) for batch in batches)
+    return [case_numbers(batch) for batch in batches]
+
+
+def test_each_step_gets_one_labelled_and_two_unlabelled_batches_of_different_cases(make_prepared):
+    seen = steps(make_module(make_prepared(), CrossPseudo()))
+    assert len(seen) == STEPS
+    for step in seen:
+        assert set(step) == {"image", "unlabelled_i", "unlabelled_j"}
+        assert all(i != j for i, j in zip(step["unlabelled_i"], step["unlabelled_j"], strict=True))
+    for stream, cases in (("image", range(1, 6)), ("unlabelled_i", range(101, 108)), ("unlabelled_j", range(101, 108))):
+        assert {case for step in seen for case in step[stream]} == set(cases)
+
+
+@pytest.mark.parametrize(("method", "epoch"), [(Supervised(), 5), (CrossPseudo(supervised_epochs=3), 2)])
+def test_supervised_epochs_have_no_unlabelled_streams(make_prepared, method, epoch):
+    seen = steps(make_module(make_prepared(), method, epoch=epoch))
+    assert len(seen) == STEPS and all(set(step) == {"image"} for step in seen)
+
+
+def test_an_epoch_depends_on_the_seed_and_its_number_alone(make_prepared):
+    prepared, method = make_prepared(), CrossPseudo(supervised_epochs=3)
+    third = steps(make_module(prepared, method, epoch=3))
+    resumed = make_module(prepared, method, epoch=0, workers=1)
+    resumed.trainer.current_epoch = 3
+    assert steps(resumed) == third
+    assert steps(make_module(prepared, method, epoch=4)) != third
+    assert steps(make_module(prepared, method, epoch=3, seed=1)) != third
+
+
+def test_processes_have_cases_of_their_own(make_prepared):
+    prepared = make_prepared(labelled=5, unlabelled=7)
+    both = [steps(make_module(prepared, CrossPseudo(), rank=rank, world_size=2)) for rank in (0, 1)]
+    for streams, cases in ((("image",), range(1, 6)), (("unlabelled_i", "unlabelled_j"), range(101, 108))):
+        first, second = ({case for step in seen for name in streams for case in step[name]} for seen in both)
+        assert not first & second
+        assert first | second == set(cases)
+
+
+@pytest.mark.parametrize(
+    ("method", "labelled", "unlabelled", "world_size", "message"),
+    [
+        (Supervised(), 1, 0, 2, "found 1 labelled cases; expected at least 2"),
+        (CrossPseudo(), 2, 1, 1, "found 1 unlabelled cases; expected at least 2"),
+        (CrossPseudo(), 2, 3, 2, "found 3 unlabelled cases; expected at least 4"),
+    ],
+)
+def test_too_few_cases(make_prepared, method, labelled, unlabelled, world_size, message):
+    with pytest.raises(UserError, match=message):
+        make_module(make_prepared(labelled, unlabelled), method, world_size=world_size)
+    assert make_module(make_prepared(labelled, 0), Supervised(), world_size=1)
+
+
+class Recorder(lightning.LightningModule):
+    """Notes which cases Lightning hands to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.seen, self.validated = [], []
+
+    def training_step(self, batch, index):
+        self.seen.append((self.current_epoch, case_numbers(batch)))
+
+    def validation_step(self, batch, index):
+        self.validated.append((tuple(batch["image"].shape), batch["label"].dtype, batch["image"].max().item()))
+
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_under_lightnings_own_trainer(make_prepared, tmp_path):
+    """Streams change with the epoch, and validation gets whole cases."""
+    prepared, method, recorder = make_prepared(), CrossPseudo(supervised_epochs=1), Recorder()
+    module = PatchDataModule(prepared, method, Augmentation(), BATCH, STEPS)
+    lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(recorder, datamodule=module)
+    for epoch in (0, 1):
+        expected = steps(make_module(prepared, method, epoch=epoch))
+        assert [step for e, step in recorder.seen if e == epoch] == expected
+    assert recorder.validated == [((1, *PATCH), torch.uint8, 201)] * 2

@@ -1,0 +1,112 @@
+"""The command line as a user meets it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+
+ROOT = Path(__file__).parents[1]
+REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
+
+
+def run(place: Path, *words: str, expect: int = 0) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=place, capture_output=True, text=True, timeout=300)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    """A working folder with a dataset and a trained run."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_flare22(folder / "flare22")
+    settings = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "output=run")
+    run(folder, str(ROOT / "train.py"), "experiment=sup_light", *settings)
+    return folder
+
+
+def predict(place: Path, source: Path | str, output: str, *more: str, expect: int = 0) -> str:
+    words = ("checkpoint=run/checkpoints/best.ckpt", f"input={source}", f"output={output}", *more)
+    return run(place, str(ROOT / "predict.py"), *words, expect=expect)
+
+
+def dlunet(place: Path, *words: str, expect: int = 0) -> str:
+    return run(place, "-m", "dlunet", *words, expect=expect)
+
+
+def test_from_labels_to_report(place):
+    predict(place, "flare22/Testing/images", "run/predictions")
+    dlunet(place, "evaluate", "predictions=run/predictions", "references=flare22/Testing/labels", "output=run/scores")
+    assert "report: " in dlunet(place, "report", "runs=run", "output=page")
+    assert (place / "page" / "index.html").is_file()
+    assert not (place / "cli.log").exists()
+
+
+@pytest.mark.skipif(not REAL_CT.exists(), reason="the real CT in ../shared/data is absent")
+def test_prediction_of_a_real_ct_lies_on_its_grid(place):
+    predict(place, REAL_CT, "real")
+    ct, labels = sitk.ReadImage(str(REAL_CT)), sitk.ReadImage(str(place / "real" / REAL_CT.name))
+    assert labels.GetPixelID() == sitk.sitkUInt8
+    assert labels.GetSize() == ct.GetSize()
+    for ours, theirs in zip(
+        (*labels.GetSpacing(), *labels.GetOrigin(), *labels.GetDirection()),
+        (*ct.GetSpacing(), *ct.GetOrigin(), *ct.GetDirection()),
+        strict=True,
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_labels_of_another_network_or_setting_are_not_kept(place):
+    predict(place, "flare22/Testing/images", "other")
+    message = predict(place, "flare22/Testing/images", "other", "flips=axes", expect=1)
+    assert "flips" in message and "other" in message
+
+
+def test_bad_cases_are_named_and_the_others_done(place):
+    inputs = place / "inputs"
+    shutil.copytree(place / "flare22" / "Testing" / "images", inputs)
+    (inputs / "broken_0000.nii.gz").write_bytes(b"no NIfTI")
+    message = predict(place, "inputs", "mixed", expect=1)
+    assert "broken_0000.nii.gz" in message
+    assert sorted(path.name for path in (place / "mixed").glob("*.nii.gz")) == [
+        "FLARETs_0001.nii.gz",
+        "FLARETs_0002.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("predict",), ("missing: checkpoint, input, output",)),
+        (
+            ("predict", "checkpoint=run/config.yaml", "input=flare22", "output=x"),
+            ("run/config.yaml", "not a checkpoint"),
+        ),
+        (("predict", "checkpoint=gone.ckpt", "input=flare22", "output=x"), ("gone.ckpt", "no such checkpoint")),
+        (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=gone", "output=x"), ("gone", "no such file")),
+        (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: holds no CT",)),
+        (("predict", "checkpoint=x", "input=x", "output=x", "flips=some"), ("flips", "some", "none, axes, full")),
+        (("predict", "checkpoint=x", "input=x", "output=x", "step=0"), ("step", "above 0")),
+        (("predict", "chekpoint=x"), ("chekpoint",)),
+        (("evaluate", "predictions=gone", "references=gone", "output=x"), ("gone",)),
+        (("report", "runs=flare22", "output=x"), ("flare22",)),
+        (("prepare", "data=flare22", "data.root=gone"), ("gone", "no such folder")),
+        (("prepare", "data=flare22"), ("missing: data.root",)),
+        (("nonsense",), ("unknown verb 'nonsense'", "usage")),
+    ],
+)
+def test_bad_input_ends_in_one_message(place, words, expected):
+    message = dlunet(place, *words, expect=1)
+    for part in expected:
+        assert part in message
+
+
+def test_help_lists_the_verbs(place):
+    message = dlunet(place, "--help")
+    for verb in ("prepare", "train", "predict", "evaluate", "report"):
+        assert verb in message

@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all."""
+
+import os
+
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.files import file_stamp, write_text
+
+
+def test_text_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        write_text(target, text)
+        assert target.read_text() == text
+    assert os.listdir(target.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("occupied", ["as a file above", "as a folder"])
+def test_a_place_that_cannot_be_written(tmp_path, occupied):
+    if occupied == "as a folder":
+        (tmp_path / "target" / "inside").mkdir(parents=True)
+    else:
+        (tmp_path / "target").write_text("")
+    target = tmp_path / "target" if occupied == "as a folder" else tmp_path / "target" / "a.txt"
+    with pytest.raises(UserError, match=f"{target}: could not be written"):
+        write_text(target, "text")
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_a_stamp_tells_size_and_time(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("1234")
+    os.utime(path, ns=(5, 7_000_000_000))
+    assert file_stamp(path, None) == [[4, 7_000_000_000]]

@@ -1,0 +1,112 @@
+"""Training through its real entry points, at a tiny size."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = ("scale=tiny", "data=flare22", "logger=csv")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    """A working folder with a dataset, prepared by the first run."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_flare22(folder / "flare22")
+    return folder
+
+
+def command(*words: str) -> list[str]:
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if word not in flags]
+    fixed = (*TINY, "data.root=flare22", "data.prepared=prepared")
+    return [sys.executable, str(ROOT / "train.py"), *flags, *fixed, *overrides]
+
+
+def train(place: Path, *overrides: str, expect: int = 0) -> str:
+    done = subprocess.run(command(*overrides), cwd=place, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(run: Path, column: str) -> list[tuple[int, float]]:
+    with (run / "metrics.csv").open() as lines:
+        return [(int(row["step"]), float(row[column])) for row in csv.DictReader(lines) if row.get(column)]
+
+
+def test_same_seed_gives_same_losses_and_another_seed_others(place):
+    for output, seed in (("once", 1), ("twice", 1), ("other", 2)):
+        train(place, "experiment=ssl_light", f"output={output}", f"seed={seed}", "trainer.max_epochs=1")
+    losses = [metrics(place / run, "train/loss") for run in ("once", "twice", "other")]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_killed_run_continues_to_the_same_end(place):
+    settings = ("experiment=ssl_light", "trainer.max_epochs=4", "sampling.steps_per_epoch=6")
+    train(place, *settings, "output=whole")
+    killed = place / "killed"
+    with subprocess.Popen(command(*settings, "output=killed"), cwd=place, stdout=subprocess.DEVNULL) as process:
+        # Kill in mid-epoch: the last checkpoint is an epoch old by the time that later steps are on record.
+        while not (killed / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert "resume=auto" in train(place, *settings, "output=killed", expect=1)
+    train(place, *settings, "output=killed", "resume=auto")
+    assert metrics(killed, "train/loss") == metrics(place / "whole", "train/loss")
+    weights = [torch.load(place / run / "checkpoints/last.ckpt", weights_only=True) for run in ("whole", "killed")]
+    for name, tensor in weights[0]["state_dict"].items():
+        assert torch.equal(tensor, weights[1]["state_dict"][name]), name
+
+
+def test_resume_refuses_other_settings(place):
+    train(place, "experiment=sup_light", "output=settings")
+    message = train(
+        place, "experiment=sup_light", "output=settings", "resume=auto", "optimizer.algorithm.lr=1", expect=1
+    )
+    assert "optimizer.algorithm.lr: found 0.004, now 1" in message
+    assert "Traceback" not in message
+
+
+def test_sweep_makes_readable_folders_and_scores(place):
+    train(place, "-m", "experiment=sup_light,ssl_light", "seed=0,1", "test=true", "hydra.sweep.dir=sweep")
+    folders = sorted(path.name for path in (place / "sweep").iterdir() if path.is_dir())
+    assert folders == ["0_sup_light_seed0", "1_sup_light_seed1", "2_ssl_light_seed0", "3_ssl_light_seed1"]
+    for folder in folders:
+        assert (place / "sweep" / folder / "checkpoints" / "best.ckpt").is_file()
+        rows = (place / "sweep" / folder / "scores" / "scores.csv").read_text().splitlines()
+        assert rows[0] == "case,organ,dsc,nsd"
+        assert len(rows) == 1 + 2 * 13
+
+
+def test_two_processes_train_on_disjoint_cases(place):
+    train(place, "experiment=ssl_light", "output=two", "trainer.devices=2", "trainer.accelerator=cpu")
+    assert len(metrics(place / "two", "train/loss")) == 8
+    assert (place / "two" / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("data.root=nowhere",), ("nowhere", "no such folder", "data.root")),
+        (("data.root=prepared",), ("prepared", "no labelled case", "FLARE22")),
+        (("experiment=nonsense",), ("experiment/nonsense", "ssl_light")),
+        (("plan.patch_size=[15,32,32]",), ("plan.patch_size", "[15, 32, 32]", "multiples")),
+        (("network.features=[4,8]",), ("network", "2 features", "strides")),
+        (("trainer.devices=2", "experiment=ssl_light", "data.root=few"), ("found 3 unlabelled", "at least 4")),
+    ],
+)
+def test_bad_settings_end_in_one_message(place, tiny_flare22, overrides, words):
+    if "data.root=few" in overrides and not (place / "few").exists():
+        tiny_flare22(place / "few", unlabelled=3)
+    message = train(place, "output=bad", "data.prepared=prepared-bad", *overrides, expect=1)
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message

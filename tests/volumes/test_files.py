@@ -1,0 +1,171 @@
+"""CTs and label maps as files: whatever way they are stored, the same patient comes out, or a message that helps."""
+
+import os
+import re
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from dlunet.errors import UserError
+from dlunet.volumes import case_name, list_volumes, read_ct, read_labels, write_labels
+
+SHAPE, SPACING, ORIGIN = (3, 4, 5), (5.0, 0.7, 0.9), (-31.0, 12.5, 210.0)
+HU = np.random.default_rng(0).integers(-1024, 1500, SHAPE).astype(np.int16)
+LABELS = np.random.default_rng(1).integers(0, 14, SHAPE).astype(np.uint8)
+ORIENTATIONS = ["".join(p) for sides in product("LR", "PA", "SI") for p in permutations(sides)]
+OBLIQUE = Rotation.from_euler("ZYX", [20, -15, 10], degrees=True).as_matrix()
+ROTATIONS = [pytest.param(None, id="upright"), pytest.param(OBLIQUE, id="oblique")]
+
+
+def grid_of(path):
+    image = sitk.ReadImage(str(path))
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_orientation_reads_the_same_and_is_written_back(tmp_path, write_volume, orientation, rotation):
+    grid = {"spacing": SPACING, "origin": ORIGIN, "orientation": orientation, "rotation": rotation}
+    ct = read_ct(write_volume(tmp_path / "ct.nii.gz", HU, **grid))
+    np.testing.assert_array_equal(ct.array, HU)
+    assert ct.array.dtype == np.float32
+    assert ct.spacing == pytest.approx(SPACING)
+
+    # Labels written back are, voxel by voxel in the file's own order, those that another writer put there.
+    expected = write_volume(tmp_path / "expected.nii.gz", LABELS, **grid)
+    written = tmp_path / "out" / "labels.nii.gz"
+    write_labels(LABELS, written, ct.stored)
+    ours, theirs = (sitk.ReadImage(str(path)) for path in (written, expected))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
+    assert ours.GetPixelID() == sitk.sitkUInt8
+    for found, wanted in zip(grid_of(written), grid_of(tmp_path / "ct.nii.gz"), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+    np.testing.assert_array_equal(read_labels(written, 14).array, LABELS)
+    assert os.listdir(written.parent) == ["labels.nii.gz"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
+def test_types_and_formats(tmp_path, write_volume, dtype, ending):
+    fraction = 0.25 if np.issubdtype(dtype, np.floating) else 0
+    path = write_volume(tmp_path / f"ct{ending}", (HU + fraction).astype(dtype), spacing=SPACING, orientation="RAS")
+    ct = read_ct(path)
+    assert ct.array.dtype == np.float32
+    np.testing.assert_array_equal(ct.array, HU + fraction)
+    assert ct.spacing == pytest.approx(SPACING)
+
+
+def test_the_scaling_of_a_nifti_header_is_applied(tmp_path, write_volume):
+    path = write_volume(tmp_path / "ct.nii", HU)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([2.0, -1024.0], "<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_ct(path).array, HU * 2.0 - 1024)
+
+
+def damaged(folder, write_volume, how):
+    """A file that is no CT, and what its message must say of it."""
+    path = folder / "bad.nii.gz"
+    if how == "missing":
+        return path, "no such file"
+    if how == "text":
+        path.write_text("PatientID,Age\n")
+        return path, "cannot be read as a volume"
+    if how == "4-D":
+        sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(HU)] * 2), str(path))
+        return path, "4 dimensions (5×4×3×2)"
+    if how == "vector":
+        return write_volume(path, np.stack([HU, HU], axis=-1)), "2 values a voxel"
+    if how in ("NaN", "infinite"):
+        values = HU.astype(np.float64)
+        values[0, 1, 2:4] = np.nan if how == "NaN" else -np.inf
+        return write_volume(path, values), "2 voxels are NaN or infinite"
+    big = np.random.default_rng(2).integers(-1000, 1000, (40, 80, 80)).astype(np.int16)
+    content = bytearray(write_volume(path, big).read_bytes())
+    if how == "corrupt":
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        return path, "damaged"
+    path.write_bytes(content[: len(content) * 9 // 10])
+    return path, "cut off"
+
+
+@pytest.mark.parametrize("how", ["missing", "text", "4-D", "vector", "NaN", "infinite", "corrupt", "truncated"])
+@pytest.mark.parametrize("read", [read_ct, read_labels])
+def test_a_file_that_is_no_ct_is_named(tmp_path, write_volume, read, how):
+    path, message = damaged(tmp_path, write_volume, how)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{re.escape(message)}.*expected"):
+        read(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mha", ".nrrd"])
+def test_other_formats_cut_off(tmp_path, write_volume, ending):
+    path = write_volume(tmp_path / f"ct{ending}", HU)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"^{path}: .*expected"):
+        read_ct(path)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_other_formats_with_nan(tmp_path, write_volume, ending):
+    values = HU.astype(np.float32)
+    values[0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="1 voxels are NaN or infinite; expected finite"):
+        read_ct(write_volume(tmp_path / f"ct{ending}", values))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "num_classes"),
+    [(2.5, np.float32, None), (-1, np.int16, None), (256, np.int32, None), (14, np.uint8, 14), (4, np.float64, 4)],
+)
+def test_values_that_are_no_labels(tmp_path, write_volume, value, dtype, num_classes):
+    values = np.zeros(SHAPE, dtype)
+    values[2, 1, 0] = value
+    path = write_volume(tmp_path / "labels.nii.gz", values)
+    highest = 255 if num_classes is None else num_classes - 1
+    with pytest.raises(UserError, match=f"^{path}: found the label value {value}.*from 0 to {highest}"):
+        read_labels(path, num_classes)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_labels_of_any_type(tmp_path, write_volume, dtype):
+    labels = read_labels(write_volume(tmp_path / "labels.nii.gz", LABELS.astype(dtype)), 14)
+    assert labels.array.dtype == np.uint8
+    np.testing.assert_array_equal(labels.array, LABELS)
+
+
+@pytest.mark.parametrize("occupied", ["the folder is a file", "the file is a folder"])
+def test_a_failed_write_leaves_nothing(tmp_path, write_volume, occupied):
+    stored = read_ct(write_volume(tmp_path / "in" / "ct.nii.gz", HU)).stored
+    output = tmp_path / "out"
+    if occupied == "the folder is a file":
+        output.write_text("kept")
+    else:
+        (output / "a.nii.gz" / "kept").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{output / 'a.nii.gz'}: could not be written"):
+        write_labels(LABELS, output / "a.nii.gz", stored)
+    assert output.read_text() == "kept" if output.is_file() else os.listdir(output) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("FLARE22_Tr_0001_0000.nii.gz", "FLARE22_Tr_0001"),
+        ("a.b_0000.mha", "a.b"),
+        ("a_0001.nrrd", "a_0001"),
+        ("_0000_x.nii", "_0000_x"),
+    ],
+)
+def test_case_names(tmp_path, file, name):
+    assert case_name(tmp_path / file) == name
+
+
+def test_listing_a_folder(tmp_path):
+    for name in ("b.nii.gz", "a.mha", "c.nrrd", "d.nii", ".123.e.nii.gz", "readme.txt", "f.nii.gz.part"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_volumes(tmp_path)] == ["a.mha", "b.nii.gz", "c.nrrd", "d.nii"]
+    with pytest.raises(UserError, match="gone: no such folder"):
+        list_volumes(tmp_path / "gone")
