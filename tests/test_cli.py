@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
+from dlunet import cli
+
 ROOT = Path(__file__).parents[1]
 REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
 
 
-def run(place: Path, *words: str, expect: int = 0) -> str:
+def run(place: Path, *words: str) -> str:
     done = subprocess.run([sys.executable, *words], cwd=place, capture_output=True, text=True, timeout=300)
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output
-    assert "Traceback" not in output
-    return output
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "output=bad")
 
 
 @pytest.fixture(scope="module")
@@ -30,26 +33,50 @@ def place(tiny_flare22, tmp_path_factory):
     return folder
 
 
-def predict(place: Path, source: Path | str, output: str, *more: str, expect: int = 0) -> str:
-    words = ("checkpoint=run/checkpoints/best.ckpt", f"input={source}", f"output={output}", *more)
-    return run(place, str(ROOT / "predict.py"), *words, expect=expect)
+@pytest.fixture
+def dlunet(place, monkeypatch, capfd):
+    """``dlunet(verb, …, expect=0)`` runs the command in this process and returns what it printed."""
+
+    def call(*words: str, expect: int = 0) -> str:
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", ["dlunet", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        printed = "".join(capfd.readouterr())
+        assert code == expect, printed
+        assert "Traceback" not in printed
+        return printed
+
+    return call
 
 
-def dlunet(place: Path, *words: str, expect: int = 0) -> str:
-    return run(place, "-m", "dlunet", *words, expect=expect)
+@pytest.fixture
+def predict(dlunet):
+    """``predict(input, output, …)`` segments with the trained run."""
+
+    def call(source: Path | str, output: str, *more: str, expect: int = 0) -> str:
+        words = ("checkpoint=run/checkpoints/best.ckpt", f"input={source}", f"output={output}", *more)
+        return dlunet("predict", *words, expect=expect)
+
+    return call
 
 
 def test_from_labels_to_report(place):
-    predict(place, "flare22/Testing/images", "run/predictions")
-    dlunet(place, "evaluate", "predictions=run/predictions", "references=flare22/Testing/labels", "output=run/scores")
-    assert "report: " in dlunet(place, "report", "runs=run", "output=page")
+    words = ("checkpoint=run/checkpoints/best.ckpt", "input=flare22/Testing/images", "output=run/predictions")
+    run(place, str(ROOT / "predict.py"), *words)
+    scores = ("predictions=run/predictions", "references=flare22/Testing/labels", "output=run/scores")
+    run(place, "-m", "dlunet", "evaluate", *scores)
+    assert "report: " in run(place, "-m", "dlunet", "report", "runs=run", "output=page")
     assert (place / "page" / "index.html").is_file()
     assert not (place / "cli.log").exists()
 
 
 @pytest.mark.skipif(not REAL_CT.exists(), reason="the real CT in ../shared/data is absent")
-def test_prediction_of_a_real_ct_lies_on_its_grid(place):
-    predict(place, REAL_CT, "real")
+def test_prediction_of_a_real_ct_lies_on_its_grid(place, predict):
+    predict(REAL_CT, "real")
     ct, labels = sitk.ReadImage(str(REAL_CT)), sitk.ReadImage(str(place / "real" / REAL_CT.name))
     assert labels.GetPixelID() == sitk.sitkUInt8
     assert labels.GetSize() == ct.GetSize()
@@ -61,17 +88,17 @@ def test_prediction_of_a_real_ct_lies_on_its_grid(place):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_labels_of_another_network_or_setting_are_not_kept(place):
-    predict(place, "flare22/Testing/images", "other")
-    message = predict(place, "flare22/Testing/images", "other", "flips=axes", expect=1)
+def test_labels_of_another_network_or_setting_are_not_kept(predict):
+    predict("flare22/Testing/images", "other")
+    message = predict("flare22/Testing/images", "other", "flips=axes", expect=1)
     assert "flips" in message and "other" in message
 
 
-def test_bad_cases_are_named_and_the_others_done(place):
+def test_bad_cases_are_named_and_the_others_done(place, predict):
     inputs = place / "inputs"
     shutil.copytree(place / "flare22" / "Testing" / "images", inputs)
     (inputs / "broken_0000.nii.gz").write_bytes(b"no NIfTI")
-    message = predict(place, "inputs", "mixed", expect=1)
+    message = predict("inputs", "mixed", expect=1)
     assert "broken_0000.nii.gz" in message
     assert sorted(path.name for path in (place / "mixed").glob("*.nii.gz")) == [
         "FLARETs_0001.nii.gz",
@@ -97,16 +124,22 @@ def test_bad_cases_are_named_and_the_others_done(place):
         (("report", "runs=flare22", "output=x"), ("flare22",)),
         (("prepare", "data=flare22", "data.root=gone"), ("gone", "no such folder")),
         (("prepare", "data=flare22"), ("missing: data.root",)),
+        (("train", *TINY, "data.root=run"), ("run", "no labelled case", "FLARE22")),
+        (("train", *TINY, "experiment=nonsense"), ("experiment/nonsense", "ssl_light")),
+        (("train", *TINY, "plan.patch_size=[15,32,32]"), ("plan.patch_size", "[15, 32, 32]", "multiples")),
+        (("train", *TINY, "network.features=[4,8]"), ("network", "2 features", "strides")),
+        (("train", *TINY, "trainer.devices=3"), ("found 4 unlabelled", "at least 6")),
+        (("train", *TINY, "output=run"), ("run", "already holds a run", "resume=auto")),
         (("nonsense",), ("unknown verb 'nonsense'", "usage")),
     ],
 )
-def test_bad_input_ends_in_one_message(place, words, expected):
-    message = dlunet(place, *words, expect=1)
+def test_bad_input_ends_in_one_message(dlunet, words, expected):
+    message = dlunet(*words, expect=1)
     for part in expected:
         assert part in message
 
 
-def test_help_lists_the_verbs(place):
-    message = dlunet(place, "--help")
+def test_help_lists_the_verbs(dlunet):
+    message = dlunet("--help")
     for verb in ("prepare", "train", "predict", "evaluate", "report"):
         assert verb in message

@@ -50,7 +50,8 @@ class Predictor:
         weights = hashlib.sha256()
         for tensor in self.bundle.network.state_dict().values():
             weights.update(tensor.cpu().numpy().tobytes())
-        return {"weights": weights.hexdigest(), "step": self.step, "flips": self.flips}
+        plan = self.bundle.plan.to_dict()
+        return {"weights": weights.hexdigest(), "plan": plan, "step": self.step, "flips": self.flips}
 
     def segment(self, volume: Volume) -> np.ndarray:
         """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
@@ -123,8 +124,8 @@ def find_images(source: Path) -> list[Path]:
 def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
     """Record what makes the labels in a folder, so that labels of another making are never kept as finished."""
     record = output / "prediction.json"
-    if record.exists() and any(output.glob("*.nii.gz")):
-        found = json.loads(record.read_text())
+    if record.exists() and any(output.glob("[!.]*.nii.gz")):
+        found = _read_record(record)
         changed = [
             f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
         ]
@@ -133,6 +134,13 @@ def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
                 f"{output}: holds labels made otherwise ({'; '.join(changed)}); choose another output, or empty it"
             )
     write_text(record, json.dumps(settings, indent=2))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it together with the labels beside it") from None
 
 
 def _read_seconds(path: Path) -> dict[str, float]:

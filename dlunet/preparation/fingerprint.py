@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +31,9 @@ def foreground_intensity(cases: Sequence[Case], cache: Path) -> Intensity:
         UserError: No case can be read, or none shows an organ.
     """
     stamps = {case.name: file_stamp(case.image, case.label) for case in cases}
-    if cache.exists():
-        kept = json.loads(cache.read_text())
-        if kept["cases"] == stamps:
-            return Intensity(**kept["intensity"])
+    kept = _read_cache(cache)
+    if kept.get("cases") == stamps:
+        return Intensity(**kept["intensity"])
     samples, failures = [], []
     for case in cases:
         try:
@@ -67,10 +67,17 @@ def read_labelled(case: Case, num_classes: int) -> tuple[Volume, Volume]:
     return image, label
 
 
+def _read_cache(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}  # it is made anew
+
+
 def _foreground_values(case: Case) -> np.ndarray:
     image, label = read_labelled(case, num_classes=256)
     values = image.array[label.array > 0]
-    step = max(1, len(values) // VOXELS_A_CASE)
+    step = -(-len(values) // VOXELS_A_CASE) or 1
     return values[::step]
 
 

@@ -36,9 +36,6 @@ class PatchDataModule(lightning.LightningDataModule):
         foreground_fraction: See :class:`ClassBalancedSampler`.
         num_workers: Processes a stream that read and augment; 0 does so in the main process.
         seed: Seed of all draws.
-
-    Raises:
-        UserError: There are too few cases for the method or the number of processes.
     """
 
     def __init__(
@@ -62,13 +59,15 @@ class PatchDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Check that every process gets the cases it needs."""
-        assert self.trainer is not None
-        world_size = self.trainer.world_size
-        self._check_count("labelled", len(self.prepared.labelled), world_size)
+    def check_cases(self, processes: int) -> None:
+        """Check that every process gets the cases it needs, and say how unlabelled patches are cut.
+
+        Raises:
+            UserError: There are too few cases.
+        """
+        self._check_count("labelled", len(self.prepared.labelled), processes)
         if self.method.num_networks > 1:
-            self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * world_size)
+            self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
             if not any(case.ranges for case in self.prepared.unlabelled):
                 logger.info(
                     "unlabelled cases have no pseudo-labels: their patches are cut anywhere, not class-balanced"

@@ -52,6 +52,7 @@ def train(config: DictConfig) -> Path:
     with warnings.catch_warnings():
         _silence_lightning()
         trainer = build_trainer(config, output, bool(prepared.validation), _epochs_done(resume_from))
+        datamodule.check_cases(trainer.world_size)
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     checkpoints = output / "checkpoints"
     best = checkpoints / "best.ckpt"

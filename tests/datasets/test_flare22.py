@@ -64,7 +64,7 @@ def test_only_labelled_cases_are_needed(root):
 
 
 def test_a_missing_and_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="gone: no such folder; expected FLARE22's layout.*data.root"):
+    with pytest.raises(UserError, match=r"gone: no such folder; expected FLARE22's layout.*data\.root"):
         read_flare22(tmp_path / "gone")
     with pytest.raises(UserError, match="found no labelled case; expected FLARE22's layout"):
         read_flare22(tmp_path)

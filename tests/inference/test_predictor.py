@@ -17,6 +17,7 @@ from dlunet.networks import Bundle
 from dlunet.preparation import Intensity, Plan
 
 PLAN = Plan((8.0, 8.0, 8.0), (16, 32, 32), Intensity(-1000, 400, 0, 100))
+WRITTEN = ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv", "prediction.json"]
 
 
 class BrighterThan(nn.Module):
@@ -55,7 +56,7 @@ def seconds(output):
 def test_labels_lie_on_the_inputs_own_grid(predictor, images, tmp_path, flips):
     """The CTs have the plan's spacing, so that nothing is interpolated and every voxel's label is known."""
     predict_files(Predictor(predictor.bundle, flips=flips), images, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv"]
+    assert sorted(os.listdir(tmp_path)) == WRITTEN
     for path in images:
         hu, ct = read(path)
         labels, written = read(tmp_path / path.name.replace("_0000", ""))
@@ -95,13 +96,23 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
     np.testing.assert_array_equal(read(tmp_path / "FLARETs_0002.nii.gz")[0], expected_labels(read(images[1])[0]))
 
 
+def test_labels_made_otherwise_are_not_taken_for_finished(predictor, images, tmp_path):
+    predict_files(predictor, images[:1], tmp_path)
+    with pytest.raises(UserError, match=f"^{tmp_path}: holds labels made otherwise .flips: found none, now full"):
+        predict_files(Predictor(predictor.bundle, flips="full"), images, tmp_path)
+    predictor.bundle.network.register_buffer("other", torch.ones(1))
+    with pytest.raises(UserError, match=r"holds labels made otherwise \(weights"):
+        predict_files(predictor, images, tmp_path)
+    assert not (tmp_path / "FLARETs_0002.nii.gz").exists()
+
+
 def test_a_bad_case_is_reported_while_the_others_are_done(predictor, images, tmp_path, caplog):
     bad = tmp_path / "bad.nii.gz"
     bad.write_text("not a CT")
     with pytest.raises(UserError, match=f"1 of 3 cases could not be segmented.*{bad}"):
         predict_files(predictor, [images[0], bad, images[1]], tmp_path / "out")
     assert f"{bad}: cannot be read as a volume" in caplog.text
-    assert sorted(os.listdir(tmp_path / "out")) == ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == WRITTEN
 
 
 def test_two_inputs_of_one_name_are_refused(predictor, tmp_path):

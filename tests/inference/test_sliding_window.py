@@ -89,8 +89,8 @@ def test_flips_change_nothing_for_a_network_that_is_the_same_mirrored(flips):
 
 
 def test_full_flips_answer_mirrored_questions_with_mirrored_answers():
-    """Averaged over all eight flips, any network treats a volume and its mirror image alike."""
-    network, volume = Context(), torch.randn(1, 6, 13, 10, generator=torch.Generator().manual_seed(0))
+    """Averaged over all eight flips, any network treats a tile and its mirror image alike."""
+    network, volume = Context(), torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
     logits = predict_logits(network, volume, PATCH, STEP, "full")
     for axes in ([1], [2, 3], [1, 2, 3]):
         mirrored = predict_logits(network, volume.flip(axes), PATCH, STEP, "full").flip(axes)

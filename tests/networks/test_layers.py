@@ -26,7 +26,7 @@ def assert_same(layer, reference, layout=torch.contiguous_format, input_gradient
         for parameter in layer.parameters():
             parameter.normal_()
     reference.load_state_dict(layer.state_dict())  # strict: same keys and shapes
-    x = 3 + torch.randn(2, CHANNELS, 6, 7, 8)
+    x = 0.5 + torch.randn(2, CHANNELS, 6, 7, 8)
     found = results(layer, x, layout, input_gradient)
     expected = results(reference.double(), x.double(), torch.contiguous_format, input_gradient)
     for name, value in expected.items():

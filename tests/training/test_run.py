@@ -90,23 +90,3 @@ def test_two_processes_train_on_disjoint_cases(place):
     train(place, "experiment=ssl_light", "output=two", "trainer.devices=2", "trainer.accelerator=cpu")
     assert len(metrics(place / "two", "train/loss")) == 8
     assert (place / "two" / "checkpoints" / "best.ckpt").is_file()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (("data.root=nowhere",), ("nowhere", "no such folder", "data.root")),
-        (("data.root=prepared",), ("prepared", "no labelled case", "FLARE22")),
-        (("experiment=nonsense",), ("experiment/nonsense", "ssl_light")),
-        (("plan.patch_size=[15,32,32]",), ("plan.patch_size", "[15, 32, 32]", "multiples")),
-        (("network.features=[4,8]",), ("network", "2 features", "strides")),
-        (("trainer.devices=2", "experiment=ssl_light", "data.root=few"), ("found 3 unlabelled", "at least 4")),
-    ],
-)
-def test_bad_settings_end_in_one_message(place, tiny_flare22, overrides, words):
-    if "data.root=few" in overrides and not (place / "few").exists():
-        tiny_flare22(place / "few", unlabelled=3)
-    message = train(place, "output=bad", "data.prepared=prepared-bad", *overrides, expect=1)
-    assert "Traceback" not in message
-    for word in words:
-        assert word in message

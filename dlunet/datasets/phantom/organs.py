@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dlunet.datasets.phantom import anatomy
 from dlunet.datasets.phantom.canvas import Canvas, Region
 from dlunet.datasets.phantom.solids import blob, clip, cut, join, tube, turned
 from dlunet.datasets.phantom.torso import Torso
@@ -20,6 +21,9 @@ _ID = {label.name: label.id for label in FLARE22}
 
 #: Solids that a vessel outside every organ, or bowel, resets to background.
 _BACKGROUND = 0
+
+#: Where the vessels of the small bowel fan out from, (x, y, z) in mm.
+_MESENTERIC_ROOT = np.array([2.0, -24.0, -45.0])
 
 
 class AbdomenPainter:
@@ -71,14 +75,14 @@ class AbdomenPainter:
 
     # The case's own version of a template -----------------------------------------------------------------------
 
-    def _own(self, points: Sequence[Sequence[float]], freedom: float = 1.0) -> tuple[np.ndarray, float]:
-        """The points (n, 3) shifted and scaled as one, and the scale (for the radii)."""
-        template = np.asarray(points, float)
+    def _own(self, course: np.ndarray, freedom: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """A course (n, 4) of the template, shifted, bent and scaled for this case: points (n, 3) and radii (n,)."""
+        template = course[:, :3]
         center = template.mean(axis=0)
         size = 1 + np.clip(self.rng.normal(0, self.spread / 100 * freedom), -0.12, 0.12)
         shift = np.clip(self.rng.normal(0, 1, 3), -1.8, 1.8) * self.spread * freedom
         bend = self.rng.normal(0, 0.35 * self.spread * freedom, template.shape)
-        return center + (template - center) * size + shift + bend, float(size)
+        return center + (template - center) * size + shift + bend, course[:, 3] * size
 
     def _wobble(self, where: Region, coarse: float, fine: float = 0.0) -> np.ndarray:
         """A smooth displacement of a surface in mm with these standard deviations."""
@@ -95,12 +99,11 @@ class AbdomenPainter:
     def _texture(self, where: Region, tissue: str, strength: float) -> np.ndarray:
         return np.float32(self.tissues[tissue]) + np.float32(strength) * self.grain[where]
 
-    def _vessel(
-        self, points: Sequence[Sequence[float]] | np.ndarray, radii: Sequence[float], tissue: str, label: int | None = 0
-    ) -> None:
-        points = np.asarray(points, float)
-        where = self.canvas.around(points, max(radii) + 4)
-        self.canvas.paint(where, tube(self.canvas, where, points, radii), self.tissues[tissue], label=label)
+    def _vessel(self, course: np.ndarray, tissue: str) -> None:
+        """A vessel that no organ owns, along a course (n, 4)."""
+        where = self.canvas.around(course[:, :3], course[:, 3].max() + 4)
+        vessel = tube(self.canvas, where, course[:, :3], course[:, 3])
+        self.canvas.paint(where, vessel, self.tissues[tissue], label=_BACKGROUND)
 
     # Bowel ------------------------------------------------------------------------------------------------------
 
@@ -108,9 +111,9 @@ class AbdomenPainter:
         """Loops of jejunum and ileum that wander through the middle of the belly, and the vessels that feed them."""
         for _ in range(9):
             end = np.array([self.rng.uniform(-70, 85), self.rng.uniform(-65, -15), self.rng.uniform(-125, -40)])
-            middle = (end + (2, -24, -45)) / 2 + self.rng.normal(0, 6, 3)
-            self._vessel(np.stack([(2, -24, -45), middle, end]), (2.6, 2.2, 1.6), "portal vein")
-        for low, high, steps in (((12, -64, -60), (92, 0, 0), 16), ((-74, -74, -140), (86, -4, -62), 40)):
+            middle = (end + _MESENTERIC_ROOT) / 2 + self.rng.normal(0, 6, 3)
+            self._vessel(_with_radii([_MESENTERIC_ROOT, middle, end], (2.6, 2.2, 1.6)), "portal vein")
+        for low, high, steps in anatomy.SMALL_BOWEL:
             self._paint_loops(np.array(low, float), np.array(high, float), steps)
 
     def _paint_loops(self, low: np.ndarray, high: np.ndarray, steps: int) -> None:
@@ -146,28 +149,8 @@ class AbdomenPainter:
 
     def _paint_colon(self) -> None:
         """Ascending, transverse and descending colon with haustra, stool and gas that rises to the front."""
-        parts = (
-            (
-                [[-98, 12, -150], [-101, 14, -115], [-103, 12, -80], [-98, 2, -56], [-88, -24, -50]],
-                (21, 23, 22, 20, 18),
-            ),
-            (
-                [
-                    [-88, -24, -50],
-                    [-70, -56, -58],
-                    [-32, -72, -72],
-                    [12, -74, -70],
-                    [52, -70, -46],
-                    [86, -44, -16],
-                    [104, -8, 2],
-                ],
-                (18, 18, 17, 17, 16, 16, 15),
-            ),
-            ([[104, -8, 2], [112, 24, -12], [112, 32, -50], [111, 26, -90], [104, 10, -150]], (15, 13, 12, 12, 12)),
-        )
-        for points, radii in parts:
-            own, size = self._own(points, 0.8)
-            self._paint_colon_part(own, np.array(radii) * size)
+        for course in anatomy.COLON:
+            self._paint_colon_part(*self._own(course, 0.8))
 
     def _paint_colon_part(self, points: np.ndarray, radii: np.ndarray) -> None:
         canvas = self.canvas
@@ -195,9 +178,15 @@ class AbdomenPainter:
         left_size = 1 + np.clip(self.rng.normal(0, 4 * self.spread / 100), -0.3, 0.3)
         where = canvas.region(np.array([-150, -110, -110]), np.array([105, 90, 130]))
         x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
-        right = blob(canvas, where, (-76, 2, 36) + shift, np.array([74, 87, 96]) * size, turned(0, -10, 8))
-        left = blob(canvas, where, (-6, -44, 62) + shift, np.array([72 * left_size, 40, 40]) * size, turned(8, 10, -12))
-        caudate = blob(canvas, where, (-14, -14, 54) + shift, np.array([22, 22, 32]) * size)
+        right = blob(canvas, where, shift + np.array([-76, 2, 36]), np.array([74, 87, 96]) * size, turned(0, -10, 8))
+        left = blob(
+            canvas,
+            where,
+            shift + np.array([-6, -44, 62]),
+            np.array([72 * left_size, 40, 40]) * size,
+            turned(8, 10, -12),
+        )
+        caudate = blob(canvas, where, shift + np.array([-14, -14, 54]), np.array([22, 22, 32]) * size)
         liver = join(join(right, left, 18), caudate, 8)
         # The visceral surface looks down, back and to the left; below it lie kidney, colon and stomach.
         slope = np.array([0.60, 0.30, -0.74])
@@ -205,7 +194,7 @@ class AbdomenPainter:
         visceral = slope[0] * (x - through[0]) + slope[1] * (y - through[1]) + slope[2] * (z - through[2])
         bulge = 9 * np.sin((x + 70) / 40) * np.cos((y + 20) / 38)
         liver = clip(liver, visceral + bulge, 14)
-        medial = blob(canvas, where, (34, 26, 40) + shift, (52, 42, 84))
+        medial = blob(canvas, where, shift + np.array([34, 26, 40]), (52, 42, 84))
         liver = cut(liver, medial, 12)
         liver = liver + self._wobble(where, 2.6, 0.6)
         liver = clip(liver, np.maximum(self.torso.cavity[where] + 2.0, self.torso.diaphragm[where] + 1.2), 3)
@@ -217,30 +206,27 @@ class AbdomenPainter:
             parenchyma = parenchyma - np.float32(self.rng.uniform(20, 55)) + 4 * self._wobble(where, 1.0)
         canvas.clear_around(where, liver, 2.0, self.tissues["fat"])
         canvas.paint(where, liver, parenchyma, label=_ID["Liver"], movable=True)
-        canvas.paint(
-            where, fissure, self.tissues["fat"], label=_BACKGROUND, within=canvas.labels[where] == _ID["Liver"]
-        )
+        in_liver = canvas.labels[where] == _ID["Liver"]
+        canvas.paint(where, fissure, self.tissues["fat"], label=_BACKGROUND, within=in_liver)
         self._paint_liver_vessels(shift)
         count = int(self.rng.integers(1, 5))
         if "liver cysts" in self.findings:
             self._paint_lesions("Liver", count, (4, 20), self.tissues["fluid"])
         if "liver tumours" in self.findings:
-            self._paint_lesions(
-                "Liver", count + 1, (5, 24), float(np.mean(parenchyma)) - self.rng.uniform(18, 50), rim=12
-            )
+            dark = float(np.mean(parenchyma)) - self.rng.uniform(18, 50) if parenchyma.size else 0.0
+            self._paint_lesions("Liver", count + 1, (5, 24), dark, rim=12)
 
     def _paint_liver_vessels(self, shift: np.ndarray) -> None:
         """Three hepatic veins that meet the inferior vena cava below the diaphragm, and the portal branches."""
-        mouth = np.array([-26.0, -10, 86])
-        for end in ((-118, 24, 50), (-84, -52, 48), (18, -58, 66), (-96, 46, 20)):
-            self._branch_in_liver(mouth, np.array(end) + shift, 5.2)
-        porta = np.array([-38.0, -16, 28])
-        fork = np.array([-66.0, -6, 34]) + shift
+        for end in anatomy.HEPATIC_VEINS_ENDS:
+            self._branch_in_liver(np.array(anatomy.HEPATIC_VEINS_MOUTH), end + shift, 5.2)
+        porta, fork = np.array(anatomy.PORTA), anatomy.PORTAL_FORK + shift
         self._branch_in_liver(porta, fork, 6.5)
-        for end in ((-120, 12, 16), (-106, -44, 14), (-104, 38, 58), (-86, -8, 74)):
-            self._branch_in_liver(fork, np.array(end) + shift, 4.6)
-        self._branch_in_liver(porta, np.array([-26, -46, 56]) + shift, 5.0)
-        self._branch_in_liver(np.array([-26, -46, 56]) + shift, np.array([22, -62, 70]) + shift, 3.6)
+        for end in anatomy.PORTAL_RIGHT_ENDS:
+            self._branch_in_liver(fork, end + shift, 4.6)
+        turn, tip = (point + shift for point in anatomy.PORTAL_LEFT)
+        self._branch_in_liver(porta, turn, 5.0)
+        self._branch_in_liver(turn, tip, 3.6)
 
     def _branch_in_liver(self, start: np.ndarray, end: np.ndarray, radius: float) -> None:
         canvas = self.canvas
@@ -259,10 +245,10 @@ class AbdomenPainter:
         canvas = self.canvas
         size = (1.35 if "large spleen" in self.findings else 1.0) * (1 + np.clip(self.rng.normal(0, 0.07), -0.15, 0.15))
         center = np.array([100.0, 34, 40]) + np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread
-        where = canvas.around(center, 62 * size + 14)
-        spleen = blob(canvas, where, center, np.array([36, 53, 56]) * size, turned(-24, 8, 24))
-        hollow = blob(canvas, where, center + (-45, -15, 4), np.array([34, 44, 60]), turned(-20, 0, 24))
-        notch = blob(canvas, where, center + (-6, -54 * size, -16), (9, 13, 7))
+        where = canvas.around(center, 70 * size + 14)
+        spleen = blob(canvas, where, center, np.array([42, 60, 64]) * size, turned(-24, 8, 24))
+        hollow = blob(canvas, where, center + np.array([-54, -19, 2]), np.array([34, 46, 66]), turned(-20, 0, 24))
+        notch = blob(canvas, where, center + np.array([-6, -54 * size, -16]), (9, 13, 7))
         spleen = cut(cut(spleen, hollow, 8), notch, 5) + self._wobble(where, 2.2, 0.5)
         spleen = clip(spleen, np.maximum(self.torso.cavity[where] + 2.0, self.torso.diaphragm[where] + 2.5), 3)
         canvas.clear_around(where, spleen, 2.5, self.tissues["fat"])
@@ -270,27 +256,16 @@ class AbdomenPainter:
         x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
         arterial = max(0.0, self.tissues["aorta"] - 200) / 5
         stripes = np.sin(x / 4.5 + 1.5 * np.sin(z / 9)) * np.sin(y / 5.5)
-        canvas.paint(
-            where, spleen, self._texture(where, "spleen", 4) + arterial * stripes, label=_ID["Spleen"], movable=True
-        )
+        pulp = self._texture(where, "spleen", 4) + arterial * stripes
+        canvas.paint(where, spleen, pulp, label=_ID["Spleen"], movable=True)
         if "spleen lesions" in self.findings:
             self._paint_lesions("Spleen", int(self.rng.integers(1, 4)), (4, 14), self.tissues["spleen"] - 45)
 
     def _paint_stomach(self) -> None:
         canvas = self.canvas
         filling = self.rng.uniform(0.86, 1.14)
-        template = [
-            [48, 14, 84],
-            [64, 12, 66],
-            [72, -8, 48],
-            [71, -32, 24],
-            [57, -50, 3],
-            [33, -57, -8],
-            [8, -53, -8],
-            [-14, -43, -4],
-        ]
-        points, size = self._own(template, 0.9)
-        radii = np.array([19, 29, 29, 26, 23, 20, 15, 9.5]) * size * filling
+        points, radii = self._own(anatomy.STOMACH, 0.9)
+        radii = radii * filling
         where = canvas.around(points, float(radii.max()) + 14)
         x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
         stomach = tube(canvas, where, points, radii, (1.0, 0.92, 1.0)) + self._wobble(where, 2.6, 0.8)
@@ -314,21 +289,11 @@ class AbdomenPainter:
 
     def _paint_pancreas(self) -> None:
         canvas = self.canvas
-        template = [
-            [-35, -28, -36],
-            [-34, -31, -20],
-            [-22, -34, -8],
-            [-3, -35, 1],
-            [18, -34, 11],
-            [38, -22, 18],
-            [56, -4, 24],
-            [76, 12, 31],
-        ]
-        points, size = self._own(template, 0.7)
-        radii = np.array([12, 16.5, 14.5, 10.8, 11, 11, 10.8, 9.4]) * size * self.rng.uniform(0.88, 1.1)
+        points, radii = self._own(anatomy.PANCREAS, 0.7)
+        radii = radii * self.rng.uniform(0.88, 1.1)
         where = canvas.around(points, float(radii.max()) + 8)
         gland = tube(canvas, where, points, radii, (1.0, 0.86, 1.12))
-        uncinate = points[1] + (12, 8, -12)
+        uncinate = points[1] + np.array([12, 8, -12])
         gland = join(gland, blob(canvas, where, uncinate, (15, 7.5, 10)), 6)
         # Lobulated, with clefts of fat; more so in older patients.
         age = self.rng.uniform(0.8, 2.0)
@@ -400,12 +365,12 @@ class AbdomenPainter:
         hilum = center + lean @ np.array([-side * 26.0 * size, -3, 4])
         if side > 0:
             vein = [hilum, (36, 0, hilum[2] + 4), (16, -20, -6), (-14, -12, -6)]
-            artery = [hilum + (0, 5, 6), (32, 6, hilum[2] + 8), (12, -6, 2)]
+            artery = [hilum + np.array([0, 5, 6]), (32, 6, hilum[2] + 8), (12, -6, 2)]
         else:
             vein = [hilum, (-40, 2, hilum[2] + 6), (-22, -8, -8)]
-            artery = [hilum + (0, 5, 5), (-32, 6, hilum[2] + 12), (-8, 2, 2), (10, -6, 4)]
-        self._vessel(vein, (4.5,) * len(vein), "renal vein")
-        self._vessel(artery, (3.0,) * len(artery), "aorta")
+            artery = [hilum + np.array([0, 5, 5]), (-32, 6, hilum[2] + 12), (-8, 2, 2), (10, -6, 4)]
+        self._vessel(_with_radii(vein, (4.5,) * len(vein)), "renal vein")
+        self._vessel(_with_radii(artery, (3.0,) * len(artery)), "aorta")
 
     def _paint_kidney_mass(
         self, name: str, center: np.ndarray, lean: np.ndarray, size: float, radii: tuple[float, float], hu: float
@@ -425,40 +390,30 @@ class AbdomenPainter:
     def _paint_adrenal(self, side: int) -> None:
         """Thin upright sheets: a body with two limbs that open to the back, like an inverted Y."""
         canvas = self.canvas
-        if side > 0:
-            template = [[[38, -4, 38], [42, 7, 34]], [[42, 7, 34], [37, 22, 29]], [[42, 7, 34], [51, 19, 30]]]
-        else:
-            template = [[[-31, 2, 40], [-33, 12, 38]], [[-33, 12, 38], [-29, 27, 34]], [[-33, 12, 38], [-44, 24, 33]]]
-        parts, size = self._own([point for part in template for point in part], 0.45)
-        where = canvas.around(parts, np.array([10.0, 10, 26]))
+        name = "Left adrenal gland" if side > 0 else "Right adrenal gland"
+        points, _ = self._own(anatomy.ADRENALS[name], 0.45)
+        thickness = float(np.clip(self.rng.normal(1, 0.08), 0.85, 1.15))
+        where = canvas.around(points, np.array([10.0, 10, 26]))
         gland: np.ndarray | None = None
-        for index in range(3):
-            # Jitter must not tear the limbs off the body.
-            start = parts[0] if index == 0 else parts[1]
-            limb = tube(canvas, where, np.stack([start, parts[2 * index + 1]]), (3.0 * size, 2.5 * size), (1, 1, 4.2))
+        for start, end in ((0, 1), (1, 2), (1, 3)):
+            radii = (3.0 * thickness, 2.5 * thickness)
+            limb = tube(canvas, where, points[[start, end]], radii, (1, 1, 4.2))
             gland = limb if gland is None else join(gland, limb, 1.5)
         assert gland is not None
         gland = gland + self._wobble(where, 0.3, 0.3)
-        ident = _ID["Left adrenal gland" if side > 0 else "Right adrenal gland"]
         taken = np.isin(canvas.labels[where], (_ID["Aorta"], _ID["Inferior vena cava"]))
         canvas.clear_around(where, gland, 2.5, self.tissues["fat"])
-        canvas.paint(where, gland, self._texture(where, "adrenal", 4), label=ident, within=~taken, movable=True)
+        canvas.paint(where, gland, self._texture(where, "adrenal", 4), label=_ID[name], within=~taken, movable=True)
 
     def _paint_duodenum(self) -> None:
         canvas = self.canvas
-        template = [
-            [-18, -42, -4], [-32, -36, 2], [-46, -24, -4], [-53, -15, -22], [-53, -12, -44], [-44, -14, -61],
-            [-22, -24, -67], [2, -27, -64], [22, -25, -52], [31, -29, -37],
-        ]  # fmt: skip
-        points, size = self._own(template, 0.6)
-        radii = np.array([9, 13, 12, 11.5, 11.5, 11.5, 10.5, 10, 10.5, 10.5]) * size * self.rng.uniform(0.9, 1.08)
+        points, radii = self._own(anatomy.DUODENUM, 0.6)
+        radii = radii * self.rng.uniform(0.9, 1.08)
         where = canvas.around(points, float(radii.max()) + 8)
         gut = tube(canvas, where, points, radii) + self._wobble(where, 1.2, 1.0)
         canvas.clear_around(where, gut, 1.0, self.tissues["fat"])
         canvas.paint(where, gut, self._texture(where, "bowel wall", 6), label=_ID["Duodenum"], movable=True)
-        content = self.rng.choice(
-            [18.0, 40.0, 190.0], p=(0.5, 0.4, 0.1) if "oral contrast" not in self.findings else (0.2, 0.2, 0.6)
-        )
+        content = self.rng.choice([18.0, 40.0, 190.0], p=self._meal_odds())
         collapsed = 4.0 + 2.0 * self._wobble(where, 1.0)
         canvas.paint(where, gut + np.maximum(collapsed, 3.0), content + 10 * self.grain[where])
         if self.rng.random() < 0.5:
@@ -468,8 +423,8 @@ class AbdomenPainter:
 
     def _paint_gallbladder(self) -> None:
         canvas = self.canvas
-        points, size = self._own([[-64, -64, -30], [-61, -59, -17], [-54, -48, -3], [-46, -36, 6], [-41, -28, 12]], 0.7)
-        radii = np.array([12.5, 14.5, 12.0, 6.5, 3.5]) * size * self.rng.uniform(0.82, 1.15)
+        points, radii = self._own(anatomy.GALLBLADDER, 0.6)
+        radii = radii * self.rng.uniform(0.82, 1.15)
         where = canvas.around(points, float(radii.max()) + 8)
         sac = tube(canvas, where, points, radii) + self._wobble(where, 1.0, 0.3)
         sac = clip(sac, self.torso.cavity[where] + 3, 4)
@@ -478,7 +433,9 @@ class AbdomenPainter:
         canvas.paint(where, sac + 2.0, self.tissues["bile"] + 2 * self.grain[where])
         if "gallstones" in self.findings:
             for _ in range(int(self.rng.integers(1, 4))):
-                seat = points[int(self.rng.integers(0, 2))] + (self.rng.normal(0, 4), 6, self.rng.normal(0, 4))
+                seat = points[int(self.rng.integers(0, 2))] + np.array(
+                    [self.rng.normal(0, 4), 6, self.rng.normal(0, 4)]
+                )
                 near = canvas.around(seat, 10)
                 stone = blob(canvas, near, seat, self.rng.uniform(2.5, 5.5, 3))
                 canvas.paint(near, stone, self.rng.uniform(110, 500), within=canvas.labels[near] == ident)
@@ -487,15 +444,13 @@ class AbdomenPainter:
 
     def _paint_esophagus(self) -> None:
         canvas = self.canvas
-        template = [[5, 8, 215], [6, 6, 150], [9, -1, 125], [15, -8, 104], [24, -10, 90], [37, -4, 81], [46, 4, 78]]
-        points, size = self._own(template, 0.35)
-        radii = np.array([8, 8, 8, 8.2, 8, 8, 9]) * size * self.rng.uniform(0.95, 1.15)
+        points, radii = self._own(anatomy.ESOPHAGUS, 0.35)
+        radii = radii * self.rng.uniform(0.95, 1.15)
         where = canvas.around(points, 20)
         tubes = tube(canvas, where, points, radii, (1.1, 0.88, 1)) + self._wobble(where, 0.7, 0.4)
         free = canvas.labels[where] != _ID["Stomach"]
-        canvas.paint(
-            where, tubes - 2.5, self.tissues["fat"], label=_BACKGROUND, within=free & (canvas.hu[where] > -600)
-        )
+        no_lung = free & (canvas.hu[where] > -600)
+        canvas.paint(where, tubes - 2.5, self.tissues["fat"], label=_BACKGROUND, within=no_lung)
         canvas.paint(where, tubes, self._texture(where, "esophagus", 6), label=_ID["Esophagus"], within=free)
         if self.rng.random() < 0.5:
             canvas.paint(where, tubes + 5.5, self.rng.choice([-350.0, 10.0]), within=free)
@@ -507,18 +462,8 @@ class AbdomenPainter:
 
     def _paint_vena_cava(self) -> None:
         canvas = self.canvas
-        template = [
-            [-19, -6, -112],
-            [-20, -9, -80],
-            [-20, -10, -40],
-            [-20, -11, 0],
-            [-22, -12, 35],
-            [-25, -11, 65],
-            [-25, -13, 88],
-            [-20, -18, 112],
-        ]
-        points, size = self._own(template, 0.3)
-        radii = np.array([9, 9.3, 9.6, 10.4, 11, 11.5, 12, 12.5]) * size * self.rng.uniform(0.88, 1.08)
+        points, radii = self._own(anatomy.VENA_CAVA, 0.3)
+        radii = radii * self.rng.uniform(0.88, 1.08)
         flat = self.rng.uniform(0.66, 0.92)
         where = canvas.around(points, 26)
         vein = tube(canvas, where, points, radii, (1.14, flat, 1)) + self._wobble(where, 0.7)
@@ -526,36 +471,23 @@ class AbdomenPainter:
         mixing = np.clip((canvas.z[where] + 30) / 50, 0, 1)
         hu = self.tissues["ivc"] + (self.tissues["renal vein"] - self.tissues["ivc"]) * 0.6 * mixing
         for leg in (-1, 1):
-            iliac = np.array([[-19, -6, -111], [leg * 14 - 12, 0, -128], [leg * 30 - 8, 8, -160]], float)
-            self._vessel(iliac, (8, 6.5, 6), "ivc")
+            iliac = [(-19, -6, -111), (leg * 14 - 12, 0, -128), (leg * 30 - 8, 8, -160)]
+            self._vessel(_with_radii(iliac, (8, 6.5, 6)), "ivc")
         canvas.paint(where, vein - 1.2, self.tissues["fat"], within=canvas.labels[where] != _ID["Liver"])
         canvas.paint(where, vein, hu + 3 * self.grain[where], label=_ID["Inferior vena cava"])
 
     def _paint_aorta(self) -> None:
         canvas, tissues = self.canvas, self.tissues
-        template = [
-            [5, -7, -106],
-            [8, -8, -70],
-            [10, -8, -30],
-            [11, -7, 5],
-            [12, -3, 45],
-            [15, 6, 90],
-            [19, 16, 130],
-            [22, 24, 165],
-            [23, 28, 220],
-        ]
-        points, size = self._own(template, 0.3)
-        radii = np.array([8.0, 8.6, 9.0, 9.6, 10.2, 11, 11.4, 11.6, 11.8]) * size * self.rng.uniform(0.92, 1.1)
+        points, radii = self._own(anatomy.AORTA, 0.3)
+        radii = radii * self.rng.uniform(0.92, 1.1)
         if "wide aorta" in self.findings:
             radii[1:3] *= self.rng.uniform(1.5, 2.1)
             points[1:3, 1] -= 5
         for leg in (-1, 1):
-            iliac = np.array([[5, -7, -104], [leg * 13 + 4, -3, -122], [leg * 28 + 3, 2, -160]], float)
-            self._vessel(iliac, (6.6, 5.5, 5), "aorta")
-        self._vessel(
-            [(11, -12, 8), (10, -21, 2), (8, -25, -25), (4, -27, -60), (0, -30, -100)], (3.6, 3.6, 3.4, 3, 2.2), "aorta"
-        )
-        self._vessel([(11, -10, 20), (10, -20, 21), (-8, -24, 24)], (3.4, 3.2, 2.6), "aorta")
+            iliac = [(5, -7, -104), (leg * 13 + 4, -3, -122), (leg * 28 + 3, 2, -160)]
+            self._vessel(_with_radii(iliac, (6.6, 5.5, 5)), "aorta")
+        self._vessel(anatomy.SUPERIOR_MESENTERIC_ARTERY, "aorta")
+        self._vessel(anatomy.CELIAC_TRUNK, "aorta")
         where = canvas.around(points, 28)
         vessel = tube(canvas, where, points, radii) + self._wobble(where, 0.4)
         in_chest = canvas.hu[where] > -500
@@ -569,10 +501,9 @@ class AbdomenPainter:
 
     def _paint_portal_system(self) -> None:
         """Superior mesenteric, splenic and portal vein."""
-        self._vessel([(-6, -30, -110), (-5, -31, -65), (-6, -29, -30), (-8, -24, -4)], (3.5, 5, 5.8, 6), "portal vein")
-        self._vessel([(-8, -24, -4), (-18, -20, 12), (-38, -16, 28)], (6.2, 6.6, 6.4), "portal vein")
-        spleen_side = [(-8, -24, -2), (16, -24, 10), (38, -12, 18), (58, 6, 24), (80, 22, 32)]
-        self._vessel(spleen_side, (4.8, 4.5, 4.3, 4.0, 3.6), "portal vein")
+        self._vessel(anatomy.SUPERIOR_MESENTERIC_VEIN, "portal vein")
+        self._vessel(anatomy.PORTAL_VEIN, "portal vein")
+        self._vessel(anatomy.SPLENIC_VEIN, "portal vein")
 
     # Lesions ----------------------------------------------------------------------------------------------------
 
@@ -593,3 +524,8 @@ class AbdomenPainter:
             if rim:
                 canvas.paint(where, mass - 1.5, hu + 2.4 * rim, within=inside)
             canvas.paint(where, mass, hu + 4 * self.grain[where], within=inside)
+
+
+def _with_radii(points: Sequence[Sequence[float] | np.ndarray], radii: Sequence[float]) -> np.ndarray:
+    """A course (n, 4) from points and radii."""
+    return np.column_stack([np.array([np.asarray(point, float) for point in points]), radii])

@@ -35,7 +35,7 @@ def tube(
         where: The voxels to evaluate.
         points: Control points (n, 3) of the centre line, in mm.
         radii: The radius at each control point, in mm.
-        squash: Factors along x, y, z by which the round section is stretched: (1, 1, 4) makes a sheet that is tall in z.
+        squash: Factors along x, y, z by which the section is stretched: (1, 1, 4) makes a sheet that is tall in z.
 
     Returns:
         Distances on ``where``; :data:`FAR` where the tube is further away than :data:`REACH`.
@@ -142,6 +142,9 @@ def _capsule(
 
 def _overlap(near: Region, where: Region) -> tuple[Region, Region]:
     """The voxels common to both regions: first counted from the start of ``where``, then from the canvas's."""
-    outer = tuple(slice(max(n.start, w.start), max(n.start, w.start, min(n.stop, w.stop))) for n, w in zip(near, where))
-    inner = tuple(slice(o.start - w.start, o.stop - w.start) for o, w in zip(outer, where))
+    outer = tuple(
+        slice(max(n.start, w.start), max(n.start, w.start, min(n.stop, w.stop)))
+        for n, w in zip(near, where, strict=True)
+    )
+    inner = tuple(slice(o.start - w.start, o.stop - w.start) for o, w in zip(outer, where, strict=True))
     return (inner[0], inner[1], inner[2]), (outer[0], outer[1], outer[2])

@@ -133,7 +133,8 @@ def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int
         if differing:
             found = ", ".join(f"{name} {before.get(name)} there but {settings[name]} now" for name in differing)
             raise UserError(
-                f"{root}: holds synthetic CTs made otherwise ({found}); choose another folder, or delete this one"
+                f"{root}: holds synthetic CTs made with other arguments ({found}); "
+                "use the same arguments, choose another folder, or delete this one"
             )
         known = before.get("counts", {})
         # A call for fewer cases leaves the others on disk.
