@@ -24,7 +24,8 @@ class DepthwiseConv3d(nn.Conv3d):
     """A convolution with one kernel a channel and 'same' padding.
 
     On a CPU, PyTorch's own input gradient of a depthwise convolution is many times slower than the convolution itself.
-    At stride 1 that gradient is a depthwise convolution with the flipped kernel, so it is computed as one.
+    That gradient is a depthwise convolution with the flipped kernel, so it is computed as one; a stride is first undone
+    by zeros between the voxels.
     """
 
     def __init__(self, channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
@@ -32,29 +33,39 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` (B, C, z, y, x)."""
-        if x.is_cpu and x.requires_grad and not torch.is_autocast_enabled("cpu") and set(self.stride) == {1}:
-            return _StrideOneDepthwise.apply(x, self.weight, self.bias, self.padding)
+        if x.is_cpu and x.requires_grad and not torch.is_autocast_enabled("cpu"):
+            return _Depthwise.apply(x, self.weight, self.bias, self.stride, self.padding)
         return super().forward(x)
 
 
-class _StrideOneDepthwise(torch.autograd.Function):
+class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: Size3) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: Size3, padding: Size3) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return F.conv3d(x, weight, bias, padding=padding, groups=weight.shape[0])
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv3d(x, weight, bias, stride, padding, groups=weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         # The weight's gradient takes the fast path only if both of its inputs are channels-last.
         gradient, x = (t.contiguous(memory_format=torch.channels_last_3d) for t in (gradients[0], x))
-        channels, padding = weight.shape[0], ctx.padding
-        to_x = F.conv3d(gradient, weight.flip((2, 3, 4)), padding=padding, groups=channels)
+        channels, stride, padding = weight.shape[0], ctx.stride, ctx.padding
+        spread = _spread(gradient, x.shape, stride)
+        to_x = F.conv3d(spread, weight.flip((2, 3, 4)), padding=padding, groups=channels)
         _, to_weight, to_bias = torch.ops.aten.convolution_backward(
-            gradient, x, weight, [channels], [1] * 3, padding, [1] * 3, False, [0] * 3, channels, [False, True, True]
+            gradient, x, weight, [channels], stride, padding, [1] * 3, False, [0] * 3, channels, [False, True, True]
         )
-        return to_x, to_weight.contiguous(), to_bias, None
+        return to_x, to_weight.contiguous(), to_bias, None, None
+
+
+def _spread(gradient: Tensor, shape: torch.Size, stride: Size3) -> Tensor:
+    """Put the voxels of a strided convolution's output where they lie in its input; zeros lie between them."""
+    if set(stride) == {1}:
+        return gradient
+    spread = torch.empty(shape, dtype=gradient.dtype).to(memory_format=torch.channels_last_3d).zero_()
+    spread[:, :, :: stride[0], :: stride[1], :: stride[2]] = gradient
+    return spread
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):

@@ -13,10 +13,10 @@ from dlunet.preparation import Plan
 from dlunet.preparation.plan import Intensity
 
 PLAN = Plan((2.5, 1.5, 1.25), (16, 32, 48), Intensity(-958.0, 327.5, 82.9, 136.6))
-pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-
 SETTINGS = {"features": [2, 3, 4], "strides": [[1, 2, 2], [2, 2, 2]], "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
 KINDS = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 def checkpoint(kind="LightUNet", networks=2):

@@ -115,8 +115,9 @@ COLON = (
 
 #: Regions through which the small bowel winds: lower corner, upper corner, and how many steps it takes there.
 SMALL_BOWEL = (
-    ((12, -64, -60), (92, 0, 0), 16),
-    ((-74, -74, -140), (86, -4, -62), 44),
+    ((12, -64, -60), (92, 0, 0), 15),
+    ((-84, -72, -145), (16, -8, -66), 24),
+    ((0, -72, -145), (96, 4, -58), 24),
 )
 
 SUPERIOR_MESENTERIC_ARTERY = _course(

@@ -7,8 +7,8 @@ import numpy as np
 #: Index slices (z, y, x) of a box of voxels.
 Region = tuple[slice, slice, slice]
 
-#: Every n-th voxel, by axis (z, y, x), is looked at to find the box of a solid.
-_STRIDE = (2, 4, 4)
+#: To find the box of a solid, the middle voxel of each block of this size (z, y, x) is looked at.
+_BLOCK = (3, 5, 5)
 
 
 class Canvas:
@@ -28,10 +28,10 @@ class Canvas:
         self.hu = np.full(x.shape, background, np.float32)
         self.labels = np.zeros(x.shape, np.uint8)
         self.movable = np.zeros(x.shape, bool)
-        pick = tuple(slice(None, None, step) for step in _STRIDE)
-        self._sample = (x[pick], y[pick], z[pick])
-        # Voxels between two looked-at ones may lie this much outside the box of those found.
-        self._slack = np.array([_largest_step(axis) for axis in self._sample])
+        middles = [np.minimum(np.arange(b // 2, n + b // 2, b), n - 1) for n, b in zip(x.shape, _BLOCK, strict=True)]
+        self._middles = tuple(axis[np.ix_(*middles)] for axis in (x, y, z))
+        # A block's other voxels lie at most this far from its middle one.
+        self._slack = [0.55 * _largest_step(axis) for axis in self._middles]
 
     @property
     def everywhere(self) -> Region:
@@ -45,15 +45,15 @@ class Canvas:
         Only the box ``within`` is searched, if given. The result is empty where the field of view misses the box.
         """
         searched = within or self.everywhere
-        crop = tuple(slice(s.start // step, -(-s.stop // step)) for s, step in zip(searched, _STRIDE, strict=True))
-        found = np.ones(self._sample[0][crop].shape, bool)
-        for axis, start, end, slack in zip(self._sample, low, high, self._slack, strict=True):
+        crop = tuple(slice(s.start // block, -(-s.stop // block)) for s, block in zip(searched, _BLOCK, strict=True))
+        found = np.ones(self._middles[0][crop].shape, bool)
+        for axis, start, end, slack in zip(self._middles, low, high, self._slack, strict=True):
             part = axis[crop]
             found &= (part >= start - slack) & (part <= end + slack)
         slices: list[slice] = []
-        for dim, step in enumerate(_STRIDE):
+        for dim, block in enumerate(_BLOCK):
             hits = np.flatnonzero(found.any(axis=tuple(i for i in range(3) if i != dim))) + crop[dim].start
-            start, stop = (hits[0] * step, (hits[-1] + 1) * step) if hits.size else (0, 0)
+            start, stop = (hits[0] * block, (hits[-1] + 1) * block) if hits.size else (0, 0)
             slices.append(slice(int(start), int(min(stop, self.x.shape[dim]))))
         return slices[0], slices[1], slices[2]
 
@@ -104,5 +104,6 @@ class Canvas:
 
 
 def _largest_step(axis: np.ndarray) -> float:
+    """How much a coordinate changes at most to the next block along all three axes at once."""
     steps = [float(np.abs(np.diff(axis, axis=i)).max()) for i in range(3) if axis.shape[i] > 1]
     return sum(steps)

@@ -53,6 +53,7 @@ class AbdomenPainter:
         self.tissues, self.surface, self.grain = tissues, surface, grain
         self.findings = variation.findings
         self.spread = variation.organ_spread
+        self.pylorus = anatomy.STOMACH[-1, :3]
 
     def paint(self) -> None:
         """Paint everything below the diaphragm."""
@@ -265,6 +266,7 @@ class AbdomenPainter:
         canvas = self.canvas
         filling = self.rng.uniform(0.86, 1.14)
         points, radii = self._own(anatomy.STOMACH, 0.9)
+        self.pylorus = points[-1]
         radii = radii * filling
         where = canvas.around(points, float(radii.max()) + 14)
         x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
@@ -280,7 +282,7 @@ class AbdomenPainter:
         canvas.paint(where, inside, content + lumps * self.grain[where])
         if meal == "food":
             crumbs = self._wobble(where, 0.0, 1.0) * np.sin(x / 2.9) * np.sin(y / 3.2 + z / 3)
-            canvas.paint(where, inside + 3, -180.0, within=crumbs > 0.75)
+            canvas.paint(where, inside + 3, -70.0, within=np.clip(crumbs - 0.3, 0, 1))
         level = y - points[3:6, 1].mean() + self.rng.uniform(-4, 22)
         canvas.paint(where, np.maximum(inside + 0.5, level), self.tissues["gas"])
 
@@ -408,6 +410,9 @@ class AbdomenPainter:
     def _paint_duodenum(self) -> None:
         canvas = self.canvas
         points, radii = self._own(anatomy.DUODENUM, 0.6)
+        # It starts where this case's stomach ends.
+        points[1] += 0.5 * (self.pylorus - points[0])
+        points[0] = self.pylorus
         radii = radii * self.rng.uniform(0.9, 1.08)
         where = canvas.around(points, float(radii.max()) + 8)
         gut = tube(canvas, where, points, radii) + self._wobble(where, 1.2, 1.0)

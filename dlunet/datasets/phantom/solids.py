@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from dlunet.datasets.phantom.canvas import Canvas, Region
 
 #: Distance given to voxels that lie too far from a tube to matter, in mm.
 FAR = 30.0
 
-#: How far around a tube distances are exact, in mm: more than any wobble, fat plane or partial volume needs.
+#: How far around a thick tube distances are exact, in mm: more than any wobble, fat plane or partial volume needs.
 REACH = 12.0
+
+#: Up to so many voxels times pieces, a tube is computed in one go; above, each piece near it only.
+_AT_ONCE = 30_000
 
 
 def tube(
@@ -38,18 +40,24 @@ def tube(
         squash: Factors along x, y, z by which the section is stretched: (1, 1, 4) makes a sheet that is tall in z.
 
     Returns:
-        Distances on ``where``; :data:`FAR` where the tube is further away than :data:`REACH`.
+        Distances on ``where``; :data:`FAR` where the tube is further away than :data:`REACH` (less for a thin one).
     """
     distance = np.full(canvas.x[where].shape, FAR, np.float32)
     if distance.size == 0:
         return distance
     points, radii = _resample(np.asarray(points, float), np.asarray(radii, float))
     stretch = np.asarray(squash, float)
-    for start, end, radius_start, radius_end in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
-        reach = (max(radius_start, radius_end) + REACH) * np.maximum(stretch, 1.0)
-        near = canvas.region(np.minimum(start, end) - reach, np.maximum(start, end) + reach, where)
-        inner, outer = _overlap(near, where)
-        piece = _capsule(canvas, outer, start, end, radius_start, radius_end, stretch)
+    starts, ends = points[:-1], points[1:]
+    if distance.size * len(starts) <= _AT_ONCE:
+        pieces = _capsules(canvas, where, starts, ends, radii[:-1], radii[1:], stretch)
+        return np.minimum(pieces.min(axis=0), np.float32(FAR))
+    wide = np.maximum(radii[:-1], radii[1:])[:, None]
+    reach = (wide + np.minimum(REACH, 5 + wide)) * np.maximum(stretch, 1.0)
+    lows, highs = np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach
+    for k in range(len(starts)):
+        one = slice(k, k + 1)
+        inner, outer = _overlap(canvas.region(lows[k], highs[k], where), where)
+        piece = _capsules(canvas, outer, starts[one], ends[one], radii[one], radii[k + 1 : k + 2], stretch)[0]
         np.minimum(distance[inner], piece, out=distance[inner])
     return distance
 
@@ -101,9 +109,9 @@ def turned(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> np.ndarray:
 def _resample(points: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A smooth curve through the points, in pieces short enough that its bends look round."""
     travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    pieces = max(2, int(np.ceil(travelled[-1] / max(7.0, 0.8 * float(radii.mean())))))
+    pieces = max(2, int(np.ceil(travelled[-1] / max(9.0, 0.8 * float(radii.mean())))))
     at = np.linspace(0, travelled[-1], pieces + 1)
-    return _catmull_rom(points, travelled, at), PchipInterpolator(travelled, radii)(at)
+    return _catmull_rom(points, travelled, at), np.interp(at, travelled, radii)
 
 
 def _catmull_rom(points: np.ndarray, travelled: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -122,22 +130,33 @@ def _catmull_rom(points: np.ndarray, travelled: np.ndarray, at: np.ndarray) -> n
     )
 
 
-def _capsule(
+def _capsules(
     canvas: Canvas,
     where: Region,
-    start: np.ndarray,
-    end: np.ndarray,
-    radius_start: float,
-    radius_end: float,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    start_radii: np.ndarray,
+    end_radii: np.ndarray,
     stretch: np.ndarray,
 ) -> np.ndarray:
+    """Distances (k, z, y, x) to k straight pieces with round ends, whose radius changes evenly along them."""
+    starts, along = (starts / stretch).astype(np.float32), ((ends - starts) / stretch).astype(np.float32)
+
+    def each(values: np.ndarray) -> np.ndarray:
+        return np.asarray(values, np.float32).reshape(-1, 1, 1, 1)
+
     axes = (canvas.x, canvas.y, canvas.z)
-    offsets = [(axis[where] - np.float32(s)) / np.float32(f) for axis, s, f in zip(axes, start, stretch, strict=True)]
-    along = ((end - start) / stretch).astype(np.float32)
-    share = sum(offset * a for offset, a in zip(offsets, along, strict=True)) / max(float(along @ along), 1e-6)
-    share = np.clip(share, 0, 1)
-    squared = sum((offset - share * a) ** 2 for offset, a in zip(offsets, along, strict=True))
-    return np.sqrt(squared) - (np.float32(radius_start) + share * np.float32(radius_end - radius_start))
+    offsets = [axis[where] / np.float32(f) - each(s) for axis, f, s in zip(axes, stretch, starts.T, strict=True)]
+    share = each(along[:, 0]) * offsets[0]
+    share += each(along[:, 1]) * offsets[1]
+    share += each(along[:, 2]) * offsets[2]
+    share /= each(np.maximum((along**2).sum(axis=1), 1e-6))
+    np.clip(share, 0, 1, out=share)
+    squared = np.zeros_like(share)
+    for offset, step in zip(offsets, along.T, strict=True):
+        offset -= share * each(step)
+        squared += offset * offset
+    return np.sqrt(squared) - (each(start_radii) + share * each(end_radii - start_radii))
 
 
 def _overlap(near: Region, where: Region) -> tuple[Region, Region]:

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from dlunet.datasets import read_flare22
 from dlunet.datasets.phantom import Phantom, make_phantom, write_phantoms
+from dlunet.datasets.phantom.variation import PHASES, draw_variation
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 
@@ -39,12 +40,12 @@ HUMAN_VOLUMES = {
 
 @pytest.fixture(scope="module")
 def labelled() -> list[Phantom]:
-    return [make_phantom(seed, "labelled", SHAPE) for seed in range(10)]
+    return [make_phantom(seed, "labelled", SHAPE) for seed in range(8)]
 
 
 @pytest.fixture(scope="module")
 def varied() -> list[Phantom]:
-    return [make_phantom(100 + seed, "varied", SHAPE) for seed in range(8)]
+    return [make_phantom(100 + seed, "varied", SHAPE) for seed in range(6)]
 
 
 def points_mm(phantom: Phantom, organ: str) -> np.ndarray:
@@ -129,7 +130,7 @@ def test_organs_lie_where_they_belong(labelled: list[Phantom]) -> None:
     [
         ("Gallbladder", "Liver", 6),
         ("Duodenum", "Pancreas", 6),
-        ("Duodenum", "Stomach", 10),
+        ("Duodenum", "Stomach", 15),
         ("Esophagus", "Stomach", 8),
         ("Inferior vena cava", "Liver", 6),
         ("Right adrenal gland", "Right kidney", 25),
@@ -144,12 +145,14 @@ def test_neighbours_touch_or_nearly(labelled: list[Phantom], first: str, second:
 
 
 def test_vessels_run_in_front_of_the_spine(labelled: list[Phantom]) -> None:
-    for phantom in labelled:
+    for seed, phantom in enumerate(labelled):
         middle = phantom.labels.shape[0] // 2
-        bone = np.argwhere(phantom.image[middle] > 300)
-        aorta = np.argwhere(phantom.labels[middle] == ID["Aorta"]).mean(axis=0)
-        behind = bone[(np.abs(bone[:, 1] - aorta[1]) < 12) & (bone[:, 0] > aorta[0])]
-        assert len(behind) > 20, "no vertebra behind the aorta"
+        slab = slice(middle - 5, middle + 6)
+        _, y, x = np.argwhere(phantom.labels[slab] == ID["Aorta"]).mean(axis=0)
+        _, bone_y, bone_x = np.argwhere(phantom.image[slab] > 250).T
+        behind = (np.abs(bone_x - x) < 8) & (bone_y > y)
+        before = (np.abs(bone_x - x) < 8) & (bone_y < y - 8)
+        assert behind.sum() > 100 > 20 * before.sum(), f"seed {seed}: {behind.sum()} behind, {before.sum()} in front"
 
 
 def test_volumes_are_human(labelled: list[Phantom]) -> None:
@@ -194,9 +197,10 @@ def test_varied_cases_show_more_than_labelled_ones(labelled: list[Phantom], vari
         return float(np.std([p.spacing[0] for p in phantoms]))
 
     assert spread(varied) > spread(labelled)
-    drawn = [make_phantom(seed, "varied", TINY) for seed in range(20)]
+    drawn = [draw_variation(np.random.default_rng(seed), "varied", TINY) for seed in range(40)]
     assert len({p.orientation for p in drawn}) >= 3
-    assert any(not np.allclose(np.array(p.direction).reshape(3, 3), np.eye(3)) for p in drawn)
+    assert any(not np.allclose(p.direction, np.eye(3)) for p in drawn)
+    assert {p.phase for p in drawn} == set(PHASES)
 
 
 def test_a_threshold_per_organ_scores_badly(labelled: list[Phantom], varied: list[Phantom]) -> None:
