@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,22 +34,23 @@ class DeepSupervisionLoss(nn.Module):
 
 
 class LossSchedule(nn.Module):
-    """Losses that take over from each other, as in the published code, which starts with Dice + CE.
+    """A loss that another takes over from, as in the published code, which starts with Dice + CE.
 
     Args:
-        by_first_epoch: The loss by the epoch in which it takes over; one of them is 0.
+        first: The loss of the first epochs.
+        then: The loss after them.
+        epoch: The epoch, counted from 0, in which ``then`` takes over.
     """
 
-    def __init__(self, by_first_epoch: Mapping[int, nn.Module]) -> None:
+    def __init__(self, first: nn.Module, then: nn.Module, epoch: int) -> None:
         super().__init__()
-        if 0 not in by_first_epoch:
-            raise ValueError(f"a loss schedule needs a loss for epoch 0; found epochs {sorted(by_first_epoch)}")
-        self.first_epochs = sorted(by_first_epoch)
-        self.losses = nn.ModuleList(by_first_epoch[epoch] for epoch in self.first_epochs)
+        self.first = first
+        self.then = then
+        self.epoch = epoch
 
     def at(self, epoch: int) -> nn.Module:
         """The loss in force in an epoch."""
-        return self.losses[sum(first <= epoch for first in self.first_epochs) - 1]
+        return self.first if epoch < self.epoch else self.then
 
 
 def level_weights(levels: int) -> list[float]:

@@ -26,7 +26,7 @@ _ENHANCEMENT: dict[str, tuple[float, float, float, float]] = {
     "bowel wall": (38, 66, 80, 70),
     "muscle": (50, 54, 60, 60),
     "heart": (42, 190, 135, 112),
-    "marrow": (165, 172, 185, 180),
+    "marrow": (140, 148, 160, 155),
 }
 
 #: HU that no contrast medium changes.

@@ -53,7 +53,9 @@ class AbdomenPainter:
         self.tissues, self.surface, self.grain = tissues, surface, grain
         self.findings = variation.findings
         self.spread = variation.organ_spread
+        # Where neighbours that are painted later start from.
         self.pylorus = anatomy.STOMACH[-1, :3]
+        self.kidney_shift = {-1: np.zeros(3), 1: np.zeros(3)}
 
     def paint(self) -> None:
         """Paint everything below the diaphragm."""
@@ -330,12 +332,13 @@ class AbdomenPainter:
         name = "Left kidney" if side > 0 else "Right kidney"
         size = 1 + np.clip(self.rng.normal(0, 1.1 * self.spread / 100), -0.1, 0.1)
         home = np.array([70.0, 30, -10]) if side > 0 else np.array([-68.0, 30, -24])
-        center = home + np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 1.2)
+        self.kidney_shift[side] = np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 1.2)
+        center = home + self.kidney_shift[side]
         # The upper pole leans towards the spine and back; the hilum looks inwards and forward.
         lean = turned(self.rng.normal(10, 3), side * self.rng.normal(14, 3), side * self.rng.normal(32, 5))
         where = canvas.around(center, 76 * size)
         inward = np.array([-side, 0, 0])
-        bean = blob(canvas, where, center, np.array([29.2, 26.8, 56.5]) * size, lean)
+        bean = blob(canvas, where, center, np.array([28.4, 25.8, 55.5]) * size, lean)
         hilum = blob(canvas, where, center + lean @ (inward * 29 * size), np.array([13, 15, 19]) * size, lean)
         kidney = cut(bean, hilum, 10) + self._wobble(where, 1.3, 0.6)
         sinus = blob(canvas, where, center + lean @ (inward * 15 * size), np.array([15, 8.5, 25]) * size, lean)
@@ -394,6 +397,7 @@ class AbdomenPainter:
         canvas = self.canvas
         name = "Left adrenal gland" if side > 0 else "Right adrenal gland"
         points, _ = self._own(anatomy.ADRENALS[name], 0.45)
+        points += 0.6 * self.kidney_shift[side]
         thickness = float(np.clip(self.rng.normal(1, 0.08), 0.85, 1.15))
         where = canvas.around(points, np.array([10.0, 10, 26]))
         gland: np.ndarray | None = None

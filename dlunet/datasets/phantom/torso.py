@@ -6,7 +6,7 @@ the first lumbar vertebra, at the height of the pancreas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -87,13 +87,13 @@ def paint_torso(
 
     diaphragm = _diaphragm_distance(x, y, z, extent, rng)
     torso = Torso(wall, cavity, diaphragm, radius)
-    if "ascites" in findings:
-        _paint_ascites(canvas, torso, rng, tissues, grain)
     _paint_chest(canvas, torso, rng, tissues, findings)
     _paint_back_muscles(canvas, rng, tissues, grain)
     _paint_spine(canvas, rng, tissues, grain)
     _paint_ribs(canvas, torso, rng, tissues)
     _paint_hip_bones(canvas, tissues)
+    if "ascites" in findings:
+        return _paint_ascites(canvas, torso, rng, tissues, grain)
     return torso
 
 
@@ -101,7 +101,7 @@ def _wall_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: np.ndarr
     """Distance to the outside of the muscles along the ray from the axis, and how far out a voxel lies (1: there)."""
     # The chest narrows a little upwards; the back is flatter than the belly.
     half_width = TORSO_HALF_WIDTH * (1 - 0.05 * np.clip(z / 120, -1, 1.5) ** 2)
-    half_depth = np.where(y > 0, np.float32(_HALF_DEPTH - 3), np.float32(_HALF_DEPTH))
+    half_depth = np.where(y > 0, np.float32(_HALF_DEPTH - 3), np.float32(_HALF_DEPTH + 3))
     power = np.float32(2.2)
     extent = ((np.abs(x) / half_width) ** power + (np.abs(y) / half_depth) ** power) ** (1 / power)
     extent = np.maximum(extent, np.float32(1e-3))
@@ -178,15 +178,20 @@ def _paint_lung_vessels(canvas: Canvas, where: Region, lung: np.ndarray, rng: np
 
 def _paint_ascites(
     canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues: dict[str, float], grain: np.ndarray
-) -> None:
-    """Free fluid: a rim inside the flanks and under the diaphragm, thickest where the patient lies on it."""
-    depth = rng.uniform(8, 20)
-    thickness = depth * (0.75 + 0.5 * np.clip(np.abs(canvas.x) / 110, 0, 1)) + 2 * grain
-    fluid = np.maximum(torso.cavity, -torso.cavity - thickness)
-    fluid = np.maximum(fluid, torso.diaphragm)
+) -> Torso:
+    """Free fluid: a rim inside the flanks and under the diaphragm, thickest at the sides.
+
+    Returns:
+        The torso with the space that is left for the organs.
+    """
+    depth = rng.uniform(9, 20)
     # The space behind the peritoneum stays dry.
-    fluid = np.maximum(fluid, canvas.y - 48)
-    canvas.paint(canvas.everywhere, fluid, tissues["fluid"])
+    thickness = depth * (0.5 + 0.6 * np.clip(np.abs(canvas.x) / 110, 0, 1)) * _smoothstep((52 - canvas.y) / 24)
+    fluid = np.maximum(torso.cavity + 1, -torso.cavity - thickness - 1.5 * grain)
+    fluid = np.maximum(fluid, torso.diaphragm + 1)
+    fat_only = (canvas.hu > -180) & (canvas.hu < -20)
+    canvas.paint(canvas.everywhere, fluid, tissues["fluid"], within=fat_only)
+    return replace(torso, cavity=torso.cavity + 0.75 * thickness)
 
 
 def _paint_back_muscles(canvas: Canvas, rng: np.random.Generator, tissues: dict[str, float], grain: np.ndarray) -> None:
@@ -245,9 +250,9 @@ def _paint_spine(canvas: Canvas, rng: np.random.Generator, tissues: dict[str, fl
     marrow = np.float32(tissues["marrow"]) + 28 * grain[where]
     canvas.paint(where, disc, tissues["disc"])
     canvas.paint(where, bone, tissues["bone"] * 0.62)
-    canvas.paint(where, bone + 2.6, marrow)
-    canvas.paint(where, back, tissues["bone"] * 0.75)
-    canvas.paint(where, back + 3.0, marrow + 60)
+    canvas.paint(where, bone + 2.1, marrow)
+    canvas.paint(where, back, tissues["bone"] * 0.65)
+    canvas.paint(where, back + 2.3, marrow + 40)
     canvas.paint(where, canal + 1, tissues["fat"] + 40)
     canvas.paint(where, canal + 3, tissues["thecal sac"])
 
@@ -268,7 +273,7 @@ def _paint_ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues:
     rib = np.maximum(rib, np.maximum((around - reach) * 200, (0.13 - around) * 200))
     bony = _smoothstep((0.74 - around) / 0.06)
     outer = tissues["cartilage"] + bony * (tissues["bone"] * 0.8 - tissues["cartilage"])
-    inner = tissues["cartilage"] + bony * (tissues["marrow"] + 60 - tissues["cartilage"])
+    inner = tissues["cartilage"] + bony * (tissues["marrow"] + 40 - tissues["cartilage"])
     hu = canvas.hu[shell]
     for distance, value in ((rib, outer), (rib + 2.6, inner)):
         hu += canvas.cover(distance) * (value - hu)

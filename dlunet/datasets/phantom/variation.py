@@ -76,7 +76,7 @@ def draw_variation(rng: np.random.Generator, profile: Profile, shape: tuple[int,
     """Draw a case of a profile for a grid of ``shape`` voxels (z, y, x)."""
     varied = profile == "varied"
     column = 1 if varied else 0
-    size = rng.normal(1.0, 0.05 if varied else 0.03) * np.clip(rng.normal(1.0, 0.035, 3), 0.92, 1.08)
+    size = rng.normal(1.0, 0.05 if varied else 0.03) * np.clip(rng.normal((1.0, 1.06, 1.0), 0.035), 0.92, 1.14)
     fat = float(rng.uniform(6, 36) if varied else rng.uniform(11, 28))
     width = 2 * (TORSO_HALF_WIDTH + fat) * size[0] + 12
     margin = rng.uniform(0.94, 1.25) if varied else rng.uniform(1.02, 1.15)
@@ -90,7 +90,7 @@ def draw_variation(rng: np.random.Generator, profile: Profile, shape: tuple[int,
         view_center=np.array([rng.normal(0, 5), rng.normal(0, 5), 14 + rng.normal(0, 24 if varied else 8)]),
         pose=turned(*np.clip(rng.normal(0, 1, 3) * (tilt, tilt, tilt * 1.6), -3 * tilt, 3 * tilt)),
         size=size,
-        bend=float(rng.uniform(3.0, 5.5) if varied else rng.uniform(2.5, 4.2)),
+        bend=float(rng.uniform(3.0, 5.0) if varied else rng.uniform(2.5, 4.2)),
         fat=fat,
         organ_spread=4.5 if varied else 3.0,
         phase=str(rng.choice(PHASES, p=(0.25, 0.2, 0.4, 0.15) if varied else (0.0, 0.1, 0.8, 0.1))),
