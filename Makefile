@@ -23,10 +23,10 @@ demo: $(STAMP)  ## Synthetic abdomens, training with and without unlabelled case
 	BIN=$(BIN) experiments/demo/run.sh
 
 test: $(STAMP)  ## The tests that take minutes at most
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-full: $(STAMP)  ## All tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)  ## Style, formatting and types
 	$(BIN)/ruff check .

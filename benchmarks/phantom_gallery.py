@@ -141,9 +141,9 @@ def measure_generation(cases: int, workers: int) -> Path:
     unlabelled = cases - labelled - validation - test
     with tempfile.TemporaryDirectory() as folder:
         load = os.getloadavg()[0]
-        start = time.perf_counter()
+        cpu, start = _cpu_seconds(), time.perf_counter()
         write_phantoms(Path(folder), labelled, unlabelled, validation, test, workers=workers)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.nii.gz"))
     record = {
         "what": "write_phantoms, 64×128×128 voxels a case, images and labels to disk",
@@ -151,6 +151,7 @@ def measure_generation(cases: int, workers: int) -> Path:
         "workers": workers,
         "seconds": round(seconds, 1),
         "seconds_per_case": round(seconds / cases, 3),
+        "cpu_seconds": round(cpu, 1),
         "megabytes": round(size / 1e6, 1),
         "load_average_before": round(load, 2),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
@@ -168,6 +169,12 @@ def measure_generation(cases: int, workers: int) -> Path:
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"{cases} cases in {seconds:.1f} s with {workers} workers; wrote {path}")
     return path
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its finished children: what a busy machine does not change."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def _processor() -> str:

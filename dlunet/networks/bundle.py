@@ -68,6 +68,8 @@ def load_bundle(path: Path) -> Bundle:
         weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(weights)
         plan, labels = Plan.from_dict(described["plan"]), LabelSet.from_dict(described["labels"])
+        if described["network"]["num_classes"] != labels.num_classes:
+            raise ValueError(f"{described['network']['num_classes']} outputs for {labels.num_classes} classes")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

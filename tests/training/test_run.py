@@ -90,3 +90,18 @@ def test_two_processes_train_on_disjoint_cases(place):
     train(place, "experiment=ssl_light", "output=two", "trainer.devices=2", "trainer.accelerator=cpu")
     assert len(metrics(place / "two", "train/loss")) == 8
     assert (place / "two" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_table_3_goes_through_and_the_report_prints_its_rows(place):
+    train(place, "-m", "+sweep=table3", "hydra.sweep.dir=table3")
+    report = [sys.executable, "-m", "dlunet", "report", "runs=table3", "output=page"]
+    subprocess.run(report, cwd=place, check=True, capture_output=True)
+    page = (place / "page" / "index.html").read_text()
+    paper = {
+        "nnU-Net w/o SSL": "0.869",
+        "nnU-Net w SSL": "0.895",
+        "Light UNet w/o SSL": "0.837",
+        "Light UNet w SSL": "0.878",
+    }
+    for row, dsc in paper.items():
+        assert row in page and dsc in page

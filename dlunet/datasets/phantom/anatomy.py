@@ -96,7 +96,7 @@ VENA_CAVA = _course(
 #: Each gland as three sheets: the body, then the limbs from its back end. Rows without a radius.
 ADRENALS = {
     "Left adrenal gland": _course((38, -4, 38, 0), (42, 7, 34, 0), (37, 22, 29, 0), (51, 19, 30, 0)),
-    "Right adrenal gland": _course((-31, 2, 40, 0), (-33, 12, 38, 0), (-29, 27, 34, 0), (-44, 24, 33, 0)),
+    "Right adrenal gland": _course((-31, 3, 36, 0), (-34, 13, 33, 0), (-30, 28, 29, 0), (-46, 25, 28, 0)),
 }
 
 COLON = (
