@@ -39,23 +39,27 @@ class Canvas:
         depth, height, width = self.x.shape
         return slice(0, depth), slice(0, height), slice(0, width)
 
-    def region(self, low: np.ndarray, high: np.ndarray, within: Region | None = None) -> Region:
+    def region(self, low: np.ndarray, high: np.ndarray) -> Region:
         """A box of voxels that holds all whose template coordinates lie between two corners (x, y, z) in mm.
 
-        Only the box ``within`` is searched, if given. The result is empty where the field of view misses the box.
+        It is empty where the field of view misses the box.
         """
-        searched = within or self.everywhere
-        crop = tuple(slice(s.start // block, -(-s.stop // block)) for s, block in zip(searched, _BLOCK, strict=True))
-        found = np.ones(self._middles[0][crop].shape, bool)
-        for axis, start, end, slack in zip(self._middles, low, high, self._slack, strict=True):
-            part = axis[crop]
-            found &= (part >= start - slack) & (part <= end + slack)
-        slices: list[slice] = []
-        for dim, block in enumerate(_BLOCK):
-            hits = np.flatnonzero(found.any(axis=tuple(i for i in range(3) if i != dim))) + crop[dim].start
-            start, stop = (hits[0] * block, (hits[-1] + 1) * block) if hits.size else (0, 0)
-            slices.append(slice(int(start), int(min(stop, self.x.shape[dim]))))
-        return slices[0], slices[1], slices[2]
+        return self.regions(np.asarray(low)[None], np.asarray(high)[None], self.everywhere)[0]
+
+    def regions(self, lows: np.ndarray, highs: np.ndarray, within: Region) -> list[Region]:
+        """Like :meth:`region` for k pairs of corners (k, 3) at once, looking in the box ``within`` only."""
+        crop = tuple(slice(s.start // block, -(-s.stop // block)) for s, block in zip(within, _BLOCK, strict=True))
+        found: np.ndarray = np.ones((len(lows), *self._middles[0][crop].shape), bool)
+        for axis, starts, ends, slack in zip(self._middles, lows.T, highs.T, self._slack, strict=True):
+            part = axis[crop][None]
+            found &= part >= (starts - slack).astype(np.float32)[:, None, None, None]
+            found &= part <= (ends + slack).astype(np.float32)[:, None, None, None]
+        in_plane = np.asarray(found.any(axis=1))
+        hits = [np.asarray(part) for part in (found.any(axis=(2, 3)), in_plane.any(axis=2), in_plane.any(axis=1))]
+        spans = [
+            _spans(hit, c.start, block, n) for hit, c, block, n in zip(hits, crop, _BLOCK, self.x.shape, strict=True)
+        ]
+        return list(zip(*spans, strict=True))
 
     def around(self, points: np.ndarray, reach: float | np.ndarray) -> Region:
         """The box of voxels within ``reach`` mm of the points (n, 3)."""
@@ -107,3 +111,14 @@ def _largest_step(axis: np.ndarray) -> float:
     """How much a coordinate changes at most to the next block along all three axes at once."""
     steps = [float(np.abs(np.diff(axis, axis=i)).max()) for i in range(3) if axis.shape[i] > 1]
     return sum(steps)
+
+
+def _spans(hit: np.ndarray, first: int, block: int, end: int) -> list[slice]:
+    """For each row of ``hit`` (k, blocks), the voxels from its first to its last block; none for an empty row."""
+    some = np.asarray(hit.any(axis=1))
+    starts = hit.argmax(axis=1)
+    stops = hit.shape[1] - hit[:, ::-1].argmax(axis=1)
+    return [
+        slice(int(first + start) * block, min(int(first + stop) * block, end)) if seen else slice(0, 0)
+        for start, stop, seen in zip(starts, stops, some, strict=True)
+    ]

@@ -179,7 +179,7 @@ class AbdomenPainter:
         shift = np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 0.9)
         size = 1.01 + np.clip(self.rng.normal(0, 1.1 * self.spread / 100), -0.08, 0.08)
         left_size = 1 + np.clip(self.rng.normal(0, 4 * self.spread / 100), -0.3, 0.3)
-        where = canvas.region(np.array([-150, -110, -110]), np.array([105, 90, 130]))
+        where = canvas.region(np.array([-145, -105, -90]), np.array([95, 88, 125]))
         x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
         right = blob(canvas, where, shift + np.array([-76, 2, 36]), np.array([74, 87, 96]) * size, turned(0, -10, 8))
         left = blob(

@@ -53,10 +53,10 @@ def tube(
         return np.minimum(pieces.min(axis=0), np.float32(FAR))
     wide = np.maximum(radii[:-1], radii[1:])[:, None]
     reach = (wide + np.minimum(REACH, 5 + wide)) * np.maximum(stretch, 1.0)
-    lows, highs = np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach
+    near = canvas.regions(np.minimum(starts, ends) - reach, np.maximum(starts, ends) + reach, where)
     for k in range(len(starts)):
         one = slice(k, k + 1)
-        inner, outer = _overlap(canvas.region(lows[k], highs[k], where), where)
+        inner, outer = _overlap(near[k], where)
         piece = _capsules(canvas, outer, starts[one], ends[one], radii[one], radii[k + 1 : k + 2], stretch)[0]
         np.minimum(distance[inner], piece, out=distance[inner])
     return distance
@@ -109,7 +109,7 @@ def turned(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> np.ndarray:
 def _resample(points: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A smooth curve through the points, in pieces short enough that its bends look round."""
     travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    pieces = max(2, int(np.ceil(travelled[-1] / max(9.0, 0.8 * float(radii.mean())))))
+    pieces = max(2, int(np.ceil(travelled[-1] / max(9.0, 1.1 * float(radii.mean())))))
     at = np.linspace(0, travelled[-1], pieces + 1)
     return _catmull_rom(points, travelled, at), np.interp(at, travelled, radii)
 

@@ -127,8 +127,10 @@ def _diaphragm_distance(
     out = np.minimum(extent, 1.25)
     dome = np.float32(20.0)
     drop = 54 + 34 * y / _HALF_DEPTH + 4 * np.abs(x) / TORSO_HALF_WIDTH
-    height = top - dome * out**2 - drop * out**7
-    slope = (2 * dome * out + 7 * drop * out**6) / np.float32(105)
+    squared = out * out
+    steep = drop * squared * squared * squared
+    height = top - dome * squared - steep * out
+    slope = (2 * dome * out + 7 * steep) / np.float32(105)
     return (z - height) / np.sqrt(1 + slope**2)
 
 
@@ -136,7 +138,7 @@ def _paint_chest(
     canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues: dict[str, float], findings: frozenset[str]
 ) -> None:
     """Lungs above the diaphragm, heart and vessels between them, perhaps fluid at their backs."""
-    where = canvas.region(np.array([-170, -120, -20]), np.array([170, 120, 220]))
+    where = canvas.region(np.array([-170, -120, 15]), np.array([170, 120, 260]))
     x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
     if x.size == 0:
         return
@@ -165,7 +167,7 @@ def turned_heart() -> np.ndarray:
 def _paint_lung_vessels(canvas: Canvas, where: Region, lung: np.ndarray, rng: np.random.Generator) -> None:
     """Branches that run down and outwards from the hila, seen as dots and short lines."""
     for side in (-1, 1):
-        for _ in range(9):
+        for _ in range(7):
             start = np.array([side * rng.uniform(30, 45), rng.uniform(-5, 25), 150.0])
             end = np.array([side * rng.uniform(50, 120), rng.uniform(-55, 62), rng.uniform(70, 120)])
             middle = (start + end) / 2 + rng.normal(0, 7, 3)
