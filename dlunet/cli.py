@@ -14,9 +14,11 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dlunet.datasets import Case
 from dlunet.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -52,10 +54,11 @@ def train(config: DictConfig) -> None:
     """Train an experiment: experiment=ssl_light data=… scale=…"""
     from dlunet.training import train as fit
 
+    cases = _cases_to_score(config) if config.test else []
     best = fit(config)
     print(f"best checkpoint: {best}")
-    if config.test:
-        _test(config, best)
+    if cases:
+        _score(cases, best, Path(config.output))
 
 
 def prepare(config: DictConfig) -> None:
@@ -109,16 +112,25 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
 }
 
 
-def _test(config: DictConfig, checkpoint: Path) -> None:
-    """Segment the test cases that have labels and score them, into the run folder."""
+def _cases_to_score(config: DictConfig) -> list[Case]:
+    """The test cases that have labels, or the validation cases where a dataset keeps its test labels to itself."""
+    dataset = hydra.utils.instantiate(config.data.source)
+    cases = [case for case in dataset.test if case.label is not None]
+    if not cases:
+        print(f"{config.data.root}: no test case has labels; the validation cases are scored instead")
+        cases = list(dataset.validation)
+    if not cases:
+        raise UserError(f"{config.data.root}: no test or validation case has labels; train with test=false")
+    return cases
+
+
+def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
+    """Segment cases and score them, into the run folder."""
     from dlunet.evaluation import evaluate_folder
     from dlunet.inference import Predictor, predict_files
     from dlunet.networks import load_bundle
 
-    cases = [case for case in hydra.utils.instantiate(config.data.source).test if case.label is not None]
-    if not cases:
-        raise UserError(f"{config.data.root}: no test case has labels; train with test=false")
-    output = Path(config.output)
+    assert cases[0].label is not None
     predict_files(Predictor(load_bundle(checkpoint)), [case.image for case in cases], output / "predictions")
     evaluate_folder(output / "predictions", cases[0].label.parent, output / "scores")
 
@@ -133,6 +145,11 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             task(config)
         except UserError as error:
             _fail(str(error))
+        except InstantiationException as error:
+            # Hydra wraps what a config's class raises.
+            if not isinstance(error.__cause__, UserError):
+                raise
+            _fail(str(error.__cause__))
         except KeyboardInterrupt:
             _fail("interrupted")
 

@@ -47,7 +47,7 @@ def dlunet(place, monkeypatch, capfd):
             code = stop.code
         printed = "".join(capfd.readouterr())
         assert code == expect, printed
-        assert "Traceback" not in printed
+        assert "Traceback" not in printed and "Error executing job" not in printed
         return printed
 
     return call

@@ -109,7 +109,7 @@ class PatchDataModule(lightning.LightningDataModule):
             seed=[self.seed, 0 if labelled else 1, epoch],
             rank=rank,
             world_size=world_size,
-            shift=1 if stream == 2 else 0,
+            shift=len(cases) // (2 * world_size) if stream == 2 else 0,
         )
         dataset = PatchDataset(
             cases,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.segmentation import DiceScore
@@ -64,31 +65,30 @@ class SegmentationModule(lightning.LightningModule):
         self.seed = seed
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        """One optimiser a network."""
-        return [self.make_optimizer(network.parameters()) for network in self.networks]
+    def configure_optimizers(self) -> Optimizer:
+        """One optimiser with a group a network: mixed precision changes its scale once a step, after all gradients."""
+        return self.make_optimizer([{"params": list(network.parameters())} for network in self.networks])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise the sum of the method's losses."""
-        optimizers = self._optimizers()
-        self._set_learning_rate(optimizers, batch_idx)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        self._set_learning_rate(optimizer, batch_idx)
         loss = self.loss.at(self.current_epoch) if isinstance(self.loss, LossSchedule) else self.loss
         terms = self.method.losses(
             list(self.networks), batch, DeepSupervisionLoss(loss), self.current_epoch, self._generator(batch_idx)
         )
         total = torch.stack(list(terms.values())).sum()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         self.manual_backward(total)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
-        self.log("train/lr", optimizers[0].param_groups[0]["lr"], batch_size=1)
+        self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip here: by now mixed precision has unscaled the gradients."""
-        self.clip_gradients(optimizer, self.gradient_clip, "norm")
+        """Clip here, each network on its own: by now mixed precision has unscaled the gradients."""
+        for network in self.networks:
+            nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Segment a whole prepared case with the first network."""
@@ -107,18 +107,13 @@ class SegmentationModule(lightning.LightningModule):
         """Put into the checkpoint what prediction needs."""
         checkpoint[KEY] = describe(self.network_description, self.plan, self.labels)
 
-    def _optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return list(optimizers) if isinstance(optimizers, list) else [optimizers]
-
-    def _set_learning_rate(self, optimizers: Sequence[Any], batch_idx: int) -> None:
+    def _set_learning_rate(self, optimizer: LightningOptimizer, batch_idx: int) -> None:
         assert self.trainer.max_epochs is not None
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         factor = self.schedule(epoch, self.trainer.max_epochs)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = group["initial_lr"] * factor
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
 
     def _generator(self, batch_idx: int) -> torch.Generator:
         """The draws of a step depend on the step alone, so that a resumed run repeats them."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -55,7 +56,10 @@ def train(config: DictConfig) -> Path:
         _silence_lightning()
         trainer = build_trainer(config, output, bool(prepared.validation), _epochs_done(resume_from))
         datamodule.check_cases(trainer.world_size)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+        finally:
+            wandb.finish()  # else the next run of a sweep would go on writing into this one
     checkpoints = output / "checkpoints"
     best = checkpoints / "best.ckpt"
     return best if best.exists() else checkpoints / "last.ckpt"

@@ -9,7 +9,7 @@ runs=runs/demo
 
 train() {
     # Dice + CE until the networks begin to teach each other: the noise-robust losses start slowly.
-    "$bin/python" train.py experiment="$1" scale=demo loss=dice_ce_first loss.epoch=11 resume=auto output=$runs/"$1"
+    "$bin/python" train.py experiment="$1" scale=demo loss=dice_ce_first resume=auto output=$runs/"$1"
 }
 
 "$bin/dlunet" prepare data=phantom scale=demo
