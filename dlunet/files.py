@@ -10,7 +10,12 @@ from dlunet.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it.
+    """Write a UTF-8 text file as :func:`write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it.
 
     Raises:
         UserError: The folder cannot be written.
@@ -18,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); check permissions and free space") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dlunet.errors import UserError
+from dlunet.files import write_bytes, write_text
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting import figures, tables
 from dlunet.reporting.panels import case_panels
@@ -64,15 +63,11 @@ def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22)
         "organ_curves": (figures.organ_curves(groups, labels), "Validation DSC by step, organ and experiment"),
         "panels": (panels.figure, f"CT slices with organs in colour, a row for each case: {', '.join(panels.cases)}"),
     }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
-        _write(output / "scores.csv", tables.as_csv_table(groups, score_tables).to_csv(index=False).encode())
-        _write(output / "scores.md", tables.as_markdown(score_tables, _data_note(groups)).encode())
-        page = output / "index.html"
-        _write(page, _render(groups, score_tables, images, panels.notes, labels).encode())
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); check permissions and free space") from None
+    images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
+    write_text(output / "scores.csv", tables.as_csv_table(groups, score_tables).to_csv(index=False))
+    write_text(output / "scores.md", tables.as_markdown(score_tables, _data_note(groups)))
+    page = output / "index.html"
+    write_text(page, _render(groups, score_tables, images, panels.notes, labels))
     return page
 
 
@@ -150,18 +145,8 @@ def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
         path.unlink(missing_ok=True)
         return None
     data = figures.png(figure)
-    _write(path, data)
+    write_bytes(path, data)
     return _Image(f"data:image/png;base64,{base64.b64encode(data).decode()}", path.name, alt)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _data_note(groups: Groups) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -153,8 +154,8 @@ def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, Score
         for name in table.mean.index:
             row: dict[str, object] = {"run": name, "score": score, "seeds": " ".join(run.seed for run in groups[name])}
             for column in table.mean.columns:
-                row[column] = round(table.mean.loc[name, column], 4)
-                row[f"{column}_std"] = round(table.std.loc[name, column], 4)
+                row[column] = round(table.mean[column][name], 4)
+                row[f"{column}_std"] = round(table.std[column][name], 4)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -176,15 +177,17 @@ def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     """A value as printed: three decimals as in the paper, with the deviation over seeds where there is one."""
-    mean, std = table.mean.loc[experiment, column], table.std.loc[experiment, column]
-    if pd.isna(mean):
+    mean, std = float(table.mean[column][experiment]), float(table.std[column][experiment])
+    if math.isnan(mean):
         return "–"
-    return f"{mean:.3f}" if pd.isna(std) else f"{mean:.3f} ± {std:.3f}"
+    return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
 
 
 def _paper_row(number: int, experiment: str, row: str, dsc: ScoreTable) -> PaperRow:
-    ours = dsc.mean.loc[experiment] if experiment in dsc.mean.index else pd.Series(dtype=float)
-    return PaperRow(row, experiment, _paper_values(number, row), dict(ours) if ours.notna().any() else None)
+    ours = None
+    if experiment in dsc.mean.index and dsc.mean.loc[experiment].notna().any():
+        ours = {column: float(dsc.mean[column][experiment]) for column in dsc.mean.columns}
+    return PaperRow(row, experiment, _paper_values(number, row), ours)
 
 
 def _paper_values(number: int, row: str) -> dict[str, float]:

@@ -31,13 +31,10 @@ class Poly:
 
     Attributes:
         power: The exponent.
-        warmup: Epochs over which the rate first rises from 0.
     """
 
     power: float = 0.9
-    warmup: float = 0.0
 
     def __call__(self, epoch: float, max_epochs: int) -> float:
-        """(1 − epoch / max_epochs)^power, after the rise."""
-        rise = min(1.0, (epoch + 1e-3) / self.warmup) if self.warmup > 0 else 1.0
-        return rise * max(0.0, 1 - epoch / max_epochs) ** self.power
+        """(1 − epoch / max_epochs)^power."""
+        return max(0.0, 1 - epoch / max_epochs) ** self.power

@@ -19,6 +19,7 @@ from rich.progress import track
 from dlunet.datasets.phantom.generator import Phantom, make_phantom
 from dlunet.datasets.phantom.variation import Profile
 from dlunet.errors import UserError
+from dlunet.files import write_text
 
 #: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
 GENERATOR_VERSION = 1
@@ -139,10 +140,7 @@ def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int
         known = before.get("counts", {})
         # A call for fewer cases leaves the others on disk.
         counts = {name: max(count, int(known.get(name, 0))) for name, count in counts.items()}
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{os.getpid()}.{RECORD_NAME}"
-    temporary.write_text(json.dumps({**settings, "counts": counts}, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps({**settings, "counts": counts}, indent=2) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
