@@ -3,6 +3,7 @@
 from dlunet.methods.base import Batch, Method, SegmentationLoss
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
+from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "draw_box",
     "draw_masks",
     "mixed_pseudo_labels",
+    "side_by_side",
 ]

@@ -38,6 +38,9 @@ class Method(Protocol):
         loss: SegmentationLoss,
         epoch: int,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """The weighted terms of the step's loss by name; their sum is what is minimised."""
+    ) -> list[dict[str, Tensor]]:
+        """For each network the weighted terms of its loss by name; their sum is what it minimises.
+
+        A network's terms depend on its own parameters alone.
+        """
         ...

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dlunet.losses import downsample
 from dlunet.methods.base import Batch, SegmentationLoss
 from dlunet.methods.cutmix import cut_mix, draw_masks
+from dlunet.methods.side_by_side import side_by_side
 
 
 class CrossPseudo:
@@ -40,23 +41,29 @@ class CrossPseudo:
         loss: SegmentationLoss,
         epoch: int,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> list[dict[str, Tensor]]:
         """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
         a, b = networks
-        terms = {
-            "labelled_a": loss(a(batch["image"]), batch["label"]),
-            "labelled_b": loss(b(batch["image"]), batch["label"]),
-        }
+        image, label = batch["image"], batch["label"]
+
+        def from_labels(network: nn.Module, name: str) -> dict[str, Tensor]:
+            return {f"labelled_{name}": loss(network(image), label)}
+
         if not self.uses_unlabelled(epoch):
-            return terms
+            return side_by_side(from_labels, (a, b), "ab", device=image.device)
         x_i, x_j = batch["unlabelled_i"], batch["unlabelled_j"]
         masks = draw_masks(len(x_i), x_i.shape[2:], self.boxes, generator).to(x_i.device)
-        from_a = mixed_pseudo_labels(a, x_i, x_j, masks)
-        from_b = mixed_pseudo_labels(b, x_i, x_j, masks)
         x_ij = cut_mix(x_i, x_j, masks)
-        terms["unlabelled_a"] = self.unlabelled_weight * loss(a(x_ij), from_b)
-        terms["unlabelled_b"] = self.unlabelled_weight * loss(b(x_ij), from_a)
-        return terms
+
+        def teach(network: nn.Module) -> list[Tensor]:
+            return mixed_pseudo_labels(network, x_i, x_j, masks)
+
+        def learn(network: nn.Module, name: str, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
+            labelled = from_labels(network, name)
+            return {**labelled, f"unlabelled_{name}": self.unlabelled_weight * loss(network(x_ij), pseudo_labels)}
+
+        by_a, by_b = side_by_side(teach, (a, b), device=image.device)
+        return side_by_side(learn, (a, b), "ab", (by_b, by_a), device=image.device)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Supervised:
         loss: SegmentationLoss,
         epoch: int,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> list[dict[str, Tensor]]:
         """The loss on the labelled patch."""
         (network,) = networks
-        return {"labelled_a": loss(network(batch["image"]), batch["label"])}
+        return [{"labelled_a": loss(network(batch["image"]), batch["label"])}]

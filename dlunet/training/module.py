@@ -15,7 +15,7 @@ from torchmetrics.segmentation import DiceScore
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Batch, Method
+from dlunet.methods import Batch, Method, side_by_side
 from dlunet.networks import UNet, describe
 from dlunet.networks.bundle import KEY
 from dlunet.preparation import Plan
@@ -77,12 +77,12 @@ class SegmentationModule(lightning.LightningModule):
         terms = self.method.losses(
             list(self.networks), batch, DeepSupervisionLoss(loss), self.current_epoch, self._generator(batch_idx)
         )
-        total = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
-        self.manual_backward(total)
+        self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms])
         optimizer.step()
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
+        values = {name: value.detach() for of_network in terms for name, value in of_network.items()}
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+        self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)
         self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -106,6 +106,13 @@ class SegmentationModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what prediction needs."""
         checkpoint[KEY] = describe(self.network_description, self.plan, self.labels)
+
+    def _backward(self, losses: list[Tensor]) -> None:
+        """Each network's gradients at the same time; in one pass where processes average them among each other."""
+        if self.trainer.world_size > 1:
+            self.manual_backward(torch.stack(losses).sum())
+        else:
+            side_by_side(self.manual_backward, losses, device=self.device)
 
     def _set_learning_rate(self, optimizer: LightningOptimizer, batch_idx: int) -> None:
         assert self.trainer.max_epochs is not None

@@ -44,8 +44,6 @@ def train(config: DictConfig) -> Path:
     output = Path(config.output)
     resume_from = _claim_folder(config, output)
     log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     prepared = prepare(config)
     module = build_module(config, prepared)

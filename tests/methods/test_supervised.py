@@ -13,7 +13,7 @@ def test_the_only_term_is_the_loss_on_the_labelled_patch():
     assert method.num_networks == 1
     assert not method.uses_unlabelled(0)
     assert not method.uses_unlabelled(999)
-    terms = method.losses([network], batch, loss, epoch=0)
+    (terms,) = method.losses([network], batch, loss, epoch=0)
     assert terms.keys() == {"labelled_a"}
     torch.testing.assert_close(terms["labelled_a"], loss(network(batch["image"]), batch["label"]))
 

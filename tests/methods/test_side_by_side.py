@@ -1,0 +1,62 @@
+"""Networks at the same time, each on its own cores."""
+
+import threading
+
+import pytest
+import torch
+
+from dlunet.methods import side_by_side
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cores(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 5], indirect=True)
+def test_results_are_those_of_map(cores):
+    assert side_by_side(lambda base, power: base**power, (2, 3), (5, 4), device=CPU) == [32, 81]
+    assert torch.get_num_threads() == cores
+
+
+@pytest.mark.parametrize("cores", [2, 5], indirect=True)
+def test_calls_run_at_the_same_time_with_a_share_of_the_cores_each(cores):
+    meeting = threading.Barrier(2, timeout=30)  # breaks unless both are there
+
+    def meet(_):
+        meeting.wait()
+        return torch.get_num_threads()
+
+    assert side_by_side(meet, "ab", device=CPU) == [cores // 2] * 2
+
+
+@pytest.mark.parametrize("cores", [1], indirect=True)
+def test_one_core_is_not_shared(cores):
+    assert side_by_side(lambda _: threading.get_ident(), "ab", device=CPU) == [threading.get_ident()] * 2
+
+
+@pytest.mark.parametrize("cores", [2], indirect=True)
+def test_mixed_precision_and_errors_pass_through(cores):
+    weight = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        products = side_by_side(lambda factor: (factor * weight) @ weight, (1, 2), device=CPU)
+    assert [product.dtype for product in products] == [torch.bfloat16] * 2
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda value: 1 / value, (1, 0), device=CPU)
+
+
+@pytest.mark.parametrize("cores", [2], indirect=True)
+def test_gradients_are_those_of_one_backward_pass(cores):
+    torch.manual_seed(0)
+    networks = [torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv3d(4, 1, 3)) for _ in "ab"]
+    patch = torch.randn(1, 1, 12, 12, 12)
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    expected = torch.autograd.grad(sum(network(patch).square().mean() for network in networks), parameters)
+    losses = side_by_side(lambda network: network(patch).square().mean(), networks, device=CPU)
+    side_by_side(torch.Tensor.backward, losses, device=CPU)
+    torch.testing.assert_close([parameter.grad for parameter in parameters], list(expected))
