@@ -131,7 +131,9 @@ def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
     from dlunet.networks import load_bundle
 
     assert cases[0].label is not None
-    predict_files(Predictor(load_bundle(checkpoint)), [case.image for case in cases], output / "predictions")
+    images = [case.image for case in cases]
+    # Labels of an earlier, shorter training of this run make way.
+    predict_files(Predictor(load_bundle(checkpoint)), images, output / "predictions", replace=True)
     evaluate_folder(output / "predictions", cases[0].label.parent, output / "scores")
 
 

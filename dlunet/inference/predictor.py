@@ -61,13 +61,14 @@ class Predictor:
         return labels_on_grid(logits, volume.array.shape)
 
 
-def predict_files(predictor: Predictor, images: Sequence[Path], output: Path) -> None:
+def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, replace: bool = False) -> None:
     """Segment CT files one by one; a case that already has its labels is skipped.
 
     Args:
         predictor: What segments.
         images: CT files.
         output: The folder for ``NAME.nii.gz`` a case and ``efficiency.csv`` (seconds a case).
+        replace: Delete labels of another network or other settings instead of refusing the folder.
 
     Raises:
         UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
@@ -84,7 +85,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path) ->
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
-    _claim_folder(output, predictor.settings)
+    _claim_folder(output, predictor.settings, replace)
     seconds = _read_seconds(output / "efficiency.csv")
     failures = []
     with progress_bar("segmenting", len(images)) as advance:
@@ -121,15 +122,19 @@ def find_images(source: Path) -> list[Path]:
     return images
 
 
-def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
+def _claim_folder(output: Path, settings: dict[str, Any], replace: bool) -> None:
     """Record what makes the labels in a folder, so that labels of another making are never kept as finished."""
     record = output / "prediction.json"
-    if record.exists() and any(output.glob("[!.]*.nii.gz")):
+    labels = list(output.glob("[!.]*.nii.gz"))
+    if record.exists() and labels:
         found = _read_record(record)
         changed = [
             f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
         ]
-        if changed:
+        if changed and replace:
+            for path in labels:
+                path.unlink()
+        elif changed:
             raise UserError(
                 f"{output}: holds labels made otherwise ({'; '.join(changed)}); choose another output, or empty it"
             )

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,7 +73,7 @@ def prepare_dataset(
         for case in cases
     }
     failures = _run([job for job in jobs.values() if not is_up_to_date(job.folder, job.made_from)], workers)
-    for message in failures:
+    for message in failures.values():
         logger.warning("left out: %s", message)
     prepared = {
         part: tuple(
@@ -83,9 +84,8 @@ def prepare_dataset(
         for part, cases in parts.items()
     }
     if not prepared["labelled"]:
-        raise UserError(
-            f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first: {failures[0]}"
-        )
+        first = next(message for case, message in failures.items() if case.parent.name == "labelled")
+        raise UserError(f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first: {first}")
     return PreparedDataset(labels=dataset.labels, plan=plan, **prepared)
 
 
@@ -137,26 +137,34 @@ def _try_case(job: _Job) -> str | None:
     return None
 
 
-def _run(jobs: Sequence[_Job], workers: int | None) -> list[str]:
+def _run(jobs: Sequence[_Job], workers: int | None) -> dict[Path, str]:
+    """Prepare cases and return, by folder, what was wrong with those that failed."""
     if not jobs:
-        return []
+        return {}
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    failures: list[str | None] = []
+    outcomes: dict[Path, str | None] = {}
     with progress_bar("preparing", len(jobs)) as advance:
         if workers == 1:
             for job in jobs:
-                failures.append(_try_case(job))
+                outcomes[job.folder] = _try_case(job)
                 advance()
         else:
-            failures = _run_in_parallel(jobs, workers, advance)
-    return [failure for failure in failures if failure]
+            outcomes = _run_in_parallel(jobs, workers, advance)
+    return {folder: message for folder, message in outcomes.items() if message}
 
 
-def _run_in_parallel(jobs: Sequence[_Job], workers: int, advance: Callable[[], None]) -> list[str | None]:
+def _run_in_parallel(jobs: Sequence[_Job], workers: int, advance: Callable[[], None]) -> dict[Path, str | None]:
+    outcomes = {}
     # One thread a process: the processes themselves fill the cores.
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        failures = []
-        for future in as_completed([pool.submit(_try_case, job) for job in jobs]):
-            failures.append(future.result())
-            advance()
-    return failures
+        futures = {pool.submit(_try_case, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                outcomes[futures[future].folder] = future.result()
+                advance()
+        except BrokenProcessPool:
+            raise UserError(
+                f"preparing: one of {workers} processes was stopped from outside, most likely for want of memory; the "
+                "finished cases are kept; give the command again with data.workers=1, which needs the least"
+            ) from None
+    return outcomes

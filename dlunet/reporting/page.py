@@ -18,7 +18,7 @@ from dlunet.files import write_bytes, write_text
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting import figures, tables
 from dlunet.reporting.panels import case_panels
-from dlunet.reporting.runs import Run, find_runs, group_by_name, read_run
+from dlunet.reporting.runs import Run, find_runs, group_by_experiment, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
 
 SYNTHETIC_DATA = "phantom"
@@ -74,7 +74,7 @@ def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22)
 def print_report_summary(
     runs: Sequence[Path], page: Path, console: Console | None = None, labels: LabelSet = FLARE22
 ) -> None:
-    """Print mean DSC and NSD and the DSC of each organ, a column for each experiment, and where the page is.
+    """Print the mean scores and the DSC of each organ by experiment, the paper's tables, and where the page is.
 
     Args:
         runs: As :func:`write_report` takes them.
@@ -94,11 +94,13 @@ def print_report_summary(
     for title, scores, column in lines:
         table.add_row(title, *(_highlight(scores, name, column) for name in groups), end_section=title == "mean NSD")
     console.print(table)
+    for paper_table in tables.paper_tables(dsc):
+        console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_groups(folders: Sequence[Path]) -> dict[str, list[Run]]:
-    return group_by_name([read_run(folder) for folder in find_runs(folders)])
+    return group_by_experiment([read_run(folder) for folder in find_runs(folders)])
 
 
 def _render(
@@ -192,6 +194,24 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 def _highlight(scores: ScoreTable, name: str, column: str) -> str:
     text = tables.format_score(scores, name, column)
     return f"[bold]{text}[/bold]" if scores.is_best(name, column) else text
+
+
+def _paper_layout(paper_table: tables.PaperTable, ours: str) -> Table:
+    """A table of the paper, its figures above ours; two decimals, so that 80 columns hold all organs."""
+    columns = list(paper_table.rows[0].paper)
+    layout = Table(title=paper_table.title, title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    for column in ("", *columns):
+        layout.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in paper_table.rows:
+        layout.add_row(row.name)
+        layout.add_row("  paper", *(_short(row.paper[column]) for column in columns))
+        layout.add_row(f"  {ours}", *(_short(row.ours[column]) if row.ours else "–" for column in columns))
+    return layout
+
+
+def _short(score: float) -> str:
+    """A score below 1 in three places, as .87."""
+    return f"{score:.2f}".removeprefix("0")
 
 
 def _plain(text: str) -> str:

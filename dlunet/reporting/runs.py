@@ -112,9 +112,11 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def group_by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by experiment name: supervised experiments first, semi-supervised ones last, each by name and seed.
+def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed only, by experiment: supervised ones first, semi-supervised ones last.
 
+    A group is called by the experiment's name. Where runs of that name differ in data or scale, these are added; where
+    even the seeds are the same, so that something else must differ, each run stands alone and is called by its folder.
     Named ``ssl…``, an experiment is semi-supervised.
     """
     ordered = sorted(
@@ -122,8 +124,16 @@ def group_by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
     )
     groups: dict[str, list[Run]] = {}
     for run in ordered:
-        groups.setdefault(run.name, []).append(run)
+        groups.setdefault(_group_name(run, runs), []).append(run)
     return groups
+
+
+def _group_name(run: Run, runs: Sequence[Run]) -> str:
+    namesakes = [other for other in runs if other.name == run.name]
+    alike = [other for other in namesakes if (other.data, other.scale) == (run.data, run.scale)]
+    if len({other.seed for other in alike}) < len(alike):
+        return f"{run.name} ({run.folder})"
+    return run.name if len(alike) == len(namesakes) else f"{run.name} ({run.data}, {run.scale})"
 
 
 def _plain_first(name: str) -> bool:

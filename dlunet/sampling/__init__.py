@@ -1,6 +1,6 @@
 """From prepared cases to batches: class-balanced sampling, augmentation, TorchIO queues, the data module."""
 
-from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomContrast
+from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomContrast, RandomGamma
 from dlunet.sampling.datamodule import PatchDataModule
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler, crop
@@ -12,6 +12,7 @@ __all__ = [
     "PatchDataset",
     "RandomBrightness",
     "RandomContrast",
+    "RandomGamma",
     "crop",
     "draw_order",
 ]

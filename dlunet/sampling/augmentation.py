@@ -1,6 +1,6 @@
 """Augmentation of crops: nnU-Net's list, by TorchIO's transforms where it has them.
 
-Prepared intensities are normalised, around 0; TorchIO has no brightness and contrast for such images, so both are here.
+Prepared intensities lie around 0. TorchIO has no brightness, contrast and gamma for such images, so they are here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Augmentation:
     """What is done to a crop before the patch is cut out of its middle.
 
     Args:
-        affine: Rotation and scaling. It needs a margin around the patch, so it is drawn apart from the rest: a patch
-            without it is read without the margin.
-        affine_probability: How often it is applied.
+        affine: Rotation and scaling. They need a margin around the patch, so they are drawn apart from the rest: a
+            patch without them is read without the margin.
+        affine_probability: How often a patch is turned, and, independently of that, how often it is scaled.
         intensity: Transforms of the image's values, in order.
         flip: Mirroring.
     """
@@ -38,14 +38,15 @@ class Augmentation:
         self.after = tio.Compose([*intensity, *([flip] if flip is not None else [])])
 
     def draw_affine(self) -> tio.Affine | None:
-        """Draw whether the next patch is rotated and scaled, and how."""
-        if self.affine is None or torch.rand(()).item() >= self.affine_probability:
+        """Draw whether the next patch is rotated, scaled, or both, and how."""
+        turned, scaled = (torch.rand(2) < self.affine_probability).tolist()
+        if self.affine is None or not (turned or scaled):
             return None
         drawn = self.affine
         scales, degrees, translation = drawn.get_params(drawn.scales, drawn.degrees, drawn.translation, drawn.isotropic)
         return tio.Affine(
-            tuple(scales.tolist()),
-            tuple(degrees.tolist()),
+            tuple(scales.tolist()) if scaled else (1.0, 1.0, 1.0),
+            tuple(degrees.tolist()) if turned else (0.0, 0.0, 0.0),
             tuple(translation.tolist()),
             center=drawn.center,
             default_pad_value=drawn.default_pad_value,
@@ -105,3 +106,34 @@ class RandomContrast(tio.transforms.augmentation.RandomTransform, tio.transforms
             low, high, mean = data.min().item(), data.max().item(), data.mean()
             image.set_data(((data - mean) * factor + mean).clamp(low, high))
         return subject
+
+
+class RandomGamma(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):
+    """Raise the image, brought to the range 0 to 1, to a power; then give it back its mean and standard deviation.
+
+    Args:
+        powers: The range of the power. Powers below and above 1 are equally likely.
+        inverted: Apply it to the negative, which changes the bright tissues instead of the dark ones.
+        kwargs: See :class:`torchio.Transform`.
+    """
+
+    def __init__(self, powers: tuple[float, float] = (0.7, 1.5), inverted: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.powers = powers
+        self.sign = -1 if inverted else 1
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Draw one power for the subject."""
+        low, high = self.powers
+        power = self.sample_uniform(low, 1.0) if torch.rand(()) < 0.5 else self.sample_uniform(1.0, high)
+        for image in self.get_images(subject):
+            image.set_data(self.sign * self._raised(self.sign * image.data, power))
+        return subject
+
+    @staticmethod
+    def _raised(data: torch.Tensor, power: float) -> torch.Tensor:
+        low, extent = data.min(), data.max() - data.min()
+        if extent == 0:  # nothing to stretch: a patch of air
+            return data
+        raised = ((data - low) / extent) ** power
+        return (raised - raised.mean()) / raised.std() * data.std() + data.mean()

@@ -14,6 +14,7 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError
@@ -29,7 +30,16 @@ from dlunet.training.provenance import provenance
 log = logging.getLogger(__name__)
 
 #: Settings that may differ between a run and its continuation.
-FREE_ON_RESUME = ("resume", "output", "logger", "test", "trainer.max_epochs")
+FREE_ON_RESUME = (
+    "resume",
+    "output",
+    "logger",
+    "test",
+    "trainer.max_epochs",
+    "data.workers",
+    "data.source.workers",
+    "sampling.num_workers",
+)
 
 
 def train(config: DictConfig) -> Path:
@@ -96,17 +106,21 @@ def build_trainer(config: DictConfig, output: Path, has_validation: bool, epochs
     if _is_distributed(settings.get("devices", 1)):
         # Spawned processes also work inside a sweep; the coarsest head has no loss, so its gradient is missing.
         settings.setdefault("strategy", "ddp_spawn_find_unused_parameters_true")
-    return lightning.Trainer(
-        **settings,
-        default_root_dir=output,
-        callbacks=_callbacks(output, has_validation),
-        logger=_loggers(config, output, epochs_done),
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,  # the data module gives every process its own cases
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if has_validation else 0,
-        enable_model_summary=False,
-    )
+    loggers = _loggers(config, output, epochs_done)
+    try:
+        return lightning.Trainer(
+            **settings,
+            default_root_dir=output,
+            callbacks=_callbacks(output, has_validation),
+            logger=loggers,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,  # the data module gives every process its own cases
+            num_sanity_val_steps=0,
+            limit_val_batches=1.0 if has_validation else 0,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {error}; check the trainer settings") from None
 
 
 def _claim_folder(config: DictConfig, output: Path) -> Path | None:

@@ -98,6 +98,12 @@ def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, work
     assert len(names) == 7 and broken.name.removesuffix("_0000.nii.gz") not in names
 
 
+def test_a_stopped_process_ends_in_one_message(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlunet.preparation.prepare.torch.set_num_threads", os._exit)  # what a worker does first
+    with pytest.raises(UserError, match="stopped from outside.*data.workers=1"):
+        prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=2)
+
+
 def test_a_case_that_breaks_later_is_not_used_as_it_was(root, prepare):
     prepare()
     next((root / "Training/FLARE22_UnlabeledCase1-1000").iterdir()).write_text("not a CT")
@@ -115,6 +121,7 @@ def test_without_one_labelled_case_nothing_can_be_done(root, prepare):
     images = sorted((root / "Training/FLARE22_LabeledCase50/images").iterdir())
     for image in images:
         image.write_text("not a CT")
+    next((root / "Training/FLARE22_UnlabeledCase1-1000").iterdir()).write_text("not a CT")
     with pytest.raises(UserError, match=f"none of the 3 labelled cases.*{images[0]}"):
         prepare()
 

@@ -1,5 +1,6 @@
 """The page: that it stands alone, has every section, and says what the folders say."""
 
+import shutil
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -132,6 +133,14 @@ def test_seeds_are_averaged(make_run, tmp_path):
     row = Page(write_report(runs, tmp_path / "report")).tables[0][1]
     means = pd.Series([pd.read_csv(run / "scores" / "scores.csv")["dsc"].mean() for run in runs])
     assert row[:4] == ["ssl_light", "1, 2, 3", "4", f"{means.mean():.3f}± {means.std():.3f}"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_path):
+    runs = [make_run("ssl_light"), make_run("ssl_light", 2, data_name="flare22"), make_run("sup_light")]
+    twin = shutil.copytree(runs[2], tmp_path / "again")
+    rows = Page(write_report([*runs, twin], tmp_path / "report")).tables[0][1:]
+    twins = {f"sup_light ({folder})" for folder in (runs[2], twin)}
+    assert {row[0] for row in rows} == {"ssl_light (phantom, cpu)", "ssl_light (flare22, cpu)"} | twins
 
 
 def test_table_4_is_shown_for_the_losses(make_run, tmp_path):

@@ -10,7 +10,14 @@ import torchio as tio
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dlunet.sampling import Augmentation, ClassBalancedSampler, PatchDataset, RandomBrightness, RandomContrast
+from dlunet.sampling import (
+    Augmentation,
+    ClassBalancedSampler,
+    PatchDataset,
+    RandomBrightness,
+    RandomContrast,
+    RandomGamma,
+)
 from dlunet.sampling.augmentation import crop_size
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "augmentation").glob("*.yaml"))
@@ -40,6 +47,34 @@ def test_contrast_stretches_around_the_mean_within_the_range(subject, factor):
     torch.testing.assert_close(after["image"].data.double(), expected, atol=1e-5, rtol=0)
     assert (stretched.max() > before.max()) == (factor > 1)  # one of the two needs the limits
     assert torch.equal(after["label"].data, label)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gamma_is_a_power_between_the_extremes_with_mean_and_deviation_kept(subject, inverted):
+    before, label = subject["image"].data.clone().double(), subject["label"].data.clone()
+    after = RandomGamma((1, 1), inverted=inverted)(subject)["image"].data.double()
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    values = []
+    for _ in range(200):
+        after = RandomGamma((0.7, 1.5), inverted=inverted)(subject)["image"].data.double()
+        torch.testing.assert_close(
+            torch.stack([after.mean(), after.std()]), torch.stack([before.mean(), before.std()]), atol=1e-4, rtol=0
+        )
+        # Affine maps keep the ratio of distances, so it tells the power: that of the middle of the grey values.
+        ends, middle = (before.argmin(), before.argmax()), (before - (before.max() + before.min()) / 2).abs().argmin()
+        low, high = (ends[1], ends[0]) if inverted else ends
+        part = [
+            ((v.flatten()[middle] - v.flatten()[low]) / (v.flatten()[high] - v.flatten()[low])) for v in (before, after)
+        ]
+        values.append((part[1].log() / part[0].log()).item())
+    assert 0.7 <= min(values) < 0.72 and 1.47 < max(values) <= 1.5
+    assert np.mean([value < 1 for value in values]) == pytest.approx(0.5, abs=0.12)
+    assert torch.equal(subject["label"].data, label)
+
+
+def test_gamma_leaves_air_alone():
+    air = tio.Subject(image=tio.ScalarImage(tensor=torch.full((1, 3, 3, 3), -2.0)))
+    assert torch.equal(RandomGamma()(air)["image"].data, air["image"].data)
 
 
 @pytest.mark.parametrize("transform", [RandomBrightness, RandomContrast])
@@ -89,8 +124,12 @@ def test_the_margin_is_no_larger_than_needed(scale, degrees, needed):
 def test_how_often_a_patch_is_turned(probability):
     augmentation = Augmentation(tio.RandomAffine(), probability)
     torch.manual_seed(0)
-    turned = np.mean([augmentation.draw_affine() is not None for _ in range(1000)])
-    assert turned == pytest.approx(probability, abs=0.04)
+    drawn = [augmentation.draw_affine() for _ in range(1000)]
+    scaled = np.array([affine is not None and affine.scales != (1, 1, 1) for affine in drawn])
+    turned = np.array([affine is not None and affine.degrees != (0, 0, 0) for affine in drawn])
+    assert [scaled.mean(), turned.mean()] == pytest.approx([probability] * 2, abs=0.04)
+    assert (scaled & turned).mean() == pytest.approx(probability**2, abs=0.04)
+    assert sum(affine is None for affine in drawn) == (~scaled & ~turned).sum()
     assert Augmentation(None, probability).draw_affine() is None
 
 

@@ -1,6 +1,7 @@
 """Training through its real entry points, at a tiny size."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_resume_refuses_other_settings(place):
     message = train(
         place, "experiment=sup_light", "output=settings", "resume=auto", "optimizer.algorithm.lr=1", expect=1
     )
-    assert "optimizer.algorithm.lr: found 0.004, now 1" in message
+    assert "optimizer.algorithm.lr: found 0.02, now 1" in message
     assert "Traceback" not in message
 
 
@@ -86,6 +87,43 @@ def test_sweep_makes_readable_folders_and_scores(place):
         assert len(rows) == 1 + 2 * 13
 
 
+def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place):
+    sweep = ("-m", "+sweep=table4", "network=light", "hydra.sweeper.params.experiment=loss_dice_ce")
+    train(place, *sweep)
+    run = place / "sweeps" / "table4-flare22-tiny" / "0_loss_dice_ce"
+    assert len(metrics(run, "train/loss")) == 8
+    before = (run / "predictions" / "prediction.json").read_text()
+    train(place, *sweep, "trainer.max_epochs=3", "resume=auto")
+    assert len(metrics(run, "train/loss")) == 12
+    assert (run / "predictions" / "prediction.json").read_text() != before
+
+
+def test_runs_of_a_sweep_are_wandb_runs_of_their_own(place):
+    train(place, "-m", "experiment=sup_light", "seed=0,1", "logger=wandb", "hydra.sweep.dir=wandb")
+    for seed in (0, 1):
+        folder = place / "wandb" / f"{seed}_sup_light_seed{seed}" / "wandb"
+        assert len(list(folder.glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_validation_cases_are_scored_where_test_cases_have_no_labels(tiny_flare22, tmp_path):
+    tiny_flare22(tmp_path / "flare22")
+    shutil.rmtree(tmp_path / "flare22" / "Testing" / "labels")
+    printed = train(tmp_path, "experiment=sup_light", "output=run", "test=true", "trainer.max_epochs=1")
+    assert "no test case has labels; the validation cases are scored instead" in printed
+    rows = (tmp_path / "run" / "scores" / "scores.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in rows[1:]} == {"FLARETs_0001"}
+
+
+@pytest.mark.parametrize("setting", ["accelerator=gpu", "precision=banana", "devices=0", "+no_such_setting=1"])
+def test_bad_trainer_settings_end_in_one_message(place, setting):
+    if setting == "accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    key = setting.removeprefix("+")
+    message = train(place, "experiment=sup_light", "output=bad", setting.replace(key, f"trainer.{key}"), expect=1)
+    assert "dlunet: trainer: " in message and "check the trainer settings" in message
+    assert "Traceback" not in message
+
+
 def test_two_processes_train_on_disjoint_cases(place):
     train(place, "experiment=ssl_light", "output=two", "trainer.devices=2", "trainer.accelerator=cpu")
     assert len(metrics(place / "two", "train/loss")) == 8
@@ -95,7 +133,7 @@ def test_two_processes_train_on_disjoint_cases(place):
 def test_table_3_goes_through_and_the_report_prints_its_rows(place):
     train(place, "-m", "+sweep=table3", "hydra.sweep.dir=table3")
     report = [sys.executable, "-m", "dlunet", "report", "runs=table3", "output=page"]
-    subprocess.run(report, cwd=place, check=True, capture_output=True)
+    printed = subprocess.run(report, cwd=place, check=True, capture_output=True, text=True).stdout
     page = (place / "page" / "index.html").read_text()
     paper = {
         "nnU-Net w/o SSL": "0.869",
@@ -105,3 +143,4 @@ def test_table_3_goes_through_and_the_report_prints_its_rows(place):
     }
     for row, dsc in paper.items():
         assert row in page and dsc in page
+        assert row in printed and f"{float(dsc):.2f}".removeprefix("0") in printed
