@@ -100,7 +100,7 @@ def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, work
 
 def test_a_stopped_process_ends_in_one_message(root, tmp_path, monkeypatch):
     monkeypatch.setattr("dlunet.preparation.prepare.torch.set_num_threads", os._exit)  # what a worker does first
-    with pytest.raises(UserError, match="stopped from outside.*data.workers=1"):
+    with pytest.raises(UserError, match="stopped from outside"):
         prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=2)
 
 
