@@ -88,7 +88,7 @@ def test_sweep_makes_readable_folders_and_scores(place):
 
 
 def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place):
-    sweep = ("-m", "+sweep=table4", "network=light", "hydra.sweeper.params.experiment=loss_dice_ce")
+    sweep = ("-m", "+sweep=table4")
     train(place, *sweep)
     run = place / "sweeps" / "table4-flare22-tiny" / "0_loss_dice_ce"
     assert len(metrics(run, "train/loss")) == 8
