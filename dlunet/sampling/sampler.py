@@ -40,7 +40,12 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
     def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject]:
         """Yield the patch in the middle of a crop."""
         corner = [(n - p) // 2 for n, p in zip(subject.spatial_shape, self._size, strict=True)]
-        yield subject if not any(corner) else self.extract_patch(subject, (corner[0], corner[1], corner[2]))
+        if any(corner):
+            subject = self.extract_patch(subject, (corner[0], corner[1], corner[2]))
+            # TorchIO notes where the patch lay in the crop. A crop without a margin has no such entry, and a batch
+            # needs the same entries in all its subjects.
+            subject.pop(tio.LOCATION)
+        yield subject
 
     @property
     def _size(self) -> list[int]:
