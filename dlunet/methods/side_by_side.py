@@ -37,4 +37,9 @@ def side_by_side(function: Callable[..., Result], *arguments: Sequence[Any], dev
 
 @cache
 def _threads(count: int, cores_each: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "network", torch.set_num_threads, (cores_each,))
+    return ThreadPoolExecutor(count, "network", _take_cores, (cores_each,))
+
+
+def _take_cores(count: int) -> None:
+    torch.get_num_threads()  # a thread takes the process's number when it first asks: not after it has got its own
+    torch.set_num_threads(count)

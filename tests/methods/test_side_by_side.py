@@ -32,6 +32,8 @@ def test_calls_run_at_the_same_time_with_a_share_of_the_cores_each(cores):
         meeting.wait()
         return torch.get_num_threads()
 
+    side_by_side(lambda _: meeting.wait(), "ab", device=CPU)
+    torch.set_num_threads(cores)  # threads that have not asked for their number yet must not take this one
     assert side_by_side(meet, "ab", device=CPU) == [cores // 2] * 2
 
 
