@@ -5,7 +5,9 @@ Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel 
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +20,10 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dlunet.datasets import Case
+from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
+from dlunet.files import write_text
+from dlunet.labels import FLARE22, LabelSet
 
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
@@ -90,7 +94,8 @@ def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
     from dlunet.evaluation import evaluate_folder
 
-    evaluate_folder(Path(config.predictions), Path(config.references), Path(config.output))
+    predictions = Path(config.predictions)
+    evaluate_folder(predictions, Path(config.references), Path(config.output), _scored_labels(config, predictions))
     print(f"scores: {config.output}")
 
 
@@ -112,6 +117,16 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
 }
 
 
+def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet:
+    """The organs to score: those that the user names, else those of the checkpoint that predicted, else FLARE22's."""
+    from dlunet.inference import predicted_labels
+
+    if config.labels is not None:
+        path = Path(config.labels)
+        return labels_of(path, read_dataset_json(path))
+    return predicted_labels(predictions) or FLARE22
+
+
 def _cases_to_score(config: DictConfig) -> list[Case]:
     """The test cases that have labels, or the validation cases where a dataset keeps its test labels to itself."""
     dataset = hydra.utils.instantiate(config.data.source)
@@ -130,11 +145,16 @@ def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
     from dlunet.inference import Predictor, predict_files
     from dlunet.networks import load_bundle
 
-    assert cases[0].label is not None
-    images = [case.image for case in cases]
+    bundle = load_bundle(checkpoint)
     # Labels of an earlier, shorter training of this run make way.
-    predict_files(Predictor(load_bundle(checkpoint)), images, output / "predictions", replace=True)
-    evaluate_folder(output / "predictions", cases[0].label.parent, output / "scores")
+    predict_files(Predictor(bundle), [case.image for case in cases], output / "predictions", replace=True)
+    write_text(output / "scored_cases.json", json.dumps([_as_text(case) for case in cases], indent=2))
+    references = {case.name: case.label for case in cases if case.label is not None}
+    evaluate_folder(output / "predictions", references, output / "scores", bundle.labels)
+
+
+def _as_text(case: Case) -> dict[str, str]:
+    return {"name": case.name, "image": str(case.image), "label": str(case.label)}
 
 
 def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -182,6 +202,7 @@ def _register_resolvers() -> None:
     """The values that configs ask of the program."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
+    OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
 
 
 def _readable_name(overrides: Sequence[str]) -> str:
@@ -195,6 +216,11 @@ def _run_folder(single: str) -> str:
     """Where a run goes: its own place in a sweep, else ``single``."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
     return HydraConfig.get().runtime.output_dir if in_sweep else single
+
+
+def _folder_stem(root: str) -> str:
+    """The name of a folder, such as ``Dataset042_Spleen``, fit to be a part of another folder's name."""
+    return re.sub(r"[^\w.-]+", "-", Path(root).resolve().name)
 
 
 def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:

@@ -1,14 +1,15 @@
 """A label set: which organ has which id, and how it is named, drawn and scored.
 
-FLARE22's 13 abdominal organs are :data:`FLARE22`. The tolerances are those of FLARE22's official evaluation, in
-millimetres; a tubular organ is scored only on the slices that its reference covers, because how far up or down
-annotators followed it is arbitrary.
+FLARE22's 13 abdominal organs are :data:`FLARE22`; :func:`label_set` makes one of any other names. The tolerances are
+those of FLARE22's official evaluation, in millimetres; a tubular organ is scored only on the slices that its reference
+covers, because how far up or down annotators followed it is arbitrary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import colorsys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -21,7 +22,7 @@ class Label:
         name: The organ's name.
         abbreviation: The short name used in tables.
         color: The colour in figures, ``#rrggbb``.
-        nsd_tolerance_mm: Tolerance of the normalised surface dice, in mm.
+        nsd_tolerance_mm: Tolerance of the normalised surface dice, in mm; None if nobody has stated one.
         tubular: Whether only the z range of the reference is scored.
     """
 
@@ -29,7 +30,7 @@ class Label:
     name: str
     abbreviation: str
     color: str
-    nsd_tolerance_mm: float
+    nsd_tolerance_mm: float | None
     tubular: bool = False
 
 
@@ -44,6 +45,10 @@ class LabelSet:
         ids = [label.id for label in self.labels]
         if ids != list(range(1, len(ids) + 1)):
             raise ValueError(f"label set {self.name!r}: ids must be 1, 2, … without gaps, found {ids}")
+        names = [label.name for label in self.labels]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"label set {self.name!r}: the name {repeated[0]!r} stands for several labels")
 
     def __iter__(self) -> Iterator[Label]:
         return iter(self.labels)
@@ -84,3 +89,48 @@ FLARE22 = LabelSet(
         Label(13, "Left kidney", "LK", "#9acd32", 3),
     ),
 )
+
+
+def label_set(name: str, names: Mapping[int, str]) -> LabelSet:
+    """A label set from the names that a dataset gives its labels.
+
+    An organ of FLARE22, in whatever spelling (``kidney_right``), keeps the colour, the abbreviation and the tolerance
+    that it has there. That only a part of the tubular organs is scored is a rule of FLARE22's own, and stays there.
+
+    Args:
+        name: The dataset's name.
+        names: Names by id; the background, 0, is left out.
+
+    Raises:
+        ValueError: The ids have gaps, or two labels share a name.
+    """
+    known = {_words(label.name): label for label in FLARE22}
+    labels: list[Label] = []
+    for number, (id_, organ) in enumerate(sorted(names.items())):
+        match = known.get(_words(organ))
+        if match is None:
+            label = Label(id_, organ, _abbreviation(organ), _color(number), None)
+        else:
+            label = replace(match, id=id_, name=organ, tubular=False)
+        taken = {other.abbreviation for other in labels}
+        if label.abbreviation in taken:
+            label = replace(label, abbreviation=f"{label.abbreviation}{id_}")
+        labels.append(label)
+    return LabelSet(name, tuple(labels))
+
+
+def _words(name: str) -> frozenset[str]:
+    """A name without its case, its separators and the order of its words."""
+    return frozenset(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _abbreviation(name: str) -> str:
+    """The initials of several words, the first three letters of one."""
+    words = name.replace("_", " ").replace("-", " ").split()
+    return ("".join(word[0] for word in words) if len(words) > 1 else name[:3]).upper()
+
+
+def _color(number: int) -> str:
+    """Hues a golden section of the circle apart: however many there are, neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 0.9)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

@@ -79,6 +79,12 @@ class TinyAbdomen:
 
 
 @pytest.fixture(scope="session")
+def tiny_abdomen():
+    """``tiny_abdomen(seed)`` is a :class:`TinyAbdomen`."""
+    return TinyAbdomen
+
+
+@pytest.fixture(scope="session")
 def tiny_flare22(write_volume):
     """``tiny_flare22(root, labelled=3, unlabelled=4, validation=1, test=2)`` writes FLARE22's folders."""
 

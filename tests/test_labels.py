@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import FLARE22, LabelSet, label_set
 
 # Abbreviation, tolerance in mm, tubular: section 7 of FLARE22's evaluation, written out again on purpose.
 OFFICIAL = """
@@ -28,3 +28,19 @@ def test_a_label_set_survives_json():
 def test_ids_have_no_gaps():
     with pytest.raises(ValueError, match="without gaps, found \\[1, 3\\]"):
         LabelSet("gap", (FLARE22.labels[0], FLARE22.labels[2]))
+
+
+def test_names_of_a_dataset():
+    """Known organs keep what is known of them; the others get what tables and figures need, and no tolerance."""
+    labels = label_set("own", {3: "Kidney_Left", 1: "gall stone", 2: "aorta", 4: "gut segment", 5: "tumour"})
+    assert [label.id for label in labels] == [1, 2, 3, 4, 5]
+    assert [label.abbreviation for label in labels] == ["GS", "AT", "LK", "GS4", "TUM"]
+    assert [label.nsd_tolerance_mm for label in labels] == [None, 2, 3, None, None]
+    assert not any(label.tubular for label in labels)
+    assert len({label.color for label in labels}) == 5
+    assert LabelSet.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
+
+
+def test_names_are_names_of_one_label():
+    with pytest.raises(ValueError, match="'liver' stands for several labels"):
+        label_set("twice", {1: "liver", 2: "liver"})

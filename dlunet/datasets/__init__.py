@@ -1,7 +1,24 @@
 """What a folder of CTs holds, by layout, and the synthetic abdomens that stand in where there is no data."""
 
 from dlunet.datasets.cases import Case, Dataset
+from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.flare22 import read_flare22
+from dlunet.datasets.folders import read_folders
+from dlunet.datasets.msd import read_msd
+from dlunet.datasets.nnunet_raw import read_nnunet_raw
+from dlunet.datasets.splits import draw_folds, split_cases
 from dlunet.datasets.synthetic import open_phantoms
 
-__all__ = ["Case", "Dataset", "open_phantoms", "read_flare22"]
+__all__ = [
+    "Case",
+    "Dataset",
+    "draw_folds",
+    "labels_of",
+    "open_phantoms",
+    "read_dataset_json",
+    "read_flare22",
+    "read_folders",
+    "read_msd",
+    "read_nnunet_raw",
+    "split_cases",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,7 +32,11 @@ class _Pair(NamedTuple):
 
 
 def evaluate_folder(
-    predictions: Path, references: Path, output: Path, labels: LabelSet = FLARE22, workers: int | None = None
+    predictions: Path,
+    references: Path | Mapping[str, Path],
+    output: Path,
+    labels: LabelSet = FLARE22,
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
 
@@ -42,7 +46,7 @@ def evaluate_folder(
 
     Args:
         predictions: Folder of predicted label maps. A prediction without reference is left out, with a warning.
-        references: Folder of reference label maps, on the same grids.
+        references: Folder of reference label maps, on the same grids; or the label maps by case name.
         output: Folder for the tables; made if missing.
         labels: The organs.
         workers: Number of processes; by default one for each CPU core that this process may use.
@@ -106,8 +110,9 @@ def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[st
     return {**row, "cases": len(values)}
 
 
-def _match(predictions: Path, references: Path, console: Console) -> list[_Pair]:
-    predicted, expected = _by_case(predictions), _by_case(references)
+def _match(predictions: Path, references: Path | Mapping[str, Path], console: Console) -> list[_Pair]:
+    predicted = _by_case(predictions)
+    expected = _by_case(references) if isinstance(references, Path) else references
     missing = sorted(set(expected) - set(predicted))
     if missing:
         raise UserError(

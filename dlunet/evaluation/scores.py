@@ -7,6 +7,7 @@ implementation, the ``surface-distance`` package.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class OrganScore(NamedTuple):
     Attributes:
         organ: The organ's name in the label set.
         dsc: Dice similarity coefficient, 0 … 1.
-        nsd: Normalised surface dice at the organ's tolerance, 0 … 1.
+        nsd: Normalised surface dice at the organ's tolerance, 0 … 1; NaN for an organ without a tolerance.
     """
 
     organ: str
@@ -148,12 +149,14 @@ def _score_organ(
     """DSC and NSD of one organ, given the boxes that hold it in either map (None where it is absent)."""
     if predicted is None or expected is None:
         both = float(predicted is expected)
-        return both, both
+        return both, math.nan if label.nsd_tolerance_mm is None else both
     box = tuple(slice(min(p.start, e.start), max(p.stop, e.stop)) for p, e in zip(predicted, expected, strict=True))
     if label.tubular:
         box = (_scored_slices(expected[0]), *box[1:])
     prediction_mask, reference_mask = prediction[box] == label.id, reference[box] == label.id
     dsc = dice_score(prediction_mask, reference_mask)
+    if label.nsd_tolerance_mm is None:
+        return dsc, math.nan
     if dsc < MISSED_BELOW_DSC:
         return dsc, 0.0
     return dsc, surface_dice(prediction_mask, reference_mask, spacing, label.nsd_tolerance_mm)

@@ -20,12 +20,16 @@ from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.inference.regrid import labels_on_grid
 from dlunet.inference.sliding_window import Flips, predict_logits
+from dlunet.labels import LabelSet
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
 from dlunet.progress import progress_bar
 from dlunet.volumes import Volume, case_name, list_volumes, read_ct, write_labels
 
 logger = logging.getLogger(__name__)
+
+#: Beside label maps: what they were made with.
+RECORD = "prediction.json"
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,13 @@ class Predictor:
         weights = hashlib.sha256()
         for tensor in self.bundle.network.state_dict().values():
             weights.update(tensor.cpu().numpy().tobytes())
-        plan = self.bundle.plan.to_dict()
-        return {"weights": weights.hexdigest(), "plan": plan, "step": self.step, "flips": self.flips}
+        return {
+            "weights": weights.hexdigest(),
+            "labels": self.bundle.labels.to_dict(),
+            "plan": self.bundle.plan.to_dict(),
+            "step": self.step,
+            "flips": self.flips,
+        }
 
     def segment(self, volume: Volume) -> np.ndarray:
         """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
@@ -122,9 +131,24 @@ def find_images(source: Path) -> list[Path]:
     return images
 
 
+def predicted_labels(folder: Path) -> LabelSet | None:
+    """The organs of the label maps that :func:`predict_files` wrote to a folder; None where something else wrote them.
+
+    Raises:
+        UserError: The folder's record is damaged.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return LabelSet.from_dict(_read_record(path)["labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not name the labels ({error}); give labels=dataset.json") from None
+
+
 def _claim_folder(output: Path, settings: dict[str, Any], replace: bool) -> None:
     """Record what makes the labels in a folder, so that labels of another making are never kept as finished."""
-    record = output / "prediction.json"
+    record = output / RECORD
     labels = list(output.glob("[!.]*.nii.gz"))
     if record.exists() and labels:
         found = _read_record(record)

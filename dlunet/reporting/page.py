@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dlunet.files import write_bytes, write_text
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import LabelSet
 from dlunet.reporting import figures, tables
 from dlunet.reporting.panels import case_panels
-from dlunet.reporting.runs import Run, find_runs, group_by_experiment, read_run
+from dlunet.reporting.runs import Run, common_labels, find_runs, group_by_experiment, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
 
 SYNTHETIC_DATA = "phantom"
@@ -35,7 +35,7 @@ class _Image:
     alt: str
 
 
-def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22) -> Path:
+def write_report(runs: Sequence[Path], output: Path) -> Path:
     """Write one page on some runs.
 
     The page, ``index.html``, needs no other file. Beside it lie its figures as PNG, and the scores as ``scores.csv``
@@ -46,15 +46,16 @@ def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22)
             ``metrics.csv``, and if training came that far ``provenance.json``, ``predictions/NAME.nii.gz`` and
             ``scores/scores.csv``.
         output: Folder to write to; made if missing.
-        labels: The organs.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        UserError: There is no run in a folder, a configuration cannot be read, or the output cannot be written.
+        UserError: There is no run in a folder, a configuration cannot be read, the runs are about different organs, or
+            the output cannot be written.
     """
     groups = _read_groups(runs)
+    labels = common_labels(groups)
     score_tables = {score: tables.score_table(groups, score, labels) for score in SCORES}
     panels = case_panels(groups, labels)
     drawn = {
@@ -71,19 +72,17 @@ def write_report(runs: Sequence[Path], output: Path, labels: LabelSet = FLARE22)
     return page
 
 
-def print_report_summary(
-    runs: Sequence[Path], page: Path, console: Console | None = None, labels: LabelSet = FLARE22
-) -> None:
+def print_report_summary(runs: Sequence[Path], page: Path, console: Console | None = None) -> None:
     """Print the mean scores and the DSC of each organ by experiment, the paper's tables, and where the page is.
 
     Args:
         runs: As :func:`write_report` takes them.
         page: The path that it returned.
         console: Where to print; by default the standard output.
-        labels: The organs.
     """
     console = console or Console()
     groups = _read_groups(runs)
+    labels = common_labels(groups)
     dsc, nsd = (tables.score_table(groups, score, labels) for score in SCORES)
     table = Table(title=_data_note(groups), title_justify="left", title_style="")
     table.add_column("")
@@ -94,7 +93,7 @@ def print_report_summary(
     for title, scores, column in lines:
         table.add_row(title, *(_highlight(scores, name, column) for name in groups), end_section=title == "mean NSD")
     console.print(table)
-    for paper_table in tables.paper_tables(dsc):
+    for paper_table in tables.paper_tables(dsc, labels):
         console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
@@ -126,8 +125,8 @@ def _render(
         columns=[MEAN] + [label.abbreviation for label in labels],
         format_score=tables.format_score,
         case_count=_case_count,
-        paper_tables=tables.paper_tables(score_tables["dsc"]),
-        comparisons=tables.comparisons(score_tables["dsc"]),
+        paper_tables=tables.paper_tables(score_tables["dsc"], labels),
+        comparisons=tables.comparisons(score_tables["dsc"], labels),
         images=images,
         panel_notes=panel_notes,
         synthetic=_is_synthetic(groups),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dlunet.datasets import Case, read_flare22
+from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.figures import house_style
@@ -59,10 +58,7 @@ def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22)
     ranking = next((run for run in reversed(runs.values()) if run.scores is not None), None)
     if ranking is None or ranking.scores is None:
         return Panels(None, (), (*notes, "No run has both predictions and scores, so there is no best or worst case."))
-    try:
-        cases = _test_cases(ranking)
-    except UserError as error:
-        return Panels(None, (), (*notes, f"The images cannot be shown: {error}"))
+    cases = ranking.cases
     means = case_means(ranking.scores)
     usable = means[[case in cases and case in ranking.predictions for case in means.index]]
     rows = []
@@ -82,14 +78,6 @@ def most_organs_slice(reference: np.ndarray) -> int:
     organs = [len(np.unique(axial[axial > 0])) for axial in reference]
     voxels = np.count_nonzero(reference, axis=(1, 2))
     return int(np.lexsort((voxels, organs))[-1])
-
-
-def _test_cases(run: Run) -> dict[str, Case]:
-    """The labelled test cases of the data that a run was scored on."""
-    root = run.setting("data.root", None)
-    if root is None:
-        raise UserError(f"{run.folder / 'config.yaml'}: has no data.root")
-    return {case.name: case for case in read_flare22(Path(str(root))).test if case.label is not None}
 
 
 def _best_and_worst(means: pd.Series) -> dict[str, str]:

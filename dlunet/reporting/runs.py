@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dlunet.datasets import Case
 from dlunet.errors import UserError
+from dlunet.labels import FLARE22, LabelSet
 from dlunet.volumes import case_name, list_volumes
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
@@ -29,6 +31,8 @@ class Run:
         provenance: Commit, versions and machine; empty if unknown.
         scores: Scores of the test cases (``case,organ,dsc,nsd``), or None.
         predictions: The test cases' predicted label maps by case name.
+        cases: The scored cases with their files, by name.
+        labels: The organs.
         missing: What the folder lacks, in words.
     """
 
@@ -38,6 +42,8 @@ class Run:
     provenance: dict[str, Any]
     scores: pd.DataFrame | None
     predictions: dict[str, Path]
+    cases: dict[str, Case]
+    labels: LabelSet = FLARE22
     missing: tuple[str, ...] = field(default=())
 
     @property
@@ -108,8 +114,30 @@ def read_run(folder: Path) -> Run:
         provenance=_read_provenance(folder / "provenance.json", missing),
         scores=_read_scores(folder / "scores" / "scores.csv", missing),
         predictions=_list_predictions(folder / "predictions", missing),
+        cases=_read_cases(folder / "scored_cases.json", missing),
+        labels=_read_labels(folder / "labels.json", missing),
         missing=tuple(missing),
     )
+
+
+def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
+    """The label set that all runs share.
+
+    Raises:
+        UserError: The runs are about different organs.
+    """
+    first, *others = [run for runs in groups.values() for run in runs]
+    for run in others:
+        if run.labels.labels != first.labels.labels:
+            raise UserError(
+                f"{run.folder}: its labels ({_names(run.labels)}) are not those of {first.folder} "
+                f"({_names(first.labels)}); expected runs on the same organs; report them apart"
+            )
+    return first.labels
+
+
+def _names(labels: LabelSet) -> str:
+    return ", ".join(label.name for label in labels)
 
 
 def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -178,7 +206,8 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     where = f"{path.parent.name}/{path.name}"
     try:
         # A case may be called 0001 or NA: names are text.
-        scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False)
+        absent = {"dsc": [""], "nsd": [""]}
+        scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False, na_values=absent)
         scores = scores.astype({"dsc": float, "nsd": float})
     except FileNotFoundError:
         missing.append(f"no {where}")
@@ -190,6 +219,23 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
         missing.append(f"{where} has no rows of case, organ, dsc, nsd")
         return None
     return scores
+
+
+def _read_cases(path: Path, missing: list[str]) -> dict[str, Case]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return {case["name"]: Case(case["name"], Path(case["image"]), Path(case["label"])) for case in listed}
+    except (ValueError, OSError, KeyError, TypeError):
+        missing.append(f"no {path.name}, which tells where the scored CTs lie")
+        return {}
+
+
+def _read_labels(path: Path, missing: list[str]) -> LabelSet:
+    try:
+        return LabelSet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, OSError, KeyError, TypeError):
+        missing.append(f"no {path.name}: the organs are taken to be FLARE22's")
+        return FLARE22
 
 
 def _list_predictions(folder: Path, missing: list[str]) -> dict[str, Path]:

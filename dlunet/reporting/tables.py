@@ -121,8 +121,10 @@ def paper_figures() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def paper_tables(dsc: ScoreTable) -> list[PaperTable]:
-    """The paper's tables of which at least one row was run, in the paper's layout."""
+def paper_tables(dsc: ScoreTable, labels: LabelSet = FLARE22) -> list[PaperTable]:
+    """The paper's tables of which at least one row was run, in the paper's layout; none for other organs."""
+    if labels != FLARE22:
+        return []
     return [
         PaperTable(number, PAPER_TITLES[number], tuple(_paper_row(number, *item, dsc) for item in rows.items()))
         for number, rows in PAPER_ROWS.items()
@@ -130,8 +132,10 @@ def paper_tables(dsc: ScoreTable) -> list[PaperTable]:
     ]
 
 
-def comparisons(dsc: ScoreTable) -> list[Comparison]:
-    """The differences in mean DSC that the experiments at hand can show."""
+def comparisons(dsc: ScoreTable, labels: LabelSet = FLARE22) -> list[Comparison]:
+    """The differences in mean DSC that the experiments at hand can show beside the paper's; none for other organs."""
+    if labels != FLARE22:
+        return []
     ours = dsc.mean[MEAN].dropna()
     rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
     return [

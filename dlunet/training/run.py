@@ -56,6 +56,7 @@ def train(config: DictConfig) -> Path:
     log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     prepared = prepare(config)
+    write_text(output / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     datamodule = PatchDataModule(
         prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling

@@ -76,6 +76,12 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
     config = {"name": name, "seed": seed, "scale": {"name": "cpu"}, "data": {"name": data_name, "root": str(data)}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     _write_metrics(run / "metrics.csv", seed, error)
+    (run / "labels.json").write_text(json.dumps(FLARE22.to_dict()))
+    testing = data / "Testing"
+    paths = ({"image": f"images/{case}_0000.nii.gz", "label": f"labels/{case}.nii.gz"} for case in CASES)
+    cases = [{"name": case} | {key: str(testing / path) for key, path in files.items()}
+             for case, files in zip(CASES, paths, strict=True)]  # fmt: skip
+    (run / "scored_cases.json").write_text(json.dumps(cases))
     if "provenance" in parts:
         provenance = {
             "git": {"commit": "0123abcd", "dirty": False},

@@ -1,5 +1,6 @@
 """The page: that it stands alone, has every section, and says what the folders say."""
 
+import json
 import shutil
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dlunet.errors import UserError
-from dlunet.labels import FLARE22
+from dlunet.labels import FLARE22, label_set
 from dlunet.reporting import print_report_summary, write_report
 from dlunet.reporting.tables import paper_figures
 
@@ -177,9 +178,24 @@ def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
 
 def test_images_that_are_gone_are_said(make_run, tmp_path):
     run = make_run("ssl_light")
-    config = (run / "config.yaml").read_text().splitlines()
-    (run / "config.yaml").write_text("\n".join("  root: gone" if "root:" in line else line for line in config))
-    assert "The images cannot be shown: gone: no such folder" in Page(write_report([run], tmp_path / "report")).text
+    cases = json.loads((run / "scored_cases.json").read_text())
+    cases = [{**case, "image": f"gone/{case['name']}.nii.gz"} for case in cases]
+    (run / "scored_cases.json").write_text(json.dumps(cases))
+    page = Page(write_report([run], tmp_path / "report"))
+    assert "case_1: not shown: gone/case_1.nii.gz: no such file" in page.text
+    (run / "scored_cases.json").unlink()
+    assert "no scored_cases.json" in Page(write_report([run], tmp_path / "report")).text
+
+
+def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run, tmp_path):
+    run, other = make_run("ssl_light", data_name="mine"), make_run("sup_light", data_name="mine")
+    spleen = label_set("mine", {1: "spleen", 2: "tumour"})
+    (run / "labels.json").write_text(json.dumps(spleen.to_dict()))
+    (run / "scores" / "scores.csv").write_text("case,organ,dsc,nsd\na,spleen,0.9,0.8\na,tumour,0.5,\n")
+    page = Page(write_report([run], tmp_path / "report"))
+    assert "0.700" in page.text and "TUM" in page.text and "Table 3" not in page.text
+    with pytest.raises(UserError, match=r"spleen, tumour.*report them apart"):
+        write_report([run, other], tmp_path / "both")
 
 
 def test_names_are_escaped(make_run, tmp_path):
@@ -195,20 +211,14 @@ def test_names_are_escaped(make_run, tmp_path):
     assert evil in page.text
 
 
-def test_a_case_name_cannot_end_its_attribute(make_run, data, tmp_path, monkeypatch):
+def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):
     run = make_run("ssl_light")
     evil = 'a" onerror="alert(1)'
-    for folder, name in ((run / "predictions", "case_1"), (data / "Testing" / "labels", "case_1")):
-        (folder / f"{evil}.nii.gz").write_bytes((folder / f"{name}.nii.gz").read_bytes())
-    image = data / "Testing" / "images" / f"{evil}_0000.nii.gz"
-    image.write_bytes((data / "Testing" / "images" / "case_1_0000.nii.gz").read_bytes())
-    try:
-        scores = pd.read_csv(run / "scores" / "scores.csv").replace("case_1", evil)
-        scores.to_csv(run / "scores" / "scores.csv", index=False)
-        page = Page(write_report([run], tmp_path / "report"))
-    finally:
-        image.unlink()
-        (data / "Testing" / "labels" / f"{evil}.nii.gz").unlink()
+    quoted_csv, quoted_json = '"{}"'.format(evil.replace('"', '""')), f'"name": {json.dumps(evil)}'
+    shutil.copy(run / "predictions" / "case_1.nii.gz", run / "predictions" / f"{evil}.nii.gz")
+    for file in (run / "scores" / "scores.csv", run / "scored_cases.json"):
+        file.write_text(file.read_text().replace("case_1,", f"{quoted_csv},").replace('"name": "case_1"', quoted_json))
+    page = Page(write_report([run], tmp_path / "report"))
     assert evil in page.images[-1]["alt"]
     assert all(set(image) == {"src", "alt"} for image in page.images)
 

@@ -1,0 +1,62 @@
+"""``dataset.json``, with which nnU-Net and the Medical Segmentation Decathlon (MSD) describe a dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlunet.errors import UserError
+from dlunet.labels import LabelSet, label_set
+
+#: Label maps are uint8.
+HIGHEST_ID = 255
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """The values of a description of CTs with one channel.
+
+    Raises:
+        UserError: The file is missing, is not a description, or describes images of several channels.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the dataset.json that describes the dataset; check data.root")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected a JSON file; repair it") from None
+    if not isinstance(values, dict) or not isinstance(values.get("labels"), dict):
+        raise UserError(f"{path}: has no labels; expected an entry such as "
+                        '"labels": {"background": 0, "liver": 1}; add it')  # fmt: skip
+    channels = values.get("channel_names") or values.get("modality") or {"0": "CT"}
+    if isinstance(channels, dict) and len(channels) != 1:
+        raise UserError(f"{path}: found {len(channels)} channels, {channels}; expected one, the CT")
+    return values
+
+
+def labels_of(path: Path, values: dict[str, Any]) -> LabelSet:
+    """The label set of a description: nnU-Net writes ``name: id``, the decathlon ``id: name``.
+
+    Raises:
+        UserError: An id is not a whole number, the ids have gaps, or regions or an ignore label are described.
+    """
+    names: dict[int, str] = {}
+    for key, value in values["labels"].items():
+        id_, name = (key, value) if isinstance(value, str) else (value, key)
+        if isinstance(id_, list):
+            raise UserError(f"{path}: {name} is a region of labels {id_}; expected one id a label; write the ids apart")
+        if str(name) == "ignore":
+            raise UserError(
+                f"{path}: describes an ignore label ({id_}), which training here does not know; expected every voxel "
+                "to be labelled; leave these cases unlabelled instead"
+            )
+        if not str(id_).isdecimal():
+            raise UserError(f"{path}: label {name!r} has the id {id_!r}; expected a whole number, 0 or more")
+        names[int(id_)] = str(name)
+    names.pop(0, None)
+    if not names or max(names) > HIGHEST_ID:
+        raise UserError(f"{path}: found the ids {sorted(names)}; expected 1 to at most {HIGHEST_ID}")
+    try:
+        return label_set(str(values.get("name", path.parent.name)), names)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; number the labels anew") from None

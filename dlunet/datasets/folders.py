@@ -1,0 +1,67 @@
+"""Two plain folders: CTs, and label maps of the same names for some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dlunet.datasets.cases import Dataset, list_cases
+from dlunet.datasets.nnunet_raw import unlabelled_cases
+from dlunet.datasets.splits import Fold, split_cases
+from dlunet.errors import UserError
+from dlunet.labels import LabelSet, label_set
+from dlunet.volumes import case_name, list_volumes
+
+
+def read_folders(
+    root: Path | str,
+    names: Sequence[str],
+    splits: Path | str,
+    images: str = "images",
+    labels: str = "labels",
+    unlabelled: Path | str | None = None,
+    fold: Fold = 0,
+    folds: int = 5,
+) -> Dataset:
+    """List the cases of two folders. A CT without a label map is an unlabelled case.
+
+    Args:
+        root: The folder that holds both.
+        names: What the labels 1, 2, … show.
+        splits: The file of folds, see :func:`split_cases`.
+        images: Name of the folder of CTs.
+        labels: Name of the folder of label maps.
+        unlabelled: A further folder of unlabelled CTs, as it is or below ``root``; by default ``imagesUn``.
+        fold: The fold that validates, or ``all``.
+        folds: How many folds.
+
+    Raises:
+        UserError: A folder is missing, a label map has no CT, or no CT has a label map.
+    """
+    root = Path(root)
+    cases = list_cases(root / images, root / labels)
+    _check_labels(root / labels, {case.name for case in cases})
+    labelled = [case for case in cases if case.label is not None]
+    if not labelled:
+        raise UserError(
+            f"{root / images}: none of its {len(cases)} CTs has a label map in {root / labels}; expected files of the "
+            "same names"
+        )
+    training, validation = split_cases(labelled, Path(splits), fold, folds)
+    others = tuple(case for case in cases if case.label is None)
+    return Dataset(_label_set(root, names), training, others + unlabelled_cases(root, unlabelled), validation)
+
+
+def _label_set(root: Path, names: Sequence[str]) -> LabelSet:
+    if not names or isinstance(names, (str, Mapping)):
+        raise UserError(f"data.names: found {names}; expected what labels 1, 2, … show, as 'data.names=[liver,tumour]'")
+    try:
+        return label_set(root.name, dict(enumerate(map(str, names), start=1)))
+    except ValueError as error:
+        raise UserError(f"data.names: {error}") from None
+
+
+def _check_labels(folder: Path, images: set[str]) -> None:
+    alone = [path for path in list_volumes(folder) if case_name(path) not in images]
+    if alone:
+        raise UserError(f"{alone[0]}: has no CT (and {len(alone) - 1} more); expected one of the same name; add it")

@@ -1,0 +1,66 @@
+"""nnU-Net's raw datasets.
+
+::
+
+    dataset.json     imagesTr/NAME_0000.nii.gz     labelsTr/NAME.nii.gz
+                     imagesTs/NAME_0000.nii.gz     labelsTs/NAME.nii.gz (if there are any)
+                     imagesUn/NAME_0000.nii.gz     unlabelled CTs; not nnU-Net's own, any folder can be named
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlunet.datasets.cases import Case, Dataset, list_cases, list_labelled
+from dlunet.datasets.dataset_json import labels_of, read_dataset_json
+from dlunet.datasets.splits import Fold, split_cases
+from dlunet.errors import UserError
+
+#: Where unlabelled CTs lie if nothing else is said.
+UNLABELLED = "imagesUn"
+
+
+def read_nnunet_raw(
+    root: Path | str, splits: Path | str, unlabelled: Path | str | None = None, fold: Fold = 0, folds: int = 5
+) -> Dataset:
+    """List the cases of an nnU-Net dataset.
+
+    Args:
+        root: The folder with ``dataset.json``.
+        splits: The file of folds, see :func:`split_cases`.
+        unlabelled: Folder of unlabelled CTs, as it is or below ``root``; by default ``imagesUn``, if it exists.
+        fold: The fold that validates, or ``all``.
+        folds: How many folds.
+
+    Raises:
+        UserError: A file or folder is missing or does not fit the layout.
+    """
+    root = Path(root)
+    _check_folder(root)
+    description = root / "dataset.json"
+    labels = labels_of(description, read_dataset_json(description))
+    cases = list_labelled(root / "imagesTr", root / "labelsTr")
+    if not cases:
+        raise UserError(f"{root / 'imagesTr'}: holds no CT; expected NAME_0000.nii.gz and the like; check data.root")
+    training, validation = split_cases(cases, Path(splits), fold, folds)
+    test = list_cases(root / "imagesTs", root / "labelsTs") if (root / "imagesTs").is_dir() else []
+    return Dataset(labels, training, unlabelled_cases(root, unlabelled), validation, tuple(test))
+
+
+def unlabelled_cases(root: Path, folder: Path | str | None) -> tuple[Case, ...]:
+    """The CTs in a folder of unlabelled ones, given as it is or below ``root``; by default ``imagesUn``.
+
+    Raises:
+        UserError: The folder was named and does not exist.
+    """
+    if folder is None:
+        return tuple(list_cases(root / UNLABELLED)) if (root / UNLABELLED).is_dir() else ()
+    found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
+    if found is None:
+        raise UserError(f"data.unlabelled: no such folder: {folder}, neither as it is nor below {root}")
+    return tuple(list_cases(found))
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected one with dataset.json, imagesTr and labelsTr; set data.root")

@@ -1,0 +1,87 @@
+"""Which labelled cases train and which validate: folds, written to a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dlunet.datasets.cases import Case
+from dlunet.errors import UserError
+from dlunet.files import write_text
+
+#: nnU-Net's seed: the same cases give the same folds there and here.
+SEED = 12345
+
+Fold = int | Literal["all"]
+
+
+def split_cases(
+    cases: Sequence[Case], file: Path, fold: Fold = 0, folds: int = 5
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and validation cases of a fold.
+
+    The folds are nnU-Net's, in nnU-Net's format: a list of ``{"train": [names], "val": [names]}``. The file is written
+    if it does not exist; otherwise it is followed, so that a fixed split is a file written by hand.
+
+    Args:
+        cases: The labelled cases.
+        file: The file of folds.
+        fold: Number of the fold, from 0; ``all`` trains on every case and validates on none.
+        folds: How many folds are drawn; no more than there are cases.
+
+    Raises:
+        UserError: The file is damaged or names other cases, or there is no such fold.
+    """
+    if fold == "all" or len(cases) < 2:
+        return tuple(cases), ()
+    if not file.exists():
+        write_text(file, json.dumps(draw_folds([case.name for case in cases], folds), indent=2))
+    splits = _read(file)
+    if not isinstance(fold, int) or not 0 <= fold < len(splits):
+        raise UserError(f"data.fold: found {fold}; expected 0 to {len(splits) - 1}, the folds in {file}, or all")
+    named = {case.name: case for case in cases}
+    train, val = splits[fold]["train"], splits[fold]["val"]
+    strange = sorted(set(named).symmetric_difference({*train, *val})) or sorted(set(train) & set(val))
+    if strange:
+        raise UserError(
+            f"{file}: fold {fold} does not fit the labelled cases: {', '.join(strange[:5])} stand in one of them only, "
+            "or in both parts of the fold; correct the file, or delete it to draw the folds anew"
+        )
+    return tuple(named[name] for name in train), tuple(named[name] for name in val)
+
+
+def draw_folds(names: Sequence[str], folds: int = 5) -> list[dict[str, list[str]]]:
+    """nnU-Net's folds: the sorted names, shuffled with a fixed seed and cut into parts that differ by one at most.
+
+    Raises:
+        UserError: Fewer than two folds are wanted.
+    """
+    if folds < 2:
+        raise UserError(f"data.folds: found {folds}; expected 2 or more, or data.fold=all to validate on no case")
+    ordered = sorted(names)
+    shuffled = np.arange(len(ordered))
+    np.random.RandomState(SEED).shuffle(shuffled)
+    parts = [set(part.tolist()) for part in np.array_split(shuffled, min(folds, len(ordered)))]
+    return [
+        {
+            "train": [name for k, name in enumerate(ordered) if k not in part],
+            "val": [name for k, name in enumerate(ordered) if k in part],
+        }
+        for part in parts
+    ]
+
+
+def _read(file: Path) -> list[dict[str, list[str]]]:
+    try:
+        splits = [{part: [str(name) for name in fold[part]] for part in ("train", "val")}
+                  for fold in json.loads(file.read_text())]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{file}: cannot be read ({error}); expected a list of {{"train": [names], "val": [names]}}; repair it, or '
+            "delete it to draw the folds anew"
+        ) from None
+    return splits

@@ -1,0 +1,140 @@
+"""nnU-Net's raw datasets, the decathlon's, and plain folders: which file is which case, and what is said otherwise."""
+
+import json
+
+import pytest
+
+from dlunet.datasets import read_folders, read_msd, read_nnunet_raw
+from dlunet.errors import UserError
+
+LABELS = {"background": 0, "liver": 1, "kidney_right": 2, "tumour": 3}
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.fixture
+def nnunet(tmp_path):
+    root = tmp_path / "Dataset007_Own"
+    touch(*(root / "imagesTr" / f"own_{k}_0000.nii.gz" for k in range(4)))
+    touch(*(root / "labelsTr" / f"own_{k}.nii.gz" for k in range(4)))
+    touch(*(root / "imagesTs" / f"own_{k}_0000.nii.gz" for k in (7, 8)), root / "labelsTs" / "own_7.nii.gz")
+    touch(*(root / "imagesUn" / f"other_{k}_0000.mha" for k in range(8)))
+    describe(root, labels=LABELS, channel_names={"0": "CT"}, numTraining=4, file_ending=".nii.gz")
+    return root
+
+
+@pytest.fixture
+def msd(tmp_path):
+    root = tmp_path / "Task09_Own"
+    names = [f"own_{k}.nii.gz" for k in range(4)]
+    touch(*(root / folder / name for folder in ("imagesTr", "labelsTr") for name in names))
+    touch(root / "imagesTs" / "own_9.nii.gz")
+    training = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    names = {str(id_): name for name, id_ in LABELS.items()}
+    describe(root, name="Own", labels=names, modality={"0": "CT"}, training=training, test=["./imagesTs/own_9.nii.gz"])
+    return root
+
+
+def describe(root, **values):
+    (root / "dataset.json").write_text(json.dumps(values))
+
+
+def change(root, **values):
+    describe(root, **{**json.loads((root / "dataset.json").read_text()), **values})
+
+
+def names(cases):
+    return sorted(case.name for case in cases)
+
+
+def test_nnunet_raw(nnunet, tmp_path):
+    dataset = read_nnunet_raw(nnunet, tmp_path / "splits.json")
+    assert [(label.id, label.name, label.nsd_tolerance_mm) for label in dataset.labels] == [
+        (1, "liver", 5),
+        (2, "kidney_right", 3),
+        (3, "tumour", None),
+    ]
+    assert names(dataset.labelled + dataset.validation) == [f"own_{k}" for k in range(4)]
+    assert len(dataset.validation) == 1
+    assert names(dataset.unlabelled) == [f"other_{k}" for k in range(8)]
+    assert [(case.name, case.label is not None) for case in dataset.test] == [("own_7", True), ("own_8", False)]
+    for case in dataset.labelled:
+        assert (case.image, case.label) == (
+            nnunet / "imagesTr" / f"{case.name}_0000.nii.gz",
+            nnunet / "labelsTr" / f"{case.name}.nii.gz",
+        )
+
+
+def test_the_decathlon(msd, tmp_path):
+    dataset = read_msd(msd, tmp_path / "splits.json", unlabelled="imagesTs")
+    assert [label.name for label in dataset.labels] == ["liver", "kidney_right", "tumour"]
+    assert dataset.labels.name == "Own"
+    assert names(dataset.labelled + dataset.validation) == [f"own_{k}" for k in range(4)]
+    assert names(dataset.unlabelled) == names(dataset.test) == ["own_9"]
+
+
+def test_two_folders(tmp_path):
+    root = tmp_path / "mine"
+    touch(*(root / "images" / f"{name}.nrrd" for name in "abcd"), *(root / "labels" / f"{name}.nrrd" for name in "ab"))
+    touch(tmp_path / "archive" / "e.nii.gz")
+    settings = {"names": ["liver", "cyst"], "splits": tmp_path / "splits.json", "fold": "all"}
+    dataset = read_folders(root, unlabelled=tmp_path / "archive", **settings)
+    assert [label.name for label in dataset.labels] == ["liver", "cyst"]
+    assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a", "b"], ["c", "d", "e"])
+
+    touch(root / "labels" / "z.nrrd")
+    with pytest.raises(UserError, match=r"z\.nrrd: has no CT"):
+        read_folders(root, **settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": None}, "has no labels"),
+        ({"labels": {"background": 0, "liver": 1, "spleen": 3}}, r"without gaps, found \[1, 3\]"),
+        ({"labels": {"background": 0, "all": [1, 2], "liver": 1}}, "all is a region of labels"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "describes an ignore label"),
+        ({"labels": {"background": 0, "liver": "one"}}, "label 'one' has the id 'liver'"),
+        ({"labels": {"background": 0, "liver": 1.5}}, "label 'liver' has the id 1.5; expected a whole number"),
+        ({"labels": {"background": 0}}, r"found the ids \[\]; expected 1 to at most 255"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, "found 2 channels"),
+    ],
+)
+def test_descriptions_that_cannot_be_used(nnunet, tmp_path, values, message):
+    change(nnunet, **values)
+    with pytest.raises(UserError, match=f"^{nnunet / 'dataset.json'}: .*{message}"):
+        read_nnunet_raw(nnunet, tmp_path / "splits.json")
+
+
+def test_layouts_that_do_not_fit(nnunet, msd, tmp_path):
+    splits = tmp_path / "splits.json"
+    with pytest.raises(UserError, match=r"gone: no such folder; expected one with dataset\.json"):
+        read_nnunet_raw(tmp_path / "gone", splits)
+    with pytest.raises(UserError, match=r"data\.unlabelled: no such folder: nowhere"):
+        read_nnunet_raw(nnunet, splits, unlabelled="nowhere")
+    with pytest.raises(UserError, match=r"lists of cases cannot be read.*use data=nnunet"):
+        read_msd(nnunet, splits)
+    (msd / "labelsTr" / "own_2.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"own_2\.nii\.gz: no such file; dataset\.json lists it"):
+        read_msd(msd, splits)
+    (nnunet / "labelsTr" / "own_2.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"own_2_0000\.nii\.gz: has no label"):
+        read_nnunet_raw(nnunet, splits)
+    (nnunet / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset\.json: cannot be read"):
+        read_nnunet_raw(nnunet, splits)
+
+
+def test_a_case_is_labelled_or_unlabelled(nnunet, tmp_path):
+    with pytest.raises(UserError, match="is listed as unlabelled and has a label"):
+        read_nnunet_raw(nnunet, tmp_path / "splits.json", unlabelled="imagesTr")
+
+
+def test_two_cases_of_a_name(nnunet, tmp_path):
+    touch(nnunet / "imagesUn" / "other_3.nrrd")
+    with pytest.raises(UserError, match=r"other_3_0000\.mha.*has the name of|other_3\.nrrd: has the name of"):
+        read_nnunet_raw(nnunet, tmp_path / "splits.json")
