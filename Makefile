@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench clean
+.PHONY: help setup demo test test-full lint format bench bench-peers clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,5 +42,14 @@ bench: $(STAMP)  ## The measurements behind what the README says
 	$(BIN)/python benchmarks/phantom_gallery.py picture
 	$(BIN)/python benchmarks/phantom_gallery.py time
 
+bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own
+	$(PEERS)/bin/python benchmarks/preparation_against_nnunet.py
+
+$(PEERS)/.installed: benchmarks/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint $< torch
+	$(PEERS)/bin/python -m pip install --quiet --constraint $< nnunetv2 --editable .
+	@touch $@
+
 clean:  ## Remove the environment and caches; data and runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache dist

@@ -29,7 +29,7 @@ from dlunet.volumes import read_ct
 logger = logging.getLogger(__name__)
 
 #: Changes when cases prepared by an older version must be prepared again.
-STORE_VERSION = 1
+STORE_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 A folder a case, which appears whole or not at all::
 
-    image.npy    (1, z, y, x) float16, normalised      label.npy    (z, y, x) uint8, if the case has labels
+    image.npy    (1, z, y, x) int16, in units that     label.npy    (z, y, x) uint8, if the case has labels
+                 case.json states
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -32,11 +34,13 @@ class PreparedCase:
         folder: Where it lies.
         shape: (z, y, x) of the prepared volume.
         ranges: For each class that the case shows, its rows in the index.
+        unit: Normalised values are those of :attr:`image` times this.
     """
 
     folder: Path
     shape: tuple[int, int, int]
     ranges: dict[int, tuple[int, int]]
+    unit: float
 
     @classmethod
     def open(cls, folder: Path) -> PreparedCase:
@@ -49,9 +53,10 @@ class PreparedCase:
             values = json.loads((folder / "case.json").read_text())
             z, y, x = values["shape"]
             ranges = {int(label): (start, stop) for label, (start, stop) in values["ranges"].items()}
+            unit = float(values["unit"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: is not a prepared case ({error}); delete it and prepare again") from None
-        return cls(folder, (z, y, x), ranges)
+        return cls(folder, (z, y, x), ranges, unit)
 
     @property
     def name(self) -> str:
@@ -60,7 +65,7 @@ class PreparedCase:
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(1, z, y, x) float16, normalised; memory-mapped."""
+        """(1, z, y, x) int16, to be multiplied by :attr:`unit`; memory-mapped."""
         return self._mapped("image")
 
     @cached_property
@@ -99,11 +104,12 @@ def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, mad
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        np.save(temporary / "image.npy", image[None].astype(np.float16))
+        unit = _unit(image)
+        np.save(temporary / "image.npy", np.rint(image[None] / unit).astype(np.int16))
         if label is not None:
             np.save(temporary / "label.npy", label)
         np.save(temporary / "index.npy", index)
-        values = {"shape": image.shape, "ranges": ranges, "made_from": made_from}
+        values = {"shape": image.shape, "ranges": ranges, "unit": unit, "made_from": made_from}
         (temporary / "case.json").write_text(json.dumps(values))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -118,6 +124,15 @@ def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:
         return json.loads((folder / "case.json").read_text())["made_from"] == made_from
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _unit(image: np.ndarray) -> float:
+    """The smallest power of two in which int16 holds an image: finer than float16 for all but the smallest values.
+
+    Zero stays zero, so that what is padded with 0 needs no care, and a power of two adds no rounding of its own.
+    """
+    highest = float(np.abs(image).max(initial=0)) or 1.0
+    return float(2.0 ** math.ceil(math.log2(highest / np.iinfo(np.int16).max)))
 
 
 def _class_index(label: np.ndarray | None) -> tuple[np.ndarray, dict[int, tuple[int, int]]]:

@@ -155,4 +155,5 @@ class _WholeCases(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         case = self.cases[index]
         assert case.label is not None
-        return {"image": torch.from_numpy(case.image.astype("float32")), "label": torch.from_numpy(case.label.copy())}
+        image = torch.from_numpy(case.image.astype("float32")) * case.unit
+        return {"image": image, "label": torch.from_numpy(case.label.copy())}

@@ -72,7 +72,7 @@ class PatchDataset(tio.SubjectsDataset):
 
     def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
         grid = np.diag([*self.spacing, 1.0])
-        image = crop(case.image, centre, size).float()
+        image = crop(case.image, centre, size) * case.unit
         subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
             if case.label is None:

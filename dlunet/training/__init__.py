@@ -1,7 +1,6 @@
 """Training: the LightningModule, and the run from config to checkpoint."""
 
 from dlunet.training.module import SegmentationModule
-from dlunet.training.provenance import provenance
 from dlunet.training.run import prepare, train
 
-__all__ = ["SegmentationModule", "prepare", "provenance", "train"]
+__all__ = ["SegmentationModule", "prepare", "train"]

@@ -22,10 +22,10 @@ from dlunet.files import write_text
 from dlunet.networks import UNet, build_network
 from dlunet.networks.bundle import read_checkpoint
 from dlunet.preparation import PreparedDataset, prepare_dataset
+from dlunet.provenance import provenance
 from dlunet.sampling import PatchDataModule
 from dlunet.training.metrics_file import metrics_logger
 from dlunet.training.module import SegmentationModule
-from dlunet.training.provenance import provenance
 
 log = logging.getLogger(__name__)
 

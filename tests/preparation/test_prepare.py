@@ -54,12 +54,15 @@ def test_values_against_numpy_and_scipy(root, prepare):
         values = (np.clip(read(case.image), low, high) - foreground.mean()) / foreground.std()
         expected = ndimage.zoom(values, factors, order=3, mode="nearest", grid_mode=True)
         assert result.shape == expected.shape == (19, 40, 53)
-        np.testing.assert_allclose(result.image[0], expected.clip(values.min(), values.max()), atol=5e-3)
-        labels = np.zeros(result.shape)
-        for organ in range(1, 14):
-            mask = ndimage.zoom((read(case.label) == organ) * 1.0, factors, order=1, mode="nearest", grid_mode=True)
-            labels[mask >= 0.5] = organ
-        assert (result.label != labels).mean() < 1e-4  # voxels of exactly a half may round either way
+        stored = result.image[0] * result.unit
+        np.testing.assert_allclose(stored, expected.clip(values.min(), values.max()), atol=3e-4)
+        masks = [
+            ndimage.zoom((read(case.label) == organ) * 1.0, factors, order=1, mode="nearest", grid_mode=True)
+            for organ in range(14)
+        ]
+        clear = np.sort(masks, axis=0)[-1] - np.sort(masks, axis=0)[-2] > 1e-6  # ties: see test_resampling
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(result.label[clear], np.argmax(masks, axis=0)[clear])
         assert set(result.ranges) == set(range(1, 14))
     assert (prepared.plan.spacing, prepared.plan.patch_size) == (SPACING, PATCH)
     assert (prepared.plan.intensity.lower, prepared.plan.intensity.upper) == pytest.approx((low, high))

@@ -25,9 +25,20 @@ def test_arrays_are_mapped_not_read(folder):
     case = PreparedCase.open(folder)
     assert (case.name, case.shape) == ("case", IMAGE.shape)
     assert isinstance(case.image, np.memmap) and isinstance(case.label, np.memmap)
-    np.testing.assert_array_equal(case.image, IMAGE[None].astype(np.float16))
+    assert case.image.dtype == np.int16
+    np.testing.assert_allclose(case.image * case.unit, IMAGE[None], atol=np.abs(IMAGE).max() / 32767)
     np.testing.assert_array_equal(case.label, LABEL)
     assert os.listdir(folder.parent) == ["case"]
+
+
+@pytest.mark.parametrize("factor", [0, 1e-3, 1, 4, 300])
+def test_stored_values_are_close_and_zero_is_zero(tmp_path, factor):
+    image = IMAGE * factor
+    image[0] = 0
+    save_prepared(tmp_path / "case", image, None, {})
+    case = PreparedCase.open(tmp_path / "case")
+    np.testing.assert_allclose(case.image[0] * case.unit, image, atol=np.abs(image).max() / 32767)
+    assert not case.image[0, 0].any()
 
 
 def test_remembered_voxels_are_of_their_class_and_spread_over_it(folder):
