@@ -5,7 +5,6 @@ Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -22,7 +21,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
-from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet
 
 PACKAGE = Path(__file__).parent
@@ -148,13 +146,8 @@ def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
     bundle = load_bundle(checkpoint)
     # Labels of an earlier, shorter training of this run make way.
     predict_files(Predictor(bundle), [case.image for case in cases], output / "predictions", replace=True)
-    write_text(output / "scored_cases.json", json.dumps([_as_text(case) for case in cases], indent=2))
     references = {case.name: case.label for case in cases if case.label is not None}
     evaluate_folder(output / "predictions", references, output / "scores", bundle.labels)
-
-
-def _as_text(case: Case) -> dict[str, str]:
-    return {"name": case.name, "image": str(case.image), "label": str(case.label)}
 
 
 def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

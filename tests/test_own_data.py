@@ -39,16 +39,17 @@ def run(place, verb, *settings):
 
 
 def test_train_predict_evaluate_report(place):
-    data = ("data=nnunet", "data.root=Dataset042_Mine", "scale=tiny", "logger=csv", "test=true")
+    data = ("data=nnunet", "data.root=Dataset042_Mine", "scale=tiny", "logger=csv")
     run(place, "train", *data)
     folder = place / "runs" / "ssl_light-Dataset042_Mine-fold0-tiny-seed0"
-    assert list(pd.read_csv(folder / "scores" / "summary.csv")["organ"]) == [*ORGANS, "Mean"]
     assert len(json.loads((place / "data" / "Dataset042_Mine-prepared" / "splits.json").read_text())) == 4
 
     checkpoint = f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
-    run(place, "predict", checkpoint, "input=Dataset042_Mine/imagesTs", "output=labels")
-    run(place, "evaluate", "predictions=labels", "references=Dataset042_Mine/labelsTs", "output=scores")
-    scores = pd.read_csv(place / "scores" / "scores.csv")
+    run(place, "predict", checkpoint, "input=Dataset042_Mine/imagesTs", f"output={folder}/predictions")
+    references = "references=Dataset042_Mine/labelsTs"
+    run(place, "evaluate", f"predictions={folder}/predictions", references, f"output={folder}/scores")
+    assert list(pd.read_csv(folder / "scores" / "summary.csv")["organ"]) == [*ORGANS, "Mean"]
+    scores = pd.read_csv(folder / "scores" / "scores.csv")
     assert list(scores["organ"]) == list(ORGANS)
     assert list(scores["nsd"].isna()) == [False, False, True]  # nobody has stated a tolerance for cysts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,8 @@ def evaluate_folder(
     """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
 
     Writes ``scores.csv`` (columns ``case,organ,dsc,nsd``, a row for each case and organ) and ``summary.csv``
-    (:func:`summarize_scores`) to ``output``; each appears whole or not at all. Files are matched by case name: the
+    (:func:`summarize_scores`) to ``output``, and to ``references.json`` the label maps that were the references; each
+    appears whole or not at all. Files are matched by case name: the
     file's name without its ending and without ``_0000``. Cases are scored in parallel processes.
 
     Args:
@@ -77,6 +79,8 @@ def evaluate_folder(
     if len(scores):
         write_text(output / "scores.csv", scores.to_csv(index=False))
         write_text(output / "summary.csv", summarize_scores(scores, labels).to_csv(index=False))
+        references_used = {pair.case: str(pair.reference.resolve()) for pair in pairs if pair.case in rows}
+        write_text(output / "references.json", json.dumps(references_used, indent=2))
     if failures:
         raise UserError(_failure_message(failures, len(rows), output))
     return scores

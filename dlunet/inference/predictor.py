@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, re
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
-    _claim_folder(output, predictor.settings, replace)
+    _claim_folder(output, predictor.settings, dict(zip(names, images, strict=True)), replace)
     seconds = _read_seconds(output / "efficiency.csv")
     failures = []
     with progress_bar("segmenting", len(images)) as advance:
@@ -146,23 +146,30 @@ def predicted_labels(folder: Path) -> LabelSet | None:
         raise UserError(f"{path}: does not name the labels ({error}); give labels=dataset.json") from None
 
 
-def _claim_folder(output: Path, settings: dict[str, Any], replace: bool) -> None:
-    """Record what makes the labels in a folder, so that labels of another making are never kept as finished."""
+def _claim_folder(output: Path, settings: dict[str, Any], images: Mapping[str, Path], replace: bool) -> None:
+    """Record what makes the labels in a folder, so that labels of another making are never kept as finished.
+
+    Which CT each label map is of is recorded too: the report shows them together.
+    """
+    known: dict[str, str] = {}
     record = output / RECORD
     labels = list(output.glob("[!.]*.nii.gz"))
     if record.exists() and labels:
         found = _read_record(record)
+        known = found.get("images", {})
         changed = [
             f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
         ]
         if changed and replace:
+            known = {}
             for path in labels:
                 path.unlink()
         elif changed:
             raise UserError(
                 f"{output}: holds labels made otherwise ({'; '.join(changed)}); choose another output, or empty it"
             )
-    write_text(record, json.dumps(settings, indent=2))
+    known = known | {name: str(path.resolve()) for name, path in images.items()}
+    write_text(record, json.dumps({**settings, "images": known}, indent=2))
 
 
 def _read_record(path: Path) -> dict[str, Any]:

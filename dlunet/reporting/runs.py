@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Run:
         provenance=_read_provenance(folder / "provenance.json", missing),
         scores=_read_scores(folder / "scores" / "scores.csv", missing),
         predictions=_list_predictions(folder / "predictions", missing),
-        cases=_read_cases(folder / "scored_cases.json", missing),
+        cases=_read_cases(folder / "predictions" / "prediction.json", folder / "scores" / "references.json", missing),
         labels=_read_labels(folder / "labels.json", missing),
         missing=tuple(missing),
     )
@@ -221,12 +221,14 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     return scores
 
 
-def _read_cases(path: Path, missing: list[str]) -> dict[str, Case]:
+def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, Case]:
+    """The cases whose CT the prediction's record names and whose reference the evaluation's names."""
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        return {case["name"]: Case(case["name"], Path(case["image"]), Path(case["label"])) for case in listed}
+        images = json.loads(predicted.read_text(encoding="utf-8"))["images"]
+        references = json.loads(scored.read_text(encoding="utf-8"))
+        return {name: Case(name, Path(images[name]), Path(references[name])) for name in images if name in references}
     except (ValueError, OSError, KeyError, TypeError):
-        missing.append(f"no {path.name}, which tells where the scored CTs lie")
+        missing.append(f"where the scored CTs lie is not in {predicted.name} and {scored.name}")
         return {}
 
 

@@ -77,11 +77,6 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     _write_metrics(run / "metrics.csv", seed, error)
     (run / "labels.json").write_text(json.dumps(FLARE22.to_dict()))
-    testing = data / "Testing"
-    paths = ({"image": f"images/{case}_0000.nii.gz", "label": f"labels/{case}.nii.gz"} for case in CASES)
-    cases = [{"name": case} | {key: str(testing / path) for key, path in files.items()}
-             for case, files in zip(CASES, paths, strict=True)]  # fmt: skip
-    (run / "scored_cases.json").write_text(json.dumps(cases))
     if "provenance" in parts:
         provenance = {
             "git": {"commit": "0123abcd", "dirty": False},
@@ -93,6 +88,8 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
         for number, case in enumerate(CASES, start=1):
             moved = ellipsoids(number, 2 + error * number / 2, (9,) if number == 2 else ())
             write_labels(moved, run / "predictions" / f"{case}.nii.gz", GRID)
+        images = {case: str(data / "Testing" / "images" / f"{case}_0000.nii.gz") for case in CASES}
+        (run / "predictions" / "prediction.json").write_text(json.dumps({"images": images}))
     if "scores" in parts:
         evaluate_folder(run / "predictions", data / "Testing" / "labels", run / "scores", workers=1)
     return run

@@ -178,13 +178,13 @@ def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
 
 def test_images_that_are_gone_are_said(make_run, tmp_path):
     run = make_run("ssl_light")
-    cases = json.loads((run / "scored_cases.json").read_text())
-    cases = [{**case, "image": f"gone/{case['name']}.nii.gz"} for case in cases]
-    (run / "scored_cases.json").write_text(json.dumps(cases))
+    record = run / "predictions" / "prediction.json"
+    images = {case: f"gone/{case}.nii.gz" for case in json.loads(record.read_text())["images"]}
+    record.write_text(json.dumps({"images": images}))
     page = Page(write_report([run], tmp_path / "report"))
     assert "case_1: not shown: gone/case_1.nii.gz: no such file" in page.text
-    (run / "scored_cases.json").unlink()
-    assert "no scored_cases.json" in Page(write_report([run], tmp_path / "report")).text
+    record.unlink()
+    assert "where the scored CTs lie is not in prediction.json" in Page(write_report([run], tmp_path / "report")).text
 
 
 def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run, tmp_path):
@@ -214,10 +214,14 @@ def test_names_are_escaped(make_run, tmp_path):
 def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):
     run = make_run("ssl_light")
     evil = 'a" onerror="alert(1)'
-    quoted_csv, quoted_json = '"{}"'.format(evil.replace('"', '""')), f'"name": {json.dumps(evil)}'
+    quoted_csv, quoted_json = '"{}"'.format(evil.replace('"', '""')), json.dumps(evil)
     shutil.copy(run / "predictions" / "case_1.nii.gz", run / "predictions" / f"{evil}.nii.gz")
-    for file in (run / "scores" / "scores.csv", run / "scored_cases.json"):
-        file.write_text(file.read_text().replace("case_1,", f"{quoted_csv},").replace('"name": "case_1"', quoted_json))
+    for file in (
+        run / "scores" / "scores.csv",
+        run / "scores" / "references.json",
+        run / "predictions" / "prediction.json",
+    ):
+        file.write_text(file.read_text().replace("case_1,", f"{quoted_csv},").replace('"case_1"', quoted_json))
     page = Page(write_report([run], tmp_path / "report"))
     assert evil in page.images[-1]["alt"]
     assert all(set(image) == {"src", "alt"} for image in page.images)
