@@ -63,6 +63,23 @@ def train(config: DictConfig) -> None:
         _score(cases, best, Path(config.output))
 
 
+def doctor(config: DictConfig) -> None:
+    """Examine every case and list the problems: data=… data.root=…"""
+    from rich.console import Console
+
+    from dlunet.preparation import examine
+
+    if "fold" in config.data:
+        config.data.fold = "all"  # to look at the cases is no reason to draw folds
+    diagnosis = examine(hydra.utils.instantiate(config.data.source), config.data.workers)
+    diagnosis.print(Console())
+    if diagnosis.problems:
+        raise UserError(
+            f"{config.data.root}: {len(diagnosis.problems)} problems, see above; what else there is can be used"
+        )
+    print(f"{config.data.root}: no problem found")
+
+
 def prepare(config: DictConfig) -> None:
     """Prepare the cases that training reads: data=… data.root=…"""
     from dlunet.training import prepare as bring_up_to_date
@@ -107,6 +124,7 @@ def report(config: DictConfig) -> None:
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {
+    "doctor": doctor,
     "prepare": prepare,
     "train": train,
     "predict": predict,
@@ -218,7 +236,7 @@ def _folder_stem(root: str) -> str:
 
 def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
     """Choose the scale by what the machine has, where the user did not."""
-    if verb not in ("train", "prepare") or any(argument.startswith("scale=") for argument in arguments):
+    if verb not in ("train", "prepare", "doctor") or any(argument.startswith("scale=") for argument in arguments):
         return arguments
     scale = "scale=paper" if torch.cuda.is_available() else "scale=cpu"
     # Hydra wants all overrides in one row: flags may stand before or after them.

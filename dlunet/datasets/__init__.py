@@ -6,6 +6,7 @@ from dlunet.datasets.flare22 import read_flare22
 from dlunet.datasets.folders import read_folders
 from dlunet.datasets.msd import read_msd
 from dlunet.datasets.nnunet_raw import read_nnunet_raw
+from dlunet.datasets.reading import read_case
 from dlunet.datasets.splits import draw_folds, split_cases
 from dlunet.datasets.synthetic import open_phantoms
 
@@ -15,6 +16,7 @@ __all__ = [
     "draw_folds",
     "labels_of",
     "open_phantoms",
+    "read_case",
     "read_dataset_json",
     "read_flare22",
     "read_folders",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.volumes import case_name, list_volumes
 
@@ -30,9 +29,7 @@ class Dataset:
         unlabelled: Training cases without labels.
         validation: Cases with labels, used to choose the best checkpoint.
         test: Held-out cases; their labels, if any, are used for scores only.
-
-    Raises:
-        UserError: Two cases of a part share a name, or an unlabelled case is also one of the labelled ones.
+        problems: What is wrong with files that were left out, a message each.
     """
 
     labels: LabelSet
@@ -40,48 +37,85 @@ class Dataset:
     unlabelled: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
-
-    def __post_init__(self) -> None:
-        for part in (self.labelled + self.validation, self.unlabelled, self.test):
-            _check_names(part)
-        named = {case.name: case for case in self.labelled + self.validation}
-        for case in self.unlabelled:
-            if case.name in named and case.image.resolve() == named[case.name].image.resolve():
-                raise UserError(
-                    f"{case.image}: is listed as unlabelled and has a label, {named[case.name].label}; expected a case "
-                    "to be one or the other; take it out of the unlabelled folder"
-                )
+    problems: tuple[str, ...] = ()
 
 
-def list_cases(images: Path, labels: Path | None = None) -> list[Case]:
+def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[Case]:
     """The CTs in a folder, each with the label map of its name in another folder, if there is one.
+
+    Args:
+        images: Folder of CTs.
+        labels: Folder of label maps, if there is one.
+        problems: What is wrong with files that are left out is added to it: a name that several files have.
 
     Raises:
         UserError: The folder of images is missing.
     """
-    by_name = {case_name(path): path for path in list_volumes(labels)} if labels and labels.is_dir() else {}
-    return [Case(case_name(path), path, by_name.get(case_name(path))) for path in list_volumes(images)]
+    by_name = _by_name(list_volumes(labels), problems) if labels and labels.is_dir() else {}
+    return [Case(name, path, by_name.get(name)) for name, path in _by_name(list_volumes(images), problems).items()]
 
 
-def list_labelled(images: Path, labels: Path) -> list[Case]:
-    """As :func:`list_cases`, where every CT must have its label map.
+def list_labelled(images: Path, labels: Path, problems: list[str]) -> list[Case]:
+    """As :func:`list_cases`, where every CT must have its label map, and every label map its CT.
 
     Raises:
-        UserError: A folder is missing, or a CT has no label map.
+        UserError: A folder is missing.
     """
-    cases = list_cases(images, labels)
-    missing = [case.image for case in cases if case.label is None]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: has no label (and {len(missing) - 1} more); expected "
-            f"{labels / case_name(missing[0])}.nii.gz; add it, or move the image to the unlabelled cases"
-        )
-    return cases
+    cases = list_cases(images, labels, problems)
+    problems += [
+        f"{case.image}: has no label; expected {labels / case.name}.nii.gz; add it, or list the CT as unlabelled"
+        for case in cases
+        if case.label is None
+    ]
+    check_labels(images, labels, problems)
+    return [case for case in cases if case.label is not None]
 
 
-def _check_names(cases: Sequence[Case]) -> None:
-    seen: dict[str, Case] = {}
-    for case in cases:
-        other = seen.setdefault(case.name, case)
-        if other is not case:
-            raise UserError(f"{case.image}: has the name of {other.image}; expected a name of its own; rename one")
+def check_labels(images: Path, labels: Path, problems: list[str]) -> None:
+    """Add a problem for each label map that has no CT."""
+    names = {case_name(path) for path in list_volumes(images)}
+    problems += [
+        f"{path}: is a label map without a CT; expected {images / case_name(path)}.nii.gz; add it, or remove the labels"
+        for path in list_volumes(labels)
+        if case_name(path) not in names
+    ]
+
+
+def unique_cases(cases: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
+    """The cases whose name is their own; of the others nobody can tell which is meant."""
+    paths = _by_name([case.image for case in cases], problems)
+    return tuple(case for case in cases if case.name in paths)
+
+
+def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
+    """The unlabelled cases that are not at the same time labelled ones: by name, or because the file is the same."""
+    named = {case.name: case for case in labelled} | {str(case.image.resolve()): case for case in labelled}
+    kept = []
+    for case in unlabelled:
+        twin = named.get(case.name) or named.get(str(case.image.resolve()))
+        if twin is None:
+            kept.append(case)
+        else:
+            problems.append(
+                f"{case.image}: is listed as unlabelled and has a label, {twin.label}; expected one or the other; take "
+                "it out of the unlabelled folder, or rename it if it is another patient"
+            )
+    return tuple(kept)
+
+
+def first_problem(problems: Sequence[str]) -> str:
+    """What to add to a message that no case is left."""
+    return f". {len(problems)} left out; the first: {problems[0]}" if problems else ""
+
+
+def _by_name(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
+    """Files by case name; those that share a name are left out."""
+    grouped: dict[str, list[Path]] = {}
+    for path in paths:
+        grouped.setdefault(case_name(path), []).append(path)
+    problems += [
+        f"{sharing[0]}: has the name of {', '.join(map(str, sharing[1:]))}; expected one file a case; rename one"
+        for sharing in grouped.values()
+        if len(sharing) > 1
+    ]
+    return {name: sharing[0] for name, sharing in grouped.items() if len(sharing) == 1}

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlunet.datasets.cases import Case, Dataset, list_cases, list_labelled
+from dlunet.datasets.cases import (
+    Case,
+    Dataset,
+    first_problem,
+    list_cases,
+    list_labelled,
+    unique_cases,
+    without_labelled,
+)
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 
@@ -25,30 +33,41 @@ def read_flare22(root: Path | str) -> Dataset:
     """List the cases under ``root``.
 
     Raises:
-        UserError: The folder is missing, has no labelled case, or a training or tuning image has no label.
+        UserError: The folder is missing, or has no labelled case.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected FLARE22's layout ({LAYOUT}); set data.root=FOLDER")
-    labelled = [case for folder in sorted(root.glob("Training/FLARE22_Labeled*")) for case in _labelled_cases(folder)]
+    training, tuning, testing = root / "Training", root / "Tuning", root / "Testing"
+    problems: list[str] = []
+    labelled = [
+        case for folder in sorted(training.glob("FLARE22_Labeled*")) for case in _labelled_cases(folder, problems)
+    ]
     if not labelled:
-        raise UserError(f"{root}: found no labelled case; expected FLARE22's layout ({LAYOUT}); check data.root")
-    unlabelled = [case for folder in sorted(root.glob("Training/FLARE22_Unlabeled*")) for case in list_cases(folder)]
-    tuning, testing = root / "Tuning", root / "Testing"
+        raise UserError(
+            f"{root}: found no labelled case; expected FLARE22's layout ({LAYOUT}); check data.root"
+            f"{first_problem(problems)}"
+        )
+    unlabelled = [
+        case for folder in sorted(training.glob("FLARE22_Unlabeled*")) for case in list_cases(folder, None, problems)
+    ]
+    validation = _labelled_cases(tuning, problems) if tuning.is_dir() else []
+    sound = {case.name for case in unique_cases([*labelled, *validation], problems)}
     return Dataset(
         labels=FLARE22,
-        labelled=tuple(labelled),
-        unlabelled=tuple(unlabelled),
-        validation=tuple(_labelled_cases(tuning) if tuning.is_dir() else ()),
-        test=tuple(_test_cases(testing) if testing.is_dir() else ()),
+        labelled=tuple(case for case in labelled if case.name in sound),
+        unlabelled=unique_cases(without_labelled(unlabelled, [*labelled, *validation], problems), problems),
+        validation=tuple(case for case in validation if case.name in sound),
+        test=tuple(_test_cases(testing, problems) if testing.is_dir() else ()),
+        problems=tuple(problems),
     )
 
 
-def _labelled_cases(folder: Path) -> list[Case]:
-    return list_labelled(folder / "images", folder / "labels")
+def _labelled_cases(folder: Path, problems: list[str]) -> list[Case]:
+    return list_labelled(folder / "images", folder / "labels", problems)
 
 
-def _test_cases(folder: Path) -> list[Case]:
+def _test_cases(folder: Path, problems: list[str]) -> list[Case]:
     """Testing holds the images themselves; a copy with labels keeps them in images/ and labels/, like Tuning."""
     images = folder / "images"
-    return list_cases(images if images.is_dir() else folder, folder / "labels")
+    return list_cases(images if images.is_dir() else folder, folder / "labels", problems)

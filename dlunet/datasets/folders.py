@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dlunet.datasets.cases import Dataset, list_cases
+from dlunet.datasets.cases import Dataset, check_labels, first_problem, list_cases, unique_cases, without_labelled
 from dlunet.datasets.nnunet_raw import unlabelled_cases
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet, label_set
-from dlunet.volumes import case_name, list_volumes
 
 
 def read_folders(
@@ -36,20 +35,23 @@ def read_folders(
         folds: How many folds.
 
     Raises:
-        UserError: A folder is missing, a label map has no CT, or no CT has a label map.
+        UserError: A folder is missing, or no CT has a label map.
     """
     root = Path(root)
-    cases = list_cases(root / images, root / labels)
-    _check_labels(root / labels, {case.name for case in cases})
+    problems: list[str] = []
+    cases = list_cases(root / images, root / labels, problems)
+    check_labels(root / images, root / labels, problems)
     labelled = [case for case in cases if case.label is not None]
     if not labelled:
         raise UserError(
             f"{root / images}: none of its {len(cases)} CTs has a label map in {root / labels}; expected files of the "
-            "same names"
+            f"same names{first_problem(problems)}"
         )
     training, validation = split_cases(labelled, Path(splits), fold, folds)
-    others = tuple(case for case in cases if case.label is None)
-    return Dataset(_label_set(root, names), training, others + unlabelled_cases(root, unlabelled), validation)
+    others = [case for case in cases if case.label is None]
+    others += unlabelled_cases(root, unlabelled, problems)
+    others_alone = unique_cases(without_labelled(others, labelled, problems), problems)
+    return Dataset(_label_set(root, names), training, others_alone, validation, (), tuple(problems))
 
 
 def _label_set(root: Path, names: Sequence[str]) -> LabelSet:
@@ -59,9 +61,3 @@ def _label_set(root: Path, names: Sequence[str]) -> LabelSet:
         return label_set(root.name, dict(enumerate(map(str, names), start=1)))
     except ValueError as error:
         raise UserError(f"data.names: {error}") from None
-
-
-def _check_labels(folder: Path, images: set[str]) -> None:
-    alone = [path for path in list_volumes(folder) if case_name(path) not in images]
-    if alone:
-        raise UserError(f"{alone[0]}: has no CT (and {len(alone) - 1} more); expected one of the same name; add it")

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from dlunet.datasets.cases import Case, Dataset
+from dlunet.datasets.cases import Case, Dataset, first_problem, unique_cases, without_labelled
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.nnunet_raw import unlabelled_cases
 from dlunet.datasets.splits import Fold, split_cases
@@ -41,21 +42,32 @@ def read_msd(
     values = read_dataset_json(description)
     labels = labels_of(description, values)
     try:
-        cases = [_case(root / pair["image"], root / pair["label"]) for pair in values["training"]]
-        test = [_case(root / image) for image in values.get("test", []) if isinstance(image, str)]
+        listed = [(root / pair["image"], root / pair["label"]) for pair in values["training"]]
+        test = [(root / image, None) for image in values.get("test", []) if isinstance(image, str)]
     except (KeyError, TypeError) as error:
         raise UserError(
             f'{description}: its lists of cases cannot be read ({type(error).__name__}: {error}); expected "training": '
             '[{"image": FILE, "label": FILE}, …]; use data=nnunet if the folder is a raw dataset of nnU-Net'
         ) from None
+    problems: list[str] = []
+    cases = _existing(listed, problems)
     if not cases:
-        raise UserError(f"{description}: lists no training case; expected at least one image with its label")
+        raise UserError(
+            f"{description}: lists no training case that exists; expected at least one image with its label"
+            f"{first_problem(problems)}"
+        )
     training, validation = split_cases(cases, Path(splits), fold, folds)
-    return Dataset(labels, training, unlabelled_cases(root, unlabelled), validation, tuple(test))
+    others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
+    return Dataset(labels, training, others, validation, _existing(test, problems), tuple(problems))
 
 
-def _case(image: Path, label: Path | None = None) -> Case:
-    for path in (image, label):
-        if path is not None and not path.exists():
-            raise UserError(f"{path}: no such file; dataset.json lists it; add the file, or take it out of the list")
-    return Case(case_name(image), image, label)
+def _existing(listed: Sequence[tuple[Path, Path | None]], problems: list[str]) -> tuple[Case, ...]:
+    """The listed cases whose files exist."""
+    cases = []
+    for image, label in listed:
+        missing = [path for path in (image, label) if path is not None and not path.exists()]
+        if missing:
+            problems.append(f"{missing[0]}: no such file; dataset.json lists it; add it, or take it out of the list")
+        else:
+            cases.append(Case(case_name(image), image, label))
+    return unique_cases(cases, problems)

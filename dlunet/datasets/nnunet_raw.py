@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlunet.datasets.cases import Case, Dataset, list_cases, list_labelled
+from dlunet.datasets.cases import Case, Dataset, first_problem, list_cases, list_labelled, without_labelled
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
@@ -39,26 +39,31 @@ def read_nnunet_raw(
     _check_folder(root)
     description = root / "dataset.json"
     labels = labels_of(description, read_dataset_json(description))
-    cases = list_labelled(root / "imagesTr", root / "labelsTr")
+    problems: list[str] = []
+    cases = list_labelled(root / "imagesTr", root / "labelsTr", problems)
     if not cases:
-        raise UserError(f"{root / 'imagesTr'}: holds no CT; expected NAME_0000.nii.gz and the like; check data.root")
+        raise UserError(
+            f"{root / 'imagesTr'}: holds no CT with labels; expected NAME_0000.nii.gz, and NAME.nii.gz in "
+            f"{root / 'labelsTr'}; check data.root{first_problem(problems)}"
+        )
     training, validation = split_cases(cases, Path(splits), fold, folds)
-    test = list_cases(root / "imagesTs", root / "labelsTs") if (root / "imagesTs").is_dir() else []
-    return Dataset(labels, training, unlabelled_cases(root, unlabelled), validation, tuple(test))
+    others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
+    test = list_cases(root / "imagesTs", root / "labelsTs", problems) if (root / "imagesTs").is_dir() else []
+    return Dataset(labels, training, others, validation, tuple(test), tuple(problems))
 
 
-def unlabelled_cases(root: Path, folder: Path | str | None) -> tuple[Case, ...]:
+def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:
     """The CTs in a folder of unlabelled ones, given as it is or below ``root``; by default ``imagesUn``.
 
     Raises:
         UserError: The folder was named and does not exist.
     """
     if folder is None:
-        return tuple(list_cases(root / UNLABELLED)) if (root / UNLABELLED).is_dir() else ()
+        return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []
     found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
     if found is None:
         raise UserError(f"data.unlabelled: no such folder: {folder}, neither as it is nor below {root}")
-    return tuple(list_cases(found))
+    return list_cases(found, None, problems)
 
 
 def _check_folder(root: Path) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +14,7 @@ from dlunet.errors import UserError
 from dlunet.evaluation.scores import DECIMALS, OrganScore, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.progress import progress_bar
+from dlunet.parallel import for_each_case
 from dlunet.volumes import Geometry, case_name, list_volumes, read_labels
 
 SCORE_COLUMNS = ["case", "organ", "dsc", "nsd"]
@@ -30,6 +26,11 @@ class _Pair(NamedTuple):
     case: str
     prediction: Path
     reference: Path
+
+
+class _Job(NamedTuple):
+    pair: _Pair
+    labels: LabelSet
 
 
 def evaluate_folder(
@@ -65,14 +66,13 @@ def evaluate_folder(
     _make_folder(output)
     rows: dict[str, list[OrganScore]] = {}
     failures: dict[str, str] = {}
-    with progress_bar("scoring", len(pairs)) as advance:
-        for case, scored in _score_pairs(pairs, labels, _worker_count(workers, len(pairs))):
-            if isinstance(scored, UserError):
-                failures[case] = str(scored)
-                console.print(f"{case}: not scored: {scored}", style="red", markup=False, highlight=False)
-            else:
-                rows[case] = scored
-            advance()
+    jobs = [_Job(pair, labels) for pair in pairs]
+    for job, scored in for_each_case("scoring", _score_job, jobs, workers):
+        if isinstance(scored, UserError):
+            failures[job.pair.case] = str(scored)
+            console.print(f"{job.pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
+        else:
+            rows[job.pair.case] = scored
     scores = pd.DataFrame(
         [(pair.case, *score) for pair in pairs if pair.case in rows for score in rows[pair.case]], columns=SCORE_COLUMNS
     )
@@ -141,39 +141,15 @@ def _by_case(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _score_pairs(
-    pairs: list[_Pair], labels: LabelSet, workers: int
-) -> Iterator[tuple[str, list[OrganScore] | UserError]]:
-    """Yield each case's scores, or the error that kept it from being scored, as they come."""
-    if workers == 1:
-        for pair in pairs:
-            yield pair.case, _score_pair(pair, labels)
-        return
-    # Spawned, not forked: SimpleITK and PyTorch hold threads, which do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        cases: dict[Future[list[OrganScore] | UserError], str] = {
-            pool.submit(_score_pair, pair, labels): pair.case for pair in pairs
-        }
-        for future in as_completed(cases):
-            try:
-                yield cases[future], future.result()
-            except BrokenProcessPool:
-                message = "a scoring process died, most likely for want of memory; try fewer processes"
-                yield cases[future], UserError(message)
-
-
-def _score_pair(pair: _Pair, labels: LabelSet) -> list[OrganScore] | UserError:
-    """The scores, or the error as a value: one bad case must not end the others."""
-    try:
-        prediction = read_labels(pair.prediction, labels.num_classes)
-        reference = read_labels(pair.reference, labels.num_classes)
-        if not prediction.stored.same_grid(reference.stored):
-            raise UserError(
-                f"{pair.prediction}: found {_describe(prediction.stored)}; expected the grid of {pair.reference}: "
-                f"{_describe(reference.stored)}; write the prediction on the CT's own grid"
-            )
-    except UserError as error:
-        return error
+def _score_job(job: _Job) -> list[OrganScore]:
+    labels, pair = job.labels, job.pair
+    prediction = read_labels(pair.prediction, labels.num_classes)
+    reference = read_labels(pair.reference, labels.num_classes)
+    if not prediction.stored.same_grid(reference.stored):
+        raise UserError(
+            f"{pair.prediction}: found {_describe(prediction.stored)}; expected the grid of {pair.reference}: "
+            f"{_describe(reference.stored)}; write the prediction on the CT's own grid"
+        )
     # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     return score_case(prediction.array, reference.array, reference.spacing, labels, slices_descend)
@@ -185,11 +161,6 @@ def _describe(grid: Geometry) -> str:
     spacing = "×".join(f"{mm:.4g}" for mm in grid.spacing)
     origin = ", ".join(f"{mm:.4g}" for mm in grid.origin)
     return f"{size} voxels of {spacing} mm, orientation {grid.orientation}, origin ({origin})"
-
-
-def _worker_count(workers: int | None, cases: int) -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or available, cases))
 
 
 def _make_folder(folder: Path) -> None:

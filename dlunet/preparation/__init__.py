@@ -1,20 +1,24 @@
 """From files to prepared cases: fingerprint, plan, clipping, normalisation, resampling, the store on disk."""
 
-from dlunet.preparation.fingerprint import foreground_intensity
+from dlunet.preparation.doctor import Diagnosis, examine
+from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.prepare import PreparedDataset, normalise, prepare_dataset, prepare_image
 from dlunet.preparation.resampling import resample, resample_labels
 from dlunet.preparation.store import PreparedCase
 
 __all__ = [
+    "Diagnosis",
+    "Fingerprint",
     "Intensity",
     "Plan",
     "PreparedCase",
     "PreparedDataset",
-    "foreground_intensity",
+    "examine",
     "normalise",
     "prepare_dataset",
     "prepare_image",
     "resample",
     "resample_labels",
+    "take_fingerprint",
 ]

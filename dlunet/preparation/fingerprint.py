@@ -4,83 +4,126 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlunet.datasets import Case
+from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
 from dlunet.files import file_stamp, write_text
+from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
-from dlunet.volumes import Geometry, Volume, read_ct, read_labels
 
 #: Foreground voxels taken from a case at most; more do not move the percentiles.
 VOXELS_A_CASE = 200_000
 
 
-def foreground_intensity(cases: Sequence[Case], cache: Path) -> Intensity:
-    """The intensity statistics over the foreground of labelled cases (nnU-Net's fingerprint).
+@dataclass(frozen=True)
+class CaseFacts:
+    """What one case is like.
 
-    Args:
-        cases: Cases with labels; one that cannot be read is left out.
-        cache: A JSON file in which the result is kept for as long as the cases' files do not change.
+    Attributes:
+        shape: Voxels (z, y, x) in canonical orientation.
+        spacing: Voxel size (z, y, x) in mm.
+        orientation: Three letters for the directions in which the file's x, y and z grow, such as ``LPS``.
+        hu_range: Smallest and largest HU.
+        voxels: For each label that the case shows, its voxels; none for an unlabelled case.
+        foreground: HU of voxels under labels, float32, at most :data:`VOXELS_A_CASE` of them.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    hu_range: tuple[float, float]
+    voxels: dict[int, int] | None
+    foreground: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the labelled cases together are like: shapes and spacings (z, y, x) a case, and the foreground's HU."""
+
+    shapes: tuple[tuple[int, int, int], ...]
+    spacings: tuple[tuple[float, float, float], ...]
+    intensity: Intensity
+
+
+def read_facts(case: Case, num_classes: int) -> CaseFacts:
+    """Read a case and tell what it is like.
 
     Raises:
-        UserError: No case can be read, or none shows an organ.
+        UserError: It is not fit for training, see :func:`dlunet.datasets.read_case`.
+    """
+    image, label = read_case(case, num_classes)
+    z, y, x = image.array.shape
+    values, voxels = np.empty(0, np.float32), None
+    if label is not None:
+        counts = np.bincount(label.array.ravel(), minlength=num_classes)
+        voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
+        values = image.array[label.array > 0]
+        values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]
+    hu_range = float(image.array.min()), float(image.array.max())
+    return CaseFacts((z, y, x), image.spacing, image.stored.orientation, hu_range, voxels, values)
+
+
+def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, workers: int | None = None) -> Fingerprint:
+    """The statistics of labelled cases (nnU-Net's fingerprint).
+
+    Args:
+        cases: Cases with labels; one that is not fit for training is left out.
+        num_classes: Labels lie in 0 … num_classes − 1.
+        cache: A JSON file in which the result is kept for as long as the cases' files do not change.
+        workers: Processes; by default one a core.
+
+    Raises:
+        UserError: No case is fit, or none shows an organ.
     """
     stamps = {case.name: file_stamp(case.image, case.label) for case in cases}
-    kept = _read_cache(cache)
-    if kept.get("cases") == stamps:
-        return Intensity(**kept["intensity"])
-    samples, failures = [], []
-    for case in cases:
-        try:
-            samples.append(_foreground_values(case))
-        except UserError as error:
-            failures.append(str(error))
-    if not samples:
+    kept = _read_cache(cache, stamps)
+    if kept is not None:
+        return kept
+    read, failures = {}, []
+    jobs = [_Job(case, num_classes) for case in cases]
+    for job, facts in for_each_case("reading labelled cases", _read_job, jobs, workers):
+        if isinstance(facts, UserError):
+            failures.append(str(facts))
+        else:
+            read[job.case.name] = facts
+    if not read:
         raise UserError(f"none of the {len(cases)} labelled cases can be read; the first: {failures[0]}")
-    values = np.concatenate(samples)
+    # In the cases' own order, whichever was read first: the mean of the same voxels is the same to the last digit.
+    facts_in_order = [read[case.name] for case in cases if case.name in read]
+    values = np.concatenate([facts.foreground for facts in facts_in_order])
     if not values.size:
         raise UserError(f"none of the {len(cases)} labelled cases shows an organ; expected labels above 0")
     lower, upper = np.percentile(values, [0.5, 99.5])
-    intensity = Intensity(float(lower), float(upper), float(values.mean()), float(max(values.std(), 1e-6)))
-    write_text(cache, json.dumps({"intensity": asdict(intensity), "cases": stamps}, indent=2))
-    return intensity
+    result = Fingerprint(
+        tuple(facts.shape for facts in facts_in_order),
+        tuple(facts.spacing for facts in facts_in_order),
+        Intensity(float(lower), float(upper), float(values.mean()), float(max(values.std(), 1e-6))),
+    )
+    write_text(cache, json.dumps({**asdict(result), "cases": stamps}, indent=2))
+    return result
 
 
-def read_labelled(case: Case, num_classes: int) -> tuple[Volume, Volume]:
-    """Read a CT and its labels, which must share one grid.
-
-    Raises:
-        UserError: One of them cannot be read, or the grids differ.
-    """
-    assert case.label is not None
-    image, label = read_ct(case.image), read_labels(case.label, num_classes)
-    if not image.stored.same_grid(label.stored):
-        raise UserError(
-            f"{case.label}: lies on another grid than {case.image}: found {_grid(label.stored)}, "
-            f"expected {_grid(image.stored)}; resample the labels to the CT"
-        )
-    return image, label
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    num_classes: int
 
 
-def _read_cache(path: Path) -> dict[str, Any]:
+def _read_job(job: _Job) -> CaseFacts:
+    return read_facts(job.case, job.num_classes)
+
+
+def _read_cache(path: Path, stamps: dict[str, Any]) -> Fingerprint | None:
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}  # it is made anew
-
-
-def _foreground_values(case: Case) -> np.ndarray:
-    image, label = read_labelled(case, num_classes=256)
-    values = image.array[label.array > 0]
-    step = -(-len(values) // VOXELS_A_CASE) or 1
-    return values[::step]
-
-
-def _grid(geometry: Geometry) -> str:
-    spacing = "×".join(f"{mm:.3g}" for mm in geometry.spacing)
-    return f"{'×'.join(map(str, geometry.size))} voxels of {spacing} mm, {geometry.orientation}"
+        values = json.loads(path.read_text())
+        if values["cases"] != stamps:
+            return None
+        shapes, spacings = (tuple(tuple(row) for row in values[key]) for key in ("shapes", "spacings"))
+        return Fingerprint(shapes, spacings, Intensity(**values["intensity"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is made anew

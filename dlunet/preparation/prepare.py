@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dlunet.datasets import Case, Dataset
+from dlunet.datasets import Case, Dataset, read_case
 from dlunet.errors import UserError
 from dlunet.files import file_stamp
 from dlunet.labels import LabelSet
-from dlunet.preparation.fingerprint import foreground_intensity, read_labelled
+from dlunet.parallel import for_each_case
+from dlunet.preparation.fingerprint import take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.resampling import resample, resample_labels, separate_axis, target_shape
-from dlunet.preparation.store import PreparedCase, is_up_to_date, save_prepared
-from dlunet.progress import progress_bar
-from dlunet.volumes import read_ct
+from dlunet.preparation.store import PreparedCase, is_up_to_date, remove_unfinished, save_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +43,7 @@ def prepare_dataset(
     spacing: Sequence[float],
     patch_size: Sequence[int],
     workers: int | None = None,
+    strict: bool = False,
 ) -> PreparedDataset:
     """Prepare the training and validation cases; those that are up to date are kept.
 
@@ -60,11 +55,16 @@ def prepare_dataset(
         spacing: Target voxel size (z, y, x) in mm.
         patch_size: (z, y, x), recorded in the plan.
         workers: Processes; by default one a core.
+        strict: Raise an error, with every problem, where a case would be left out; the others are prepared first.
 
     Raises:
-        UserError: No labelled case can be used.
+        UserError: No labelled case can be used, or ``strict`` and some case cannot.
     """
-    intensity = foreground_intensity(dataset.labelled, folder / "fingerprint.json")
+    if strict and dataset.problems:
+        raise UserError(_all_problems(dataset.problems))
+    intensity = take_fingerprint(
+        dataset.labelled, dataset.labels.num_classes, folder / "fingerprint.json", workers
+    ).intensity
     plan = Plan.of(spacing, patch_size, intensity)
     parts = {"labelled": dataset.labelled, "unlabelled": dataset.unlabelled, "validation": dataset.validation}
     jobs = {
@@ -73,8 +73,11 @@ def prepare_dataset(
         for case in cases
     }
     failures = _run([job for job in jobs.values() if not is_up_to_date(job.folder, job.made_from)], workers)
-    for message in failures.values():
+    problems = [*dataset.problems, *failures.values()]
+    for message in problems:
         logger.warning("left out: %s", message)
+    if strict and problems:
+        raise UserError(_all_problems(problems))
     prepared = {
         part: tuple(
             PreparedCase.open(folder / part / case.name)
@@ -116,10 +119,7 @@ class _Job:
 
 
 def _prepare_case(job: _Job) -> None:
-    if job.case.label is None:
-        image, label = read_ct(job.case.image), None
-    else:
-        image, label = read_labelled(job.case, job.num_classes)
+    image, label = read_case(job.case, job.num_classes)
     prepared = prepare_image(image.array, image.spacing, job.plan)[0]
     if label is None:
         labels = None
@@ -128,43 +128,14 @@ def _prepare_case(job: _Job) -> None:
     save_prepared(job.folder, prepared, labels, job.made_from)
 
 
-def _try_case(job: _Job) -> str | None:
-    """Prepare a case and return what was wrong with it, if anything: one bad case must not stop the others."""
-    try:
-        _prepare_case(job)
-    except UserError as error:
-        return str(error)
-    return None
-
-
 def _run(jobs: Sequence[_Job], workers: int | None) -> dict[Path, str]:
     """Prepare cases and return, by folder, what was wrong with those that failed."""
-    if not jobs:
-        return {}
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    outcomes: dict[Path, str | None] = {}
-    with progress_bar("preparing", len(jobs)) as advance:
-        if workers == 1:
-            for job in jobs:
-                outcomes[job.folder] = _try_case(job)
-                advance()
-        else:
-            outcomes = _run_in_parallel(jobs, workers, advance)
-    return {folder: message for folder, message in outcomes.items() if message}
+    for part in {job.folder.parent for job in jobs}:
+        remove_unfinished(part)
+    outcomes = for_each_case("preparing", _prepare_case, jobs, workers) if jobs else ()
+    failures = {job.folder: str(outcome) for job, outcome in outcomes if isinstance(outcome, UserError)}
+    return {job.folder: failures[job.folder] for job in jobs if job.folder in failures}
 
 
-def _run_in_parallel(jobs: Sequence[_Job], workers: int, advance: Callable[[], None]) -> dict[Path, str | None]:
-    outcomes = {}
-    # One thread a process: the processes themselves fill the cores.
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(_try_case, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                outcomes[futures[future].folder] = future.result()
-                advance()
-        except BrokenProcessPool:
-            raise UserError(
-                f"preparing: one of {workers} processes was stopped from outside, most likely for want of memory; the "
-                "finished cases are kept; give the command again with data.workers=1, which needs the least"
-            ) from None
-    return outcomes
+def _all_problems(problems: Sequence[str]) -> str:
+    return "strict=true, and some cases cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +26,9 @@ from dlunet.errors import UserError
 
 #: Voxels of a class that are remembered at most; a crop centre is drawn from these.
 VOXELS_A_CLASS = 10_000
+
+#: How the name of a case begins while it is written; then machine, process and the case's own name follow.
+UNFINISHED = ".unfinished."
 
 
 @dataclass(frozen=True)
@@ -66,28 +71,43 @@ class PreparedCase:
     @cached_property
     def image(self) -> np.ndarray:
         """(1, z, y, x) int16, to be multiplied by :attr:`unit`; memory-mapped."""
-        return self._mapped("image")
+        return self._mapped("image", (1, *self.shape), np.int16)
 
     @cached_property
     def label(self) -> np.ndarray | None:
         """(z, y, x) uint8, memory-mapped; none for an unlabelled case."""
-        return self._mapped("label") if (self.folder / "label.npy").exists() else None
+        return self._mapped("label", self.shape, np.uint8) if (self.folder / "label.npy").exists() else None
 
     def class_voxels(self, label: int) -> np.ndarray:
         """Some voxels (n, 3) of a class, as z, y, x."""
         start, stop = self.ranges[label]
         return self._index[start:stop]
 
+    def check(self) -> None:
+        """Open every array.
+
+        Raises:
+            UserError: One is missing, cut off, or not of this case's shape.
+        """
+        _ = self.image, self.label, self._index
+
     @cached_property
     def _index(self) -> np.ndarray:
-        return self._mapped("index")
+        rows = max((stop for _, stop in self.ranges.values()), default=0)
+        return self._mapped("index", (rows, 3), np.int16)
 
-    def _mapped(self, part: str) -> np.ndarray:
+    def _mapped(self, part: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         path = self.folder / f"{part}.npy"
         try:
-            return np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: is damaged ({error}); delete {self.folder} and prepare again") from None
+        if array.shape != shape or array.dtype != dtype:
+            raise UserError(
+                f"{path}: found {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}, as case.json says; "
+                f"delete {self.folder} and prepare again"
+            )
+        return array
 
 
 def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, made_from: dict[str, Any]) -> None:
@@ -100,7 +120,7 @@ def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, mad
         made_from: What the case was made from; a case made from something else is not up to date.
     """
     index, ranges = _class_index(label)
-    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    temporary = folder.with_name(f"{UNFINISHED}{platform.node()}.{os.getpid()}.{folder.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -118,12 +138,34 @@ def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, mad
         raise UserError(f"{folder}: could not be written ({error}); check permissions and free space") from None
 
 
+def remove_unfinished(part: Path) -> None:
+    """Remove what processes of this machine that no longer run left half-written in a folder of cases."""
+    pattern = re.compile(re.escape(f"{UNFINISHED}{platform.node()}.") + r"(\d+)\.")
+    for path in part.glob(f"{UNFINISHED}*"):
+        match = pattern.match(path.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
 def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:
     """Whether a finished case stands in ``folder`` that was made from the same files and plan."""
     try:
-        return json.loads((folder / "case.json").read_text())["made_from"] == made_from
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if json.loads((folder / "case.json").read_text())["made_from"] != made_from:
+            return False
+        PreparedCase.open(folder).check()
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False  # it is made anew
+    return True
 
 
 def _unit(image: np.ndarray) -> float:

@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "resume",
     "output",
     "logger",
+    "strict",
     "test",
     "trainer.max_epochs",
     "data.workers",
@@ -78,7 +79,9 @@ def prepare(config: DictConfig) -> PreparedDataset:
     """Open the dataset and bring its cases up to date."""
     dataset = instantiate(config.data.source)
     folder = Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
-    return prepare_dataset(dataset, folder, config.plan.spacing, config.plan.patch_size, config.data.workers)
+    return prepare_dataset(
+        dataset, folder, config.plan.spacing, config.plan.patch_size, config.data.workers, config.strict
+    )
 
 
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:

@@ -1,4 +1,4 @@
-"""What SimpleITK does not tell of a NIfTI file: whether it is whole, and whether its values are finite.
+"""What SimpleITK does not tell of a NIfTI file: whether it is whole, and whether its values and voxel sizes make sense.
 
 ITK reads a truncated or corrupt NIfTI file without an error, filling in what it could not read, and turns NaN into 0.
 """
@@ -6,6 +6,8 @@ ITK reads a truncated or corrupt NIfTI file without an error, filling in what it
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -24,7 +26,12 @@ def find_damage(path: Path, image: sitk.Image) -> str | None:
     expected = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
     try:
         with _open(path) as file:
-            found, not_finite = _scan(file, image)
+            header = file.read(int(float(image.GetMetaData("vox_offset"))))
+            sizes = _voxel_sizes(header)
+            if not all(mm > 0 and math.isfinite(mm) for mm in sizes):
+                # SimpleITK takes 1 mm for 0, and turns the axis round for a negative size.
+                return f"voxels of {'×'.join(f'{mm:g}' for mm in sizes)} mm"
+            found, not_finite = _scan(file, FLOAT_TYPES.get(image.GetMetaData("datatype")), _byte_order(header))
     except (EOFError, OSError, zlib.error) as error:
         return f"damaged or cut off: {error}"
     if found < expected:
@@ -38,11 +45,21 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
 
 
-def _scan(file: BinaryIO, image: sitk.Image) -> tuple[int, int]:
+def _byte_order(header: bytes) -> str:
+    return "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
+
+
+def _voxel_sizes(header: bytes) -> tuple[float, ...]:
+    """The field pixdim, x, y, z: doubles in NIfTI-2, whose header has 540 bytes, floats in NIfTI-1."""
+    order = _byte_order(header)
+    (size,) = struct.unpack_from(f"{order}i", header)
+    return (
+        struct.unpack_from(f"{order}3d", header, 112) if size == 540 else struct.unpack_from(f"{order}3f", header, 80)
+    )
+
+
+def _scan(file: BinaryIO, float_type: str | None, byte_order: str) -> tuple[int, int]:
     """The bytes of voxels, up to the file's end (where gzip keeps its checksum), and how many are not finite."""
-    header = file.read(int(float(image.GetMetaData("vox_offset"))))
-    byte_order = "<" if int.from_bytes(header[:4], "little") in (348, 540) else ">"
-    float_type = FLOAT_TYPES.get(image.GetMetaData("datatype"))
     found = not_finite = 0
     while chunk := file.read(CHUNK_BYTES):
         found += len(chunk)

@@ -1,6 +1,7 @@
 """nnU-Net's raw datasets, the decathlon's, and plain folders: which file is which case, and what is said otherwise."""
 
 import json
+import shutil
 
 import pytest
 
@@ -86,10 +87,6 @@ def test_two_folders(tmp_path):
     assert [label.name for label in dataset.labels] == ["liver", "cyst"]
     assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a", "b"], ["c", "d", "e"])
 
-    touch(root / "labels" / "z.nrrd")
-    with pytest.raises(UserError, match=r"z\.nrrd: has no CT"):
-        read_folders(root, **settings)
-
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -118,23 +115,50 @@ def test_layouts_that_do_not_fit(nnunet, msd, tmp_path):
         read_nnunet_raw(nnunet, splits, unlabelled="nowhere")
     with pytest.raises(UserError, match=r"lists of cases cannot be read.*use data=nnunet"):
         read_msd(nnunet, splits)
-    (msd / "labelsTr" / "own_2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"own_2\.nii\.gz: no such file; dataset\.json lists it"):
+    shutil.rmtree(msd / "labelsTr")
+    with pytest.raises(UserError, match=r"4 left out; the first: .*own_0\.nii\.gz: no such file; dataset\.json lists"):
         read_msd(msd, splits)
-    (nnunet / "labelsTr" / "own_2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"own_2_0000\.nii\.gz: has no label"):
+    for label in (nnunet / "labelsTr").iterdir():
+        label.unlink()
+    with pytest.raises(UserError, match=r"4 left out; the first: .*own_0_0000\.nii\.gz: has no label"):
         read_nnunet_raw(nnunet, splits)
     (nnunet / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json: cannot be read"):
         read_nnunet_raw(nnunet, splits)
 
 
-def test_a_case_is_labelled_or_unlabelled(nnunet, tmp_path):
-    with pytest.raises(UserError, match="is listed as unlabelled and has a label"):
-        read_nnunet_raw(nnunet, tmp_path / "splits.json", unlabelled="imagesTr")
+def test_what_is_left_out_is_said(nnunet, msd, tmp_path):
+    """One bad case each: the others stay."""
+    touch(
+        nnunet / "imagesUn" / "other_3.nrrd", nnunet / "imagesUn" / "own_1.nrrd", nnunet / "labelsTr" / "own_9.nii.gz"
+    )
+    (nnunet / "labelsTr" / "own_2.nii.gz").unlink()
+    (nnunet / "imagesUn" / "link.nii.gz").symlink_to(nnunet / "imagesTr" / "own_3_0000.nii.gz")
+    dataset = read_nnunet_raw(nnunet, tmp_path / "splits.json")
+    assert names(dataset.labelled + dataset.validation) == ["own_0", "own_1", "own_3"]
+    assert names(dataset.unlabelled) == [f"other_{k}" for k in (0, 1, 2, 4, 5, 6, 7)]
+    expected = {
+        "own_2_0000.nii.gz": "has no label; expected",
+        "own_9.nii.gz": "is a label map without a CT",
+        "other_3.nrrd": "has the name of",
+        "own_1.nrrd": "is listed as unlabelled and has a label",
+        "link.nii.gz": "is listed as unlabelled and has a label",
+    }
+    assert len(dataset.problems) == len(expected)
+    for name, message in expected.items():
+        assert [problem for problem in dataset.problems if name in problem and message in problem], name
+
+    (msd / "labelsTr" / "own_2.nii.gz").unlink()
+    dataset = read_msd(msd, tmp_path / "msd.json")
+    assert names(dataset.labelled + dataset.validation) == ["own_0", "own_1", "own_3"]
+    assert [problem.startswith(f"{msd / 'labelsTr' / 'own_2.nii.gz'}: no such file") for problem in dataset.problems]
 
 
-def test_two_cases_of_a_name(nnunet, tmp_path):
-    touch(nnunet / "imagesUn" / "other_3.nrrd")
-    with pytest.raises(UserError, match=r"other_3_0000\.mha.*has the name of|other_3\.nrrd: has the name of"):
-        read_nnunet_raw(nnunet, tmp_path / "splits.json")
+def test_two_folders_in_disorder(tmp_path):
+    root = tmp_path / "mine"
+    touch(*(root / "images" / f"{name}.nrrd" for name in "abcd"), *(root / "labels" / f"{name}.nrrd" for name in "abz"))
+    touch(root / "images" / "d_0000.nrrd")
+    dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
+    assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a", "b"], ["c"])
+    assert ["z.nrrd: is a label map" in problem for problem in dataset.problems] == [False, True]
+    assert "has the name of" in dataset.problems[0]

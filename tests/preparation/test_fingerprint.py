@@ -5,7 +5,7 @@ import pytest
 
 from dlunet.datasets import Case
 from dlunet.errors import UserError
-from dlunet.preparation import foreground_intensity
+from dlunet.preparation import take_fingerprint
 from dlunet.preparation.fingerprint import VOXELS_A_CASE
 
 
@@ -16,6 +16,10 @@ def write_case(tmp_path, write_volume):
         return Case(name, image, write_volume(tmp_path / f"{name}.nii.gz", labels.astype(np.uint8), **grid_of_labels))
 
     return write
+
+
+def foreground_intensity(cases, cache, num_classes=14):
+    return take_fingerprint(cases, num_classes, cache, workers=1).intensity
 
 
 def random_case(seed, shape=(6, 20, 20)):
@@ -41,7 +45,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, write_case, monkeypatc
     cases, cache = [write_case("a", *random_case(1))], tmp_path / "cache.json"
     before = foreground_intensity(cases, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("dlunet.preparation.fingerprint.read_ct", None)  # reading anything would fail
+        patch.setattr("dlunet.preparation.fingerprint.read_case", None)  # reading anything would fail
         assert foreground_intensity(cases, cache) == before
     changed = random_case(3)
     write_case("a", *changed)

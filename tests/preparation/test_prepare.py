@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import platform
 import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -102,7 +104,7 @@ def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, work
 
 
 def test_a_stopped_process_ends_in_one_message(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlunet.preparation.prepare.torch.set_num_threads", os._exit)  # what a worker does first
+    monkeypatch.setattr("dlunet.parallel.torch.set_num_threads", os._exit)  # what a worker does first
     with pytest.raises(UserError, match="stopped from outside"):
         prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=2)
 
@@ -133,13 +135,19 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     """Killed while writing: the case lies under its temporary name, or, unlike ours, without its last file."""
     first = prepare()
     killed, cut = first.labelled[0].folder, first.labelled[1].folder
-    killed.rename(killed.with_name(f".999.{killed.name}"))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    killed.rename(killed.with_name(f".unfinished.{platform.node()}.{ended.pid}.{killed.name}"))
+    running, elsewhere = (f".unfinished.{machine}.{os.getppid()}.x" for machine in (platform.node(), "elsewhere"))
+    (killed.parent / running).mkdir()
+    (killed.parent / elsewhere).mkdir()
     (cut / "case.json").unlink()
     again = prepare()
     assert [case.name for case in again.labelled] == [case.name for case in first.labelled]
     assert (killed / "case.json").exists() and (cut / "case.json").exists()
     np.testing.assert_array_equal(PreparedCase.open(cut).image, first.labelled[1].image)
-    assert len(os.listdir(cut.parent)) == 4  # the leftover is passed over
+    left = {path.name for path in cut.parent.glob(".unfinished.*")}
+    assert left == {running, elsewhere}  # what may still be being written stays
 
 
 def test_the_fingerprint_follows_the_labels(root, prepare, tmp_path, write_volume):

@@ -1,0 +1,34 @@
+"""Reading a case, with the checks that make it fit for training."""
+
+from __future__ import annotations
+
+from dlunet.datasets.cases import Case
+from dlunet.errors import UserError
+from dlunet.volumes import Geometry, Volume, read_ct, read_labels
+
+
+def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
+    """Read a CT and its labels, if it has them.
+
+    Raises:
+        UserError: One of them cannot be read, the CT shows nothing, a label is unknown, or the two grids differ.
+    """
+    image = read_ct(case.image)
+    if image.array.min() == image.array.max():
+        raise UserError(
+            f"{case.image}: all voxels are {image.array.flat[0]:g}; expected a CT in Hounsfield units; export it again"
+        )
+    if case.label is None:
+        return image, None
+    label = read_labels(case.label, num_classes)
+    if not image.stored.same_grid(label.stored):
+        raise UserError(
+            f"{case.label}: lies on another grid than {case.image}: found {_grid(label.stored)}, "
+            f"expected {_grid(image.stored)}; resample the labels to the CT"
+        )
+    return image, label
+
+
+def _grid(geometry: Geometry) -> str:
+    spacing = "×".join(f"{mm:.3g}" for mm in geometry.spacing)
+    return f"{'×'.join(map(str, geometry.size))} voxels of {spacing} mm, {geometry.orientation}"

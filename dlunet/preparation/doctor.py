@@ -1,0 +1,108 @@
+"""A look at every case before any work is done on it: what there is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dlunet.datasets import Case, Dataset
+from dlunet.errors import UserError
+from dlunet.labels import LabelSet
+from dlunet.parallel import for_each_case
+from dlunet.preparation.fingerprint import CaseFacts, read_facts
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`examine` found.
+
+    Attributes:
+        labels: The organs.
+        parts: For each part of the dataset, its usable cases by name.
+        problems: A message for each file or case that cannot be used.
+    """
+
+    labels: LabelSet
+    parts: dict[str, dict[str, CaseFacts]]
+    problems: tuple[str, ...]
+
+    def print(self, console: Console) -> None:
+        """Print the tables, then the problems."""
+        console.print(_parts_table(self.parts), _labels_table(self.labels, self.parts))
+        for problem in self.problems:
+            console.print(f"cannot be used: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
+    """Read every case once, with the checks that preparation makes.
+
+    Args:
+        dataset: The cases.
+        workers: Processes; by default one a core.
+    """
+    named = {
+        "labelled": (*dataset.labelled, *dataset.validation),
+        "unlabelled": dataset.unlabelled,
+        "test": dataset.test,
+    }
+    jobs = [_Job(part, case, dataset.labels.num_classes) for part, cases in named.items() for case in cases]
+    outcomes = dict(for_each_case("examining", _read_job, jobs, workers)) if jobs else {}
+    parts: dict[str, dict[str, CaseFacts]] = {part: {} for part in named}
+    problems = list(dataset.problems)
+    for job in jobs:
+        outcome = outcomes[job]
+        if isinstance(outcome, UserError):
+            problems.append(str(outcome))
+        else:
+            parts[job.part][job.case.name] = outcome
+    return Diagnosis(dataset.labels, parts, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Job:
+    part: str
+    case: Case
+    num_classes: int
+
+
+def _read_job(job: _Job) -> CaseFacts:
+    return read_facts(job.case, job.num_classes)
+
+
+def _parts_table(parts: dict[str, dict[str, CaseFacts]]) -> Table:
+    table = Table("cases", "number", "shape z, y, x", "spacing z, y, x in mm", "orientation", "HU")
+    for part, cases in parts.items():
+        facts = list(cases.values())
+        table.add_row(
+            part,
+            str(len(facts)),
+            _ranges([case.shape for case in facts], "{:.0f}"),
+            _ranges([case.spacing for case in facts], "{:.3g}"),
+            ", ".join(f"{letters} {count}" for letters, count in Counter(c.orientation for c in facts).most_common()),
+            _ranges([case.hu_range for case in facts], "{:.0f}", joined=True),
+        )
+    return table
+
+
+def _labels_table(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Table:
+    table = Table("id", "label", "cases that show it", "voxels a case, median")
+    shown = [case.voxels for cases in parts.values() for case in cases.values() if case.voxels is not None]
+    for label in labels:
+        counts = [voxels[label.id] for voxels in shown if label.id in voxels]
+        median = f"{np.median(counts):,.0f}" if counts else "-"
+        table.add_row(str(label.id), label.name, f"{len(counts)} of {len(shown)}", median)
+    return table
+
+
+def _ranges(rows: Sequence[Sequence[float]], number: str, joined: bool = False) -> str:
+    """For each column its smallest and largest value, or, ``joined``, those of all columns together."""
+    if not rows:
+        return "-"
+    columns = [np.ravel(rows)] if joined else np.transpose(rows)
+    ends = [tuple(dict.fromkeys((number.format(min(column)), number.format(max(column))))) for column in columns]
+    return ", ".join(" to ".join(end) for end in ends)
