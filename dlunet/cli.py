@@ -80,6 +80,28 @@ def doctor(config: DictConfig) -> None:
     print(f"{config.data.root}: no problem found")
 
 
+def chain(config: DictConfig) -> None:
+    """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
+    from dlunet.inference import Predictor, predict_files
+    from dlunet.networks import load_bundle
+    from dlunet.training import train as fit
+
+    output = Path(config.output)
+    given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
+
+    def step(name: str, experiment: str, *overrides: str) -> DictConfig:
+        settings = [f"experiment={experiment}", f"output={output / name}", "resume=auto", *given, *overrides]
+        return hydra.compose("train", [word for word in settings if not word.startswith("teacher=")])
+
+    teacher = fit(step("teacher", config.teacher))
+    print(f"teacher: {teacher}")
+    unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
+    pseudo_labels = output / "pseudo_labels"
+    predict_files(Predictor(load_bundle(teacher)), [case.image for case in unlabelled], pseudo_labels, replace=True)
+    student = HydraConfig.get().runtime.choices["experiment"]
+    train(step("student", student, f"data.pseudo_labels={pseudo_labels}"))
+
+
 def prepare(config: DictConfig) -> None:
     """Prepare the cases that training reads: data=… data.root=…"""
     from dlunet.training import prepare as bring_up_to_date
@@ -127,6 +149,7 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "doctor": doctor,
     "prepare": prepare,
     "train": train,
+    "chain": chain,
     "predict": predict,
     "evaluate": evaluate,
     "report": report,
@@ -236,7 +259,9 @@ def _folder_stem(root: str) -> str:
 
 def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
     """Choose the scale by what the machine has, where the user did not."""
-    if verb not in ("train", "prepare", "doctor") or any(argument.startswith("scale=") for argument in arguments):
+    if verb not in ("train", "prepare", "doctor", "chain") or any(
+        argument.startswith("scale=") for argument in arguments
+    ):
         return arguments
     scale = "scale=paper" if torch.cuda.is_available() else "scale=cpu"
     # Hydra wants all overrides in one row: flags may stand before or after them.

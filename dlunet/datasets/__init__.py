@@ -1,6 +1,6 @@
 """What a folder of CTs holds, by layout, and the synthetic abdomens that stand in where there is no data."""
 
-from dlunet.datasets.cases import Case, Dataset
+from dlunet.datasets.cases import Case, Dataset, with_pseudo_labels
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.flare22 import read_flare22
 from dlunet.datasets.folders import read_folders
@@ -23,4 +23,5 @@ __all__ = [
     "read_msd",
     "read_nnunet_raw",
     "split_cases",
+    "with_pseudo_labels",
 ]

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.volumes import case_name, list_volumes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One CT and, where it has one, its label map."""
+    """One CT and what is known about it.
+
+    Attributes:
+        name: The case's name.
+        image: The CT.
+        label: Its label map, if it has one.
+        pseudo_label: What a network made of an unlabelled CT. It tells where to crop, and is never a target.
+    """
 
     name: str
     image: Path
     label: Path | None = None
+    pseudo_label: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,24 @@ def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], probl
                 "it out of the unlabelled folder, or rename it if it is another patient"
             )
     return tuple(kept)
+
+
+def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
+    """The dataset, its unlabelled cases with the label maps of their names in a folder of predictions.
+
+    An unlabelled case without one stays without.
+
+    Raises:
+        UserError: The folder is missing, or has a label map for none of the unlabelled cases.
+    """
+    by_name = _by_name(list_volumes(folder), [])
+    if dataset.unlabelled and not any(case.name in by_name for case in dataset.unlabelled):
+        raise UserError(
+            f"{folder}: has no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected files "
+            f"such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
+        )
+    unlabelled = tuple(replace(case, pseudo_label=by_name.get(case.name)) for case in dataset.unlabelled)
+    return replace(dataset, unlabelled=unlabelled)
 
 
 def first_problem(problems: Sequence[str]) -> str:

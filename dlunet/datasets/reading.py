@@ -8,7 +8,7 @@ from dlunet.volumes import Geometry, Volume, read_ct, read_labels
 
 
 def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
-    """Read a CT and its labels, if it has them.
+    """Read a CT and its labels or, for an unlabelled case, its pseudo-labels, if it has any.
 
     Raises:
         UserError: One of them cannot be read, the CT shows nothing, a label is unknown, or the two grids differ.
@@ -18,12 +18,13 @@ def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
         raise UserError(
             f"{case.image}: all voxels are {image.array.flat[0]:g}; expected a CT in Hounsfield units; export it again"
         )
-    if case.label is None:
+    path = case.label or case.pseudo_label
+    if path is None:
         return image, None
-    label = read_labels(case.label, num_classes)
+    label = read_labels(path, num_classes)
     if not image.stored.same_grid(label.stored):
         raise UserError(
-            f"{case.label}: lies on another grid than {case.image}: found {_grid(label.stored)}, "
+            f"{path}: lies on another grid than {case.image}: found {_grid(label.stored)}, "
             f"expected {_grid(image.stored)}; resample the labels to the CT"
         )
     return image, label

@@ -112,10 +112,14 @@ class _Job:
     num_classes: int
 
     @property
+    def _sources(self) -> tuple[Path | None, ...]:
+        return self.case.image, self.case.label, self.case.pseudo_label
+
+    @property
     def made_from(self) -> dict[str, Any]:
         plan = self.plan.to_dict()
         del plan["patch_size"]  # a prepared case does not depend on it
-        return {"version": STORE_VERSION, "plan": plan, "files": file_stamp(self.case.image, self.case.label)}
+        return {"version": STORE_VERSION, "plan": plan, "files": file_stamp(*self._sources)}
 
 
 def _prepare_case(job: _Job) -> None:
@@ -125,7 +129,10 @@ def _prepare_case(job: _Job) -> None:
         labels = None
     else:
         labels = resample_labels(label.array, prepared.shape, separate_axis(image.spacing, job.plan.spacing))
-    save_prepared(job.folder, prepared, labels, job.made_from)
+    if job.case.label is None:
+        save_prepared(job.folder, prepared, None, job.made_from, pseudo_label=labels)
+    else:
+        save_prepared(job.folder, prepared, labels, job.made_from)
 
 
 def _run(jobs: Sequence[_Job], workers: int | None) -> dict[Path, str]:

@@ -5,6 +5,8 @@ A folder a case, which appears whole or not at all::
     image.npy    (1, z, y, x) int16, in units that     label.npy    (z, y, x) uint8, if the case has labels
                  case.json states
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
+
+An unlabelled case may have the index of its pseudo-labels; its label map is not there.
 """
 
 from __future__ import annotations
@@ -110,7 +112,13 @@ class PreparedCase:
         return array
 
 
-def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, made_from: dict[str, Any]) -> None:
+def save_prepared(
+    folder: Path,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    made_from: dict[str, Any],
+    pseudo_label: np.ndarray | None = None,
+) -> None:
     """Write a prepared case.
 
     Args:
@@ -118,8 +126,13 @@ def save_prepared(folder: Path, image: np.ndarray, label: np.ndarray | None, mad
         image: (z, y, x), normalised.
         label: (z, y, x), uint8, or none.
         made_from: What the case was made from; a case made from something else is not up to date.
+        pseudo_label: (z, y, x), uint8, for a case without labels. Where its classes lie is remembered for crops; it is
+            not stored itself, so that it can never become a target.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
-    index, ranges = _class_index(label)
+    index, ranges = _class_index(pseudo_label if label is None else label)
     temporary = folder.with_name(f"{UNFINISHED}{platform.node()}.{os.getpid()}.{folder.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

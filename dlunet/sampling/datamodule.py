@@ -68,9 +68,13 @@ class PatchDataModule(lightning.LightningDataModule):
         self._check_count("labelled", len(self.prepared.labelled), processes)
         if self.method.num_networks > 1:
             self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
-            if not any(case.ranges for case in self.prepared.unlabelled):
+            uniform = sum(not case.ranges for case in self.prepared.unlabelled)
+            if uniform:
                 logger.info(
-                    "unlabelled cases have no pseudo-labels: their patches are cut anywhere, not class-balanced"
+                    "%d of %d unlabelled cases have no pseudo-labels: their patches are cut anywhere, "
+                    "not class-balanced",
+                    uniform,
+                    len(self.prepared.unlabelled),
                 )
 
     def train_dataloader(self) -> CombinedLoader:

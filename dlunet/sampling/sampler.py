@@ -20,7 +20,8 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
     Args:
         patch_size: (z, y, x).
         foreground_fraction: The part of the patches that is centred on a class of the case, each of its classes being
-            equally likely. The others are centred anywhere. Patches of a case without labels are centred anywhere.
+            equally likely. The others are centred anywhere. The classes of an unlabelled case are those of its
+            pseudo-labels; without them, its patches are centred anywhere.
     """
 
     def __init__(self, patch_size: Sequence[int], foreground_fraction: float = 1 / 3) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from dlunet.datasets import with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.networks import UNet, build_network
@@ -76,8 +78,12 @@ def train(config: DictConfig) -> Path:
 
 
 def prepare(config: DictConfig) -> PreparedDataset:
-    """Open the dataset and bring its cases up to date."""
+    """Open the dataset and bring its cases up to date; without the unlabelled ones where the method uses none."""
     dataset = instantiate(config.data.source)
+    if instantiate(config.method).num_networks == 1:
+        dataset = replace(dataset, unlabelled=())
+    elif config.data.pseudo_labels is not None:
+        dataset = with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
     folder = Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
     return prepare_dataset(
         dataset, folder, config.plan.spacing, config.plan.patch_size, config.data.workers, config.strict

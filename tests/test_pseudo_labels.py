@@ -1,0 +1,109 @@
+"""Pseudo-labels say where to crop, and nothing else: the chain of the paper through its command."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from dlunet.datasets import read_flare22, with_pseudo_labels
+from dlunet.errors import UserError
+from dlunet.preparation import PreparedCase, prepare_dataset
+
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv")
+SPACING, PATCH = (8.0, 8.0, 8.0), (16, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    tiny_flare22(folder / "flare22")
+    return folder
+
+
+def dlunet(place, verb, *settings, expect=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "dlunet", verb, *TINY, *settings], cwd=place, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def write_pseudo_labels(place, name, value):
+    """The same ball in every unlabelled case, of one class."""
+    for case in read_flare22(place / "flare22").unlabelled:
+        image = sitk.ReadImage(str(case.image))
+        z, y, x = np.indices(image.GetSize()[::-1])
+        ball = (z - 12) ** 2 + (y - 25) ** 2 + (x - 14) ** 2 < 16
+        labels = sitk.GetImageFromArray((ball * value).astype(np.uint8))
+        labels.CopyInformation(image)
+        (place / name).mkdir(exist_ok=True)
+        sitk.WriteImage(labels, str(place / name / f"{case.name}.nii.gz"))
+    return place / name
+
+
+def test_the_chain_goes_through_and_goes_on(place):
+    settings = ("test=true", "output=chain", "trainer.max_epochs=1")
+    printed = dlunet(place, "chain", *settings)
+    assert "no pseudo-labels" not in printed
+    assert len(list((place / "chain" / "pseudo_labels").glob("Case_*.nii.gz"))) == 4
+    assert (place / "chain" / "student" / "scores" / "summary.csv").exists()
+    metrics = place / "chain" / "student" / "metrics.csv"
+    before = (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes())
+    dlunet(place, "chain", *settings)  # finished: nothing is trained again
+    assert (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes()) == before
+
+
+def test_what_a_pseudo_label_says_changes_no_loss(place):
+    """Another class at the same voxels gives the same crops, and the same losses to the last digit; other voxels do
+    not, so that the first half of the test could fail."""
+    losses = {}
+    for name, value in (("liver", 1), ("kidney", 13)):
+        folder = write_pseudo_labels(place, name, value)
+        dlunet(place, "train", f"output={name}", f"data.pseudo_labels={folder}")
+        losses[name] = pd.read_csv(place / name / "metrics.csv")["train/loss"].dropna().tolist()
+    assert "4 of 4 unlabelled cases have no pseudo-labels" in dlunet(place, "train", "output=none")
+    losses["none"] = pd.read_csv(place / "none" / "metrics.csv")["train/loss"].dropna().tolist()
+    assert losses["liver"] == losses["kidney"] != losses["none"]
+
+
+def test_only_the_class_index_is_stored(place, tmp_path):
+    dataset = with_pseudo_labels(read_flare22(place / "flare22"), write_pseudo_labels(place, "spleen", 3))
+    prepared = prepare_dataset(dataset, tmp_path, SPACING, PATCH, workers=1)
+    for case in prepared.unlabelled:
+        assert case.label is None and sorted(path.name for path in case.folder.iterdir()) == [
+            "case.json", "image.npy", "index.npy"]  # fmt: skip
+        assert list(case.ranges) == [3]
+        middle = case.class_voxels(3).mean(0)  # stored as RAS: y and x run the other way; 8 mm before and after
+        np.testing.assert_allclose(middle, [12, 39 - 25, 39 - 14], atol=0.1)
+
+
+def test_other_pseudo_labels_are_taken_in_and_a_case_without_one_stays(place, tmp_path):
+    folder = write_pseudo_labels(place, "aorta", 5)
+    dataset = read_flare22(place / "flare22")
+    prepare_dataset(dataset, tmp_path, SPACING, PATCH, workers=1)
+    (folder / f"{dataset.unlabelled[1].name}.nii.gz").unlink()
+    prepared = prepare_dataset(with_pseudo_labels(dataset, folder), tmp_path, SPACING, PATCH, workers=1)
+    assert [list(case.ranges) for case in prepared.unlabelled] == [[5], [], [5], [5]]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("labelled/*/case.json")}
+    prepare_dataset(dataset, tmp_path, SPACING, PATCH, workers=1)
+    assert all(PreparedCase.open(case.folder).ranges == {} for case in prepared.unlabelled)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("labelled/*/case.json")}
+
+
+def test_pseudo_labels_that_do_not_fit(place, tmp_path, caplog):
+    dataset = read_flare22(place / "flare22")
+    with pytest.raises(UserError, match=r"no such folder"):
+        with_pseudo_labels(dataset, tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no label map for any of the 4 unlabelled cases; expected files such as"):
+        with_pseudo_labels(dataset, tmp_path / "empty")
+    folder = write_pseudo_labels(place, "stomach", 11)
+    name = f"{dataset.unlabelled[0].name}.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((3, 4, 5), np.uint8)), str(folder / name))
+    one = replace(dataset, unlabelled=dataset.unlabelled[:2])
+    prepared = prepare_dataset(with_pseudo_labels(one, folder), tmp_path / "prepared", SPACING, PATCH, workers=1)
+    assert len(prepared.unlabelled) == 1 and f"{name}: lies on another grid" in caplog.text
