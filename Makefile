@@ -44,6 +44,7 @@ bench: $(STAMP)  ## The measurements behind what the README says
 
 bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own
 	$(PEERS)/bin/python benchmarks/preparation_against_nnunet.py
+	$(PEERS)/bin/python benchmarks/planning_against_nnunet.py
 
 $(PEERS)/.installed: benchmarks/constraints.txt
 	$(PYTHON) -m venv $(PEERS)

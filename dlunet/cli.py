@@ -109,6 +109,7 @@ def prepare(config: DictConfig) -> None:
     prepared = bring_up_to_date(config)
     counts = {part: len(getattr(prepared, part)) for part in ("labelled", "unlabelled", "validation")}
     print("prepared: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
+    print(f"plan: {prepared.labelled[0].folder.parents[1] / 'plan.yaml'}")
 
 
 def predict(config: DictConfig) -> None:
@@ -263,7 +264,9 @@ def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
         argument.startswith("scale=") for argument in arguments
     ):
         return arguments
-    scale = "scale=paper" if torch.cuda.is_available() else "scale=cpu"
+    # The paper's plan is one for the CTs of FLARE22 and their phantoms; other CTs get a plan of their own.
+    known = not any(argument in ("data=nnunet", "data=msd", "data=folders") for argument in arguments)
+    scale = ("scale=paper" if known else "scale=auto") if torch.cuda.is_available() else "scale=cpu"
     # Hydra wants all overrides in one row: flags may stand before or after them.
     first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
     return [*arguments[:first], scale, *arguments[first:]]

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 ORGANS = ("liver", "left_kidney", "cyst")
@@ -36,6 +38,31 @@ def run(place, verb, *settings):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_a_plan_of_its_own(place):
+    """Median spacing, the whole CT as patch, and the network for it; what the user sets is kept."""
+    data = ("data=nnunet", "data.root=Dataset042_Mine", "scale=auto", "logger=csv", "data.prepared=own")
+    short = (
+        "trainer.max_epochs=1",
+        "sampling.steps_per_epoch=1",
+        "sampling.num_workers=0",
+        "trainer.precision=32-true",
+    )
+    run(place, "prepare", *data)
+    (file,) = (place / "own").glob("*/plan.yaml")
+    chosen = yaml.safe_load(file.read_text())
+    spacings = np.array([(8.0, 7.0 + seed / 8, 8.0) for seed in range(4)])
+    names = {"val": 1, "train": 3}  # one of the four validates
+    splits = json.loads((place / "own" / "splits.json").read_text())[0]
+    assert {part: len(cases) for part, cases in splits.items()} == names
+    training = [int(name.removeprefix("mine_")) for name in splits["train"]]
+    assert chosen["plan"]["spacing"] == pytest.approx(np.median(spacings[training], axis=0))
+    assert chosen["plan"]["patch_size"] == [24, 40, 40] and chosen["network"]["features"] == [32, 64, 128, 256]
+    assert chosen["plan"]["intensity"]["lower"] < chosen["plan"]["intensity"]["upper"]
+    run(place, "train", *data, *short, "output=own-run", "network.features=[4,8,16,32]", "experiment=sup_light")
+    kept = yaml.safe_load((place / "own-run" / "config.yaml").read_text())
+    assert kept["network"]["features"] == [4, 8, 16, 32] and kept["plan"]["patch_size"] == [24, 40, 40]
 
 
 def test_train_predict_evaluate_report(place):

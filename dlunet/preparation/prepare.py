@@ -15,7 +15,7 @@ from dlunet.errors import UserError
 from dlunet.files import file_stamp
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
-from dlunet.preparation.fingerprint import take_fingerprint
+from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.resampling import resample, resample_labels, separate_axis, target_shape
 from dlunet.preparation.store import PreparedCase, is_up_to_date, remove_unfinished, save_prepared
@@ -44,6 +44,7 @@ def prepare_dataset(
     patch_size: Sequence[int],
     workers: int | None = None,
     strict: bool = False,
+    found: Fingerprint | None = None,
 ) -> PreparedDataset:
     """Prepare the training and validation cases; those that are up to date are kept.
 
@@ -56,16 +57,16 @@ def prepare_dataset(
         patch_size: (z, y, x), recorded in the plan.
         workers: Processes; by default one a core.
         strict: Raise an error, with every problem, where a case would be left out; the others are prepared first.
+        found: The labelled cases' fingerprint; by default it is taken, and kept in ``folder``.
 
     Raises:
         UserError: No labelled case can be used, or ``strict`` and some case cannot.
     """
     if strict and dataset.problems:
         raise UserError(_all_problems(dataset.problems))
-    intensity = take_fingerprint(
-        dataset.labelled, dataset.labels.num_classes, folder / "fingerprint.json", workers
-    ).intensity
-    plan = Plan.of(spacing, patch_size, intensity)
+    if found is None:
+        found = take_fingerprint(dataset.labelled, dataset.labels.num_classes, folder / "fingerprint.json", workers)
+    plan = Plan.of(spacing, patch_size, found.intensity)
     parts = {"labelled": dataset.labelled, "unlabelled": dataset.unlabelled, "validation": dataset.validation}
     jobs = {
         folder / part / case.name: _Job(case, folder / part / case.name, plan, dataset.labels.num_classes)

@@ -18,12 +18,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from dlunet.datasets import with_pseudo_labels
+from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.networks import UNet, build_network
 from dlunet.networks.bundle import read_checkpoint
-from dlunet.preparation import PreparedDataset, prepare_dataset
+from dlunet.preparation import Fingerprint, PreparedDataset, prepare_dataset, take_fingerprint
+from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
 from dlunet.provenance import provenance
 from dlunet.sampling import PatchDataModule
 from dlunet.training.metrics_file import metrics_logger
@@ -55,6 +56,7 @@ def train(config: DictConfig) -> Path:
         UserError: The data, the config or the run folder cannot be used.
     """
     output = Path(config.output)
+    complete_plan(config)
     resume_from = _claim_folder(config, output)
     log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -77,17 +79,47 @@ def train(config: DictConfig) -> Path:
     return best if best.exists() else checkpoints / "last.ckpt"
 
 
+def complete_plan(config: DictConfig) -> None:
+    """Fill in what a config leaves open of the plan and the network, by nnU-Net's rules from the labelled cases."""
+    plan, network = config.plan, config.network
+    if None not in (plan.spacing, plan.patch_size, network.features, network.strides, network.kernel_sizes):
+        return
+    dataset = instantiate(config.data.source)
+    found = _fingerprint(config, dataset)
+    plan.spacing = list(plan.spacing or plan_spacing(found))
+    patch = plan.patch_size and tuple(plan.patch_size)
+    chosen = plan_topology(found, plan.spacing, dataset.labels.num_classes, plan.get("memory_gb", REFERENCE_GB), patch)
+    plan.patch_size = list(plan.patch_size or chosen.patch_size)
+    for part in ("features", "strides", "kernel_sizes"):
+        network[part] = network[part] or getattr(chosen, part)
+
+
 def prepare(config: DictConfig) -> PreparedDataset:
     """Open the dataset and bring its cases up to date; without the unlabelled ones where the method uses none."""
+    complete_plan(config)
     dataset = instantiate(config.data.source)
     if instantiate(config.method).num_networks == 1:
         dataset = replace(dataset, unlabelled=())
     elif config.data.pseudo_labels is not None:
         dataset = with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
     folder = Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
-    return prepare_dataset(
-        dataset, folder, config.plan.spacing, config.plan.patch_size, config.data.workers, config.strict
+    prepared = prepare_dataset(
+        dataset,
+        folder,
+        config.plan.spacing,
+        config.plan.patch_size,
+        config.data.workers,
+        config.strict,
+        _fingerprint(config, dataset),
     )
+    described = {"plan": prepared.plan.to_dict(), "network": _plain(config.network)}
+    write_text(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
+    return prepared
+
+
+def _fingerprint(config: DictConfig, dataset: Dataset) -> Fingerprint:
+    cache = Path(config.data.prepared) / "fingerprint.json"
+    return take_fingerprint(dataset.labelled, dataset.labels.num_classes, cache, config.data.workers)
 
 
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
