@@ -148,6 +148,8 @@ def save_prepared(
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_up_to_date(folder, made_from):
+            return  # another process, such as a worker that outlived its run, was quicker with the same case
         raise UserError(f"{folder}: could not be written ({error}); check permissions and free space") from None
 
 
