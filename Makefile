@@ -41,6 +41,7 @@ format: $(STAMP)  ## Format the code
 bench: $(STAMP)  ## The measurements behind what the README says
 	$(BIN)/python benchmarks/phantom_gallery.py picture
 	$(BIN)/python benchmarks/phantom_gallery.py time
+	$(BIN)/python benchmarks/preparation_memory.py
 
 bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own
 	$(PEERS)/bin/python benchmarks/preparation_against_nnunet.py

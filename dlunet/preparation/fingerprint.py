@@ -60,7 +60,8 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
     z, y, x = image.array.shape
     values, voxels = np.empty(0, np.float32), None
     if label is not None:
-        counts = np.bincount(label.array.ravel(), minlength=num_classes)
+        # Slice by slice: the whole label map as the integers that are counted takes eight times its memory.
+        counts = np.sum([np.bincount(axial.ravel(), minlength=num_classes) for axial in label.array], axis=0)
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
         values = image.array[label.array > 0]
         values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]

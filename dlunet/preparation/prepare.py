@@ -95,14 +95,16 @@ def prepare_dataset(
 
 def normalise(image: np.ndarray, intensity: Intensity) -> np.ndarray:
     """Clip HU to the foreground's percentiles, subtract its mean, divide by its standard deviation."""
-    return (np.clip(image, intensity.lower, intensity.upper) - intensity.mean) / intensity.std
+    values = np.clip(image.astype(np.float32, copy=False), intensity.lower, intensity.upper)
+    values -= intensity.mean  # in place: a CT of 512×512×200 takes 0.2 GiB
+    values /= intensity.std
+    return values
 
 
 def prepare_image(image: np.ndarray, spacing: Sequence[float], plan: Plan) -> np.ndarray:
     """Normalise a CT (z, y, x) in HU of ``spacing`` mm and resample it to the plan's spacing: (1, z, y, x), float32."""
     shape = target_shape(image.shape, spacing, plan.spacing)
-    normalised = normalise(image, plan.intensity)[None].astype(np.float32, copy=False)
-    return resample(normalised, shape, 3, separate_axis(spacing, plan.spacing))
+    return resample(normalise(image, plan.intensity)[None], shape, 3, separate_axis(spacing, plan.spacing))
 
 
 @dataclass(frozen=True)

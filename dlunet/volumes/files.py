@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,9 @@ def read_ct(path: Path) -> Volume:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
     image = _read_image(path)
-    volume = _to_canonical(sitk.Cast(image, sitk.sitkFloat32), Geometry.of(image))
+    stored = _to_canonical(image, Geometry.of(image))
+    # Turned in the file's own type, which is half as large, and widened afterwards.
+    volume = replace(stored, array=stored.array.astype(np.float32))
     if not np.isfinite(volume.array).all():
         count = int((~np.isfinite(volume.array)).sum())
         raise UserError(

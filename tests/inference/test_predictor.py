@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -69,17 +70,18 @@ def test_labels_lie_on_the_inputs_own_grid(predictor, images, tmp_path, flips):
 
 
 def test_another_spacing_and_every_kind_of_orientation(predictor, tmp_path, write_volume):
-    """The same smooth CT in other orientations gives the same labels, which follow it but for a thin rim."""
+    """The same smooth CT in all 48 orientations gives the same labels, which follow it but for a thin rim."""
     z, y, x = np.indices((20, 60, 50))
     hu = (300 - 40 * np.hypot((z - 8) / 2, np.hypot((y - 25) / 4, (x - 20) / 4))).astype(np.float32)
     found = []
-    for orientation in ("LPS", "RAI", "SLP", "AIR"):
+    for orientation in ("".join(word) for axes in permutations(("LR", "PA", "SI")) for word in product(*axes)):
         path = tmp_path / f"{orientation}.nii.gz"
         write_volume(path, hu, spacing=(10, 5, 6), orientation=orientation)
         predict_files(predictor, [path], tmp_path / "out")
         labels = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "out" / path.name)), "LPS")
         found.append(sitk.GetArrayFromImage(labels))
         np.testing.assert_array_equal(found[-1], found[0])
+    assert len(found) == 48
     assert (found[0] != expected_labels(hu)).mean() < 0.02
     assert all((found[0] == value).sum() > 200 for value in (1, 13))
 
