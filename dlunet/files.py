@@ -33,5 +33,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def file_stamp(*paths: Path | None) -> list[list[int]]:
-    """Size and modification time of files; a change in either marks a changed file."""
-    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path is not None]
+    """Size and time of modification of files, or of the files in a folder; a change in either marks a changed file."""
+    return [_stamp(path) for path in paths if path is not None]
+
+
+def _stamp(path: Path) -> list[int]:
+    stats = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]
+    return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]

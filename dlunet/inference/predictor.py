@@ -24,7 +24,7 @@ from dlunet.labels import LabelSet
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
 from dlunet.progress import progress_bar
-from dlunet.volumes import Volume, case_name, list_volumes, read_ct, write_labels
+from dlunet.volumes import Volume, case_name, is_series, list_volumes, read_ct, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -116,18 +116,18 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, re
 
 
 def find_images(source: Path) -> list[Path]:
-    """The CTs that an input names: a file, or the files of a folder.
+    """The CTs that an input names: a file, a folder of DICOM slices, or the CTs in a folder.
 
     Raises:
         UserError: It does not exist, or the folder holds no volume.
     """
-    if source.is_file():
+    if source.is_file() or is_series(source):
         return [source]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
     images = list_volumes(source)
     if not images:
-        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files")
+        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
     return images
 
 

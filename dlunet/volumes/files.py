@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import UserError
+from dlunet.volumes.dicom import is_series, read_series
 from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
 from dlunet.volumes.nifti import find_damage
 
@@ -34,24 +35,32 @@ class Volume:
 
 
 def case_name(path: Path) -> str:
-    """The file's name without its ending and without the channel suffix ``_0000``."""
+    """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is."""
+    if path.is_dir():
+        return path.name
     suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
     return path.name[: len(path.name) - len(suffix)].removesuffix("_0000")
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The volume files in a folder, by name. Hidden files, such as half-written ones, are left out.
+    """The volumes in a folder, by name: files, and folders of DICOM slices.
+
+    Hidden files, such as half-written ones, are left out.
 
     Raises:
         UserError: The folder is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a folder of {', '.join(SUFFIXES)} files")
-    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
+        raise UserError(f"{folder}: no such folder; expected a folder of CTs ({', '.join(SUFFIXES)}, DICOM)")
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (is_series(path) if path.is_dir() else path.name.endswith(SUFFIXES))
+    )
 
 
 def read_ct(path: Path) -> Volume:
-    """Read a CT in Hounsfield units as float32.
+    """Read a CT, a file or a folder of DICOM slices, in Hounsfield units as float32.
 
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
@@ -117,7 +126,9 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
 
 def _read_image(path: Path) -> sitk.Image:
     if not path.exists():
-        raise UserError(f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)})")
+        raise UserError(f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)}, or a folder of DICOM slices)")
+    if path.is_dir():
+        return read_series(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
