@@ -5,6 +5,7 @@ Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel 
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
@@ -22,10 +23,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.settings import check_settings
 
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
 CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+#: What the disk says when a result cannot be written.
+OUT_OF_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
 
 #: Overrides that say how and where a run takes place, not what it tries.
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
@@ -48,6 +53,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.argv = [sys.argv[0], *_with_default_scale(verb, arguments)]
     _register_resolvers()
+    _check_output(arguments)
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     task()
 
@@ -199,6 +205,7 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
         logging.captureWarnings(True)
         try:
             _check_complete(config)
+            check_settings(config)
             task(config)
         except UserError as error:
             _fail(str(error))
@@ -207,10 +214,25 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             if not isinstance(error.__cause__, UserError):
                 raise
             _fail(str(error.__cause__))
+        except OSError as error:
+            if error.errno not in OUT_OF_PLACE:
+                raise
+            _fail(f"{error.filename or config.get('output', '')}: {error.strerror}; check permissions and free space")
         except KeyboardInterrupt:
             _fail("interrupted")
 
     return guarded
+
+
+def _check_output(arguments: Sequence[str]) -> None:
+    """Hydra makes the run folder before a verb begins: whether it can is for the user to know, not for a traceback."""
+    output = next((word.removeprefix("output=") for word in arguments if word.startswith("output=")), None)
+    if output is None or "$" in output or "," in output:
+        return
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"output={output}: cannot be made a folder ({error.strerror}); choose another")
 
 
 def _check_complete(config: DictConfig) -> None:

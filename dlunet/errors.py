@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names the file or setting, what was found, what was expected, and what to do. The command line prints
     it without a traceback and exits with code 1.
     """
+
+
+class WriteError(UserError):
+    """A result could not be written: no fault of the case at hand, and a reason to stop."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dlunet.datasets import Case, Dataset, read_case
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 from dlunet.files import file_stamp
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
@@ -60,6 +60,7 @@ def prepare_dataset(
         found: The labelled cases' fingerprint; by default it is taken, and kept in ``folder``.
 
     Raises:
+        WriteError: The disk is full or cannot be written; what is finished is kept.
         UserError: No labelled case can be used, or ``strict`` and some case cannot.
     """
     if strict and dataset.problems:
@@ -143,8 +144,11 @@ def _run(jobs: Sequence[_Job], workers: int | None) -> dict[Path, str]:
     for part in {job.folder.parent for job in jobs}:
         remove_unfinished(part)
     outcomes = for_each_case("preparing", _prepare_case, jobs, workers) if jobs else ()
-    failures = {job.folder: str(outcome) for job, outcome in outcomes if isinstance(outcome, UserError)}
-    return {job.folder: failures[job.folder] for job in jobs if job.folder in failures}
+    failures = {job.folder: outcome for job, outcome in outcomes if isinstance(outcome, UserError)}
+    for error in failures.values():
+        if isinstance(error, WriteError):
+            raise error
+    return {job.folder: str(failures[job.folder]) for job in jobs if job.folder in failures}
 
 
 def _all_problems(problems: Sequence[str]) -> str:

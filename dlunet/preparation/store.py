@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 
 #: Voxels of a class that are remembered at most; a crop centre is drawn from these.
 VOXELS_A_CLASS = 10_000
@@ -130,7 +130,7 @@ def save_prepared(
             not stored itself, so that it can never become a target.
 
     Raises:
-        UserError: The folder cannot be written.
+        WriteError: The folder cannot be written.
     """
     index, ranges = _class_index(pseudo_label if label is None else label)
     temporary = folder.with_name(f"{UNFINISHED}{platform.node()}.{os.getpid()}.{folder.name}")
@@ -150,7 +150,7 @@ def save_prepared(
         shutil.rmtree(temporary, ignore_errors=True)
         if is_up_to_date(folder, made_from):
             return  # another process, such as a worker that outlived its run, was quicker with the same case
-        raise UserError(f"{folder}: could not be written ({error}); check permissions and free space") from None
+        raise WriteError(f"{folder}: could not be written ({error}); check permissions and free space") from None
 
 
 def remove_unfinished(part: Path) -> None:

@@ -1,0 +1,73 @@
+"""What settings may be: checked before any work begins, so that a slip of the pen costs seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dlunet.errors import UserError
+
+
+def _whole(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _number(value: Any, above: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
+
+
+def _triple(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, ListConfig) and len(value) == 3 and all(map(fits, value))
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+COUNT: Rule = (lambda value: _whole(value, 1), "a whole number, 1 or more")
+COUNT_OR_NONE: Rule = (lambda value: _whole(value, 0), "a whole number, 0 or more")
+POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
+SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
+
+#: A setting that is absent or null is not checked: null has a meaning of its own wherever it can stand.
+RULES: dict[str, Rule] = {
+    "data.workers": COUNT,
+    "data.folds": (lambda value: _whole(value, 2), "a whole number, 2 or more; data.fold=all validates on no case"),
+    "plan.spacing": (
+        lambda value: _triple(value, lambda mm: _number(mm, 0)),
+        "three numbers above 0: z, y, x in mm, as [2.5,1.5,1.5]",
+    ),
+    "plan.patch_size": (
+        lambda value: _triple(value, lambda voxels: _whole(voxels, 1)),
+        "three whole numbers, 1 or more: voxels along z, y, x, as [56,160,160]",
+    ),
+    "plan.memory_gb": POSITIVE,
+    "sampling.batch_size": COUNT,
+    "sampling.steps_per_epoch": COUNT,
+    "sampling.num_workers": COUNT_OR_NONE,
+    "sampling.foreground_fraction": (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1"),
+    "trainer.max_epochs": COUNT,
+    "optimizer.algorithm.lr": POSITIVE,
+    "optimizer.gradient_clip": POSITIVE,
+    "method.unlabelled_weight": (lambda value: _number(value, -1e-9), "a number, 0 or more"),
+    "method.boxes": COUNT_OR_NONE,
+    "method.supervised_epochs": COUNT_OR_NONE,
+    "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
+    "resume": (lambda value: value == "auto", "auto, or null"),
+    "strict": SWITCH,
+    "test": SWITCH,
+    "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
+}
+
+
+def check_settings(config: DictConfig) -> None:
+    """Check every setting of which :data:`RULES` knows.
+
+    Raises:
+        UserError: A setting is not what it may be.
+    """
+    for name, (fits, expected) in RULES.items():
+        value = OmegaConf.select(config, name)
+        if value is not None and not fits(value):
+            raise UserError(f"{name}: found {value}; expected {expected}")

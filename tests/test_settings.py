@@ -1,0 +1,114 @@
+"""Every setting that cannot be is refused before work begins, and every choice in conf/ can be."""
+
+import subprocess
+import sys
+
+import hydra
+import pytest
+
+from dlunet.cli import CONFIGS
+from dlunet.errors import UserError
+from dlunet.settings import RULES, check_settings
+
+WRONG = [
+    "data.workers=0",
+    "data.workers=-1",
+    "data.workers=two",
+    "data.workers=1.5",
+    "+data.folds=1",
+    "plan.spacing=[0,1,1]",
+    "plan.spacing=[-8,8,8]",
+    "plan.spacing=[8,8]",
+    "plan.spacing=8",
+    "plan.spacing=[a,b,c]",
+    "plan.spacing=[.nan,1,1]",
+    "plan.patch_size=[0,32,32]",
+    "plan.patch_size=[16,32]",
+    "plan.patch_size=[16.5,32,32]",
+    "+plan.memory_gb=0",
+    "sampling.batch_size=0",
+    "sampling.steps_per_epoch=0",
+    "sampling.num_workers=-1",
+    "sampling.foreground_fraction=2",
+    "sampling.foreground_fraction=-0.1",
+    "trainer.max_epochs=0",
+    "trainer.max_epochs=many",
+    "optimizer.algorithm.lr=0",
+    "optimizer.algorithm.lr=.inf",
+    "optimizer.gradient_clip=-1",
+    "method.unlabelled_weight=-1",
+    "method.boxes=-1",
+    "method.supervised_epochs=soon",
+    "seed=-1",
+    "seed=4294967296",
+    "seed=zero",
+    "resume=yes",
+    "strict=maybe",
+    "test=1",
+]
+
+
+@pytest.fixture(scope="module")
+def compose():
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield hydra.compose
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_setting_that_cannot_be_is_named(compose, override):
+    name, value = override.lstrip("+").split("=")
+    with pytest.raises(UserError, match=rf"^{name}: found .*{value.strip('[].')[:1]}.*; expected "):
+        check_settings(compose("train", [override]))
+
+
+def test_every_rule_is_tried():
+    assert {override.lstrip("+").split("=")[0] for override in WRONG} == set(RULES) - {"runs"}
+
+
+def test_no_run_to_report(compose):
+    with pytest.raises(UserError, match=r"runs: found \[\]; expected at least one folder"):
+        check_settings(compose("report", ["runs=[]"]))
+
+
+@pytest.mark.parametrize("group", ["scale", "optimizer", "method", "data", "experiment"])
+def test_every_choice_passes(compose, group):
+    for file in (CONFIGS / group).glob("*.yaml"):
+        check_settings(compose("train", [f"{group}={file.stem}"]))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def dlunet(place, verb, *settings):
+    words = (verb, "scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", *settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "dlunet", *words], cwd=place, capture_output=True, text=True, timeout=300
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.returncode, done.stderr + done.stdout
+
+
+def test_a_full_disk_ends_in_one_message_and_what_fits_is_kept(tiny_flare22, small_disk, tmp_path):
+    tiny_flare22(tmp_path / "flare22")
+    (small_disk / "ballast").write_bytes(bytes(120_000))
+    code, printed = dlunet(tmp_path, "prepare", f"data.prepared={small_disk}/prepared")
+    assert code == 1 and "could not be written" in printed and "free space" in printed
+    assert list(small_disk.glob("prepared/*/*/[!.]*/case.json")) and not list(small_disk.glob("prepared/*/*/.unfin*"))
+    (small_disk / "ballast").unlink()
+    code, printed = dlunet(tmp_path, "train", f"output={small_disk}/run", "network.features=[64,128,256]")
+    assert code == 1 and "free space" in printed
+
+
+def test_an_output_that_cannot_be_made(tiny_root, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for verb, setting in (("train", "output=file/run"), ("prepare", "data.prepared=file/prepared")):
+        code, printed = dlunet(tmp_path, verb, f"data.root={tiny_root}", setting)
+        assert code == 1 and "file/" in printed, printed
