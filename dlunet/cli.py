@@ -58,17 +58,6 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     task()
 
 
-def train(config: DictConfig) -> None:
-    """Train an experiment: experiment=ssl_light data=… scale=…"""
-    from dlunet.training import train as fit
-
-    cases = _cases_to_score(config) if config.test else []
-    best = fit(config)
-    print(f"best checkpoint: {best}")
-    if cases:
-        _score(cases, best, Path(config.output))
-
-
 def doctor(config: DictConfig) -> None:
     """Examine every case and list the problems: data=… data.root=…"""
     from rich.console import Console
@@ -86,11 +75,15 @@ def doctor(config: DictConfig) -> None:
     print(f"{config.data.root}: no problem found")
 
 
+def train(config: DictConfig) -> None:
+    """Train an experiment: experiment=ssl_light data=… scale=…"""
+    _train(config)
+
+
 def chain(config: DictConfig) -> None:
     """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
     from dlunet.inference import Predictor, predict_files
     from dlunet.networks import load_bundle
-    from dlunet.training import train as fit
 
     output = Path(config.output)
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
@@ -99,13 +92,12 @@ def chain(config: DictConfig) -> None:
         settings = [f"experiment={experiment}", f"output={output / name}", "resume=auto", *given, *overrides]
         return hydra.compose("train", [word for word in settings if not word.startswith("teacher=")])
 
-    teacher = fit(step("teacher", config.teacher))
-    print(f"teacher: {teacher}")
+    teacher = _train(step("teacher", config.teacher))
     unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
     pseudo_labels = output / "pseudo_labels"
     predict_files(Predictor(load_bundle(teacher)), [case.image for case in unlabelled], pseudo_labels, replace=True)
     student = HydraConfig.get().runtime.choices["experiment"]
-    train(step("student", student, f"data.pseudo_labels={pseudo_labels}"))
+    _train(step("student", student, f"data.pseudo_labels={pseudo_labels}"))
 
 
 def prepare(config: DictConfig) -> None:
@@ -161,6 +153,18 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "evaluate": evaluate,
     "report": report,
 }
+
+
+def _train(config: DictConfig) -> Path:
+    """Train, score where that is wanted, and return the best checkpoint."""
+    from dlunet.training import train as fit
+
+    cases = _cases_to_score(config) if config.test else []
+    best = fit(config)
+    print(f"best checkpoint: {best}")
+    if cases:
+        _score(cases, best, Path(config.output))
+    return best
 
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet:
