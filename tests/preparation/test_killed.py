@@ -53,6 +53,7 @@ def test_killed_and_run_again(place, kills, tmp_path):
     while interrupted < kills:
         process = start(place, output)
         while not (output / "fingerprint.json").exists():
+            assert process.poll() is None
             time.sleep(0.005)
         time.sleep(moments.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
