@@ -47,11 +47,12 @@ bench: $(STAMP)  ## The measurements behind what the README says
 bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own
 	$(PEERS)/bin/python benchmarks/preparation_against_nnunet.py
 	$(PEERS)/bin/python benchmarks/planning_against_nnunet.py
+	$(PEERS)/bin/python benchmarks/patch_store.py
 
 $(PEERS)/.installed: benchmarks/constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint $< torch
-	$(PEERS)/bin/python -m pip install --quiet --constraint $< nnunetv2 --editable .
+	$(PEERS)/bin/python -m pip install --quiet --constraint $< nnunetv2 zarr --editable .
 	@touch $@
 
 clean:  ## Remove the environment and caches; data and runs stay
