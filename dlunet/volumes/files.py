@@ -11,9 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import UserError
+from dlunet.volumes import metaimage, nifti
 from dlunet.volumes.dicom import is_series, read_series
 from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
-from dlunet.volumes.nifti import find_damage
 
 #: File endings that are read as volumes.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
@@ -142,10 +142,13 @@ def _read_image(path: Path) -> sitk.Image:
             f"{path}: found {image.GetDimension()} dimensions ({shape}) with {image.GetNumberOfComponentsPerPixel()} "
             "values a voxel; expected one 3-D scalar volume"
         )
-    if image.HasMetaDataKey("vox_offset"):  # a NIfTI file
-        damage = find_damage(path, image)
-        if damage:
-            raise UserError(f"{path}: found {damage}; expected a whole file of finite values; copy or repair the file")
+    is_nifti = image.HasMetaDataKey("vox_offset")
+    damage = nifti.find_damage(path, image) if is_nifti else metaimage.find_damage(path)
+    if damage:
+        raise UserError(
+            f"{path}: found {damage}; expected a whole file of finite values with voxel sizes above 0; copy or repair "
+            "the file"
+        )
     return image
 
 

@@ -109,6 +109,30 @@ def test_other_formats_cut_off(tmp_path, write_volume, ending):
         read_ct(path)
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_damaged_voxels_of_other_formats(tmp_path, ending, compressed):
+    voxels = np.random.default_rng(2).integers(-1000, 1000, (40, 80, 80)).astype(np.int16)
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), useCompression=compressed)
+    np.testing.assert_array_equal(read_ct(path).array, voxels)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    if compressed:
+        with pytest.raises(UserError, match=f"^{path}: (found damaged voxels|cannot be read).*; expected"):
+            read_ct(path)
+    else:  # without a checksum nothing tells a changed voxel from another CT
+        assert (read_ct(path).array != voxels).sum() == 1
+
+
+def test_a_negative_voxel_size_of_a_metaimage(tmp_path, write_volume):
+    path = write_volume(tmp_path / "ct.mha", HU, spacing=(1, 2, 3))
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing = 3 2 1", b"ElementSpacing = 3 -2 1"))
+    with pytest.raises(UserError, match=f"^{path}: found voxels of 3×-2×1 mm; expected .* above 0"):
+        read_ct(path)
+
+
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
 def test_other_formats_with_nan(tmp_path, write_volume, ending):
     values = HU.astype(np.float32)
