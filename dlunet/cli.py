@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,10 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
@@ -31,6 +33,9 @@ CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / 
 
 #: What the disk says when a result cannot be written.
 OUT_OF_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
+
+#: With this in the environment an error of Hydra's comes with its traceback.
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 #: Overrides that say how and where a run takes place, not what it tries.
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
@@ -55,7 +60,17 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     _register_resolvers()
     _check_output(arguments)
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
-    task()
+    traceback_wanted = FULL_ERROR in os.environ
+    os.environ[FULL_ERROR] = "1"  # Hydra hands its errors on, and does not print them in its own words
+    try:
+        task()
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        _fail(f"{_in_short(error)}\n`dlunet {verb} --help` lists the settings")
+    finally:
+        if not traceback_wanted:
+            del os.environ[FULL_ERROR]
 
 
 def doctor(config: DictConfig) -> None:
@@ -92,8 +107,13 @@ def chain(config: DictConfig) -> None:
         settings = [f"experiment={experiment}", f"output={output / name}", "resume=auto", *given, *overrides]
         return hydra.compose("train", [word for word in settings if not word.startswith("teacher=")])
 
-    teacher = _train(step("teacher", config.teacher))
     unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
+    if len(unlabelled) < 2:  # known before the teacher is trained, not after
+        raise UserError(
+            f"{config.data.root}: found {len(unlabelled)} unlabelled cases; expected at least 2; add CTs without "
+            "labels (data.unlabelled=FOLDER), or train on the labelled ones alone: dlunet train experiment=sup_light"
+        )
+    teacher = _train(step("teacher", config.teacher))
     pseudo_labels = output / "pseudo_labels"
     predict_files(Predictor(load_bundle(teacher)), [case.image for case in unlabelled], pseudo_labels, replace=True)
     student = HydraConfig.get().runtime.choices["experiment"]
@@ -252,6 +272,12 @@ def _missing_keys(values: Any, prefix: str = "") -> Iterator[str]:
             yield from _missing_keys(value, f"{prefix}.{key}" if prefix else key)
     elif values == "???":
         yield prefix
+
+
+def _in_short(error: Exception) -> str:
+    """Hydra's message without the advice that is not for users."""
+    lines = str(error).partition("Config search path")[0].splitlines()
+    return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
 def _fail(message: str) -> None:

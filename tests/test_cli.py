@@ -119,7 +119,10 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: holds no CT",)),
         (("predict", "checkpoint=x", "input=x", "output=x", "flips=some"), ("flips", "some", "none, axes, full")),
         (("predict", "checkpoint=x", "input=x", "output=x", "step=0"), ("step", "above 0")),
-        (("predict", "chekpoint=x"), ("chekpoint",)),
+        (("predict", "chekpoint=x"), ("dlunet: Could not override 'chekpoint'", "`dlunet predict --help`")),
+        (("doctor", "data=folder"), ("data/folder", "folders")),
+        (("doctor", "data=folders", "x"), ("Error parsing override 'x'",)),
+        (("doctor", "data=folders", "data.names=[a,b"), ("dlunet: ", "[a,b")),
         (("evaluate", "predictions=gone", "references=gone", "output=x"), ("gone",)),
         (("report", "runs=flare22", "output=x"), ("flare22",)),
         (("prepare", "data=flare22", "data.root=gone"), ("gone", "no such folder")),
@@ -135,8 +138,17 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
 )
 def test_bad_input_ends_in_one_message(dlunet, words, expected):
     message = dlunet(*words, expect=1)
+    assert "HYDRA" not in message and "hydra.cc" not in message
     for part in expected:
         assert part in message
+
+
+def test_a_chain_that_cannot_end_does_not_begin(place, dlunet):
+    """The student's want of unlabelled cases is known before the teacher is trained."""
+    shutil.copytree(place / "flare22", place / "few", ignore=shutil.ignore_patterns("*Unlabeled*"))
+    message = dlunet("chain", *TINY, "data.root=few", "output=never", expect=1)
+    assert "few: found 0 unlabelled cases; expected at least 2" in message
+    assert not (place / "never" / "teacher").exists()
 
 
 def test_help_lists_the_verbs(dlunet):

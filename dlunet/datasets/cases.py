@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.volumes import case_name, list_volumes
+from dlunet.volumes import case_name, list_volumes, unreadable_volumes
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,17 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
     Args:
         images: Folder of CTs.
         labels: Folder of label maps, if there is one.
-        problems: What is wrong with files that are left out is added to it: a name that several files have.
+        problems: What is wrong with files that are left out is added to it: a name that several files have, or a file
+            of a kind that is not read.
 
     Raises:
         UserError: The folder of images is missing.
     """
-    by_name = _by_name(list_volumes(labels), problems) if labels and labels.is_dir() else {}
+    by_name = {}
+    if labels and labels.is_dir():
+        by_name = _by_name(list_volumes(labels), problems)
+        problems += unreadable_volumes(labels)
+    problems += unreadable_volumes(images)
     return [Case(name, path, by_name.get(name)) for name, path in _by_name(list_volumes(images), problems).items()]
 
 

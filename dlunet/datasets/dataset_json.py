@@ -22,15 +22,16 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the dataset.json that describes the dataset; check data.root")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a JSON file; repair it") from None
     if not isinstance(values, dict) or not isinstance(values.get("labels"), dict):
         raise UserError(f"{path}: has no labels; expected an entry such as "
                         '"labels": {"background": 0, "liver": 1}; add it')  # fmt: skip
     channels = values.get("channel_names") or values.get("modality") or {"0": "CT"}
-    if isinstance(channels, dict) and len(channels) != 1:
-        raise UserError(f"{path}: found {len(channels)} channels, {channels}; expected one, the CT")
+    found = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels)]
+    if len(found) != 1 or "ct" not in found[0].lower():
+        raise UserError(f"{path}: found the channels {', '.join(found)}; expected one, CT")
     return values
 
 
@@ -52,6 +53,8 @@ def labels_of(path: Path, values: dict[str, Any]) -> LabelSet:
             )
         if not str(id_).isdecimal():
             raise UserError(f"{path}: label {name!r} has the id {id_!r}; expected a whole number, 0 or more")
+        if int(id_) in names:
+            raise UserError(f"{path}: {names[int(id_)]!r} and {name!r} have the id {id_}; expected one label an id")
         names[int(id_)] = str(name)
     names.pop(0, None)
     if not names or max(names) > HIGHEST_ID:

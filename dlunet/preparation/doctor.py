@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
 from dlunet.preparation.fingerprint import CaseFacts, read_facts
 
+#: A CT in Hounsfield units has voxels below: air around the patient or in the bowel.
+AIR_HU = -200
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -25,17 +28,21 @@ class Diagnosis:
         labels: The organs.
         parts: For each part of the dataset, its usable cases by name.
         problems: A message for each file or case that cannot be used.
+        doubts: A message for each thing that can be used and is most likely not meant so.
     """
 
     labels: LabelSet
     parts: dict[str, dict[str, CaseFacts]]
     problems: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     def print(self, console: Console) -> None:
-        """Print the tables, then the problems."""
+        """Print the tables, then the doubts and the problems."""
         console.print(_parts_table(self.parts), _labels_table(self.labels, self.parts))
-        for problem in self.problems:
-            console.print(f"cannot be used: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        lines = [(f"is it meant so? {doubt}", "yellow") for doubt in self.doubts]
+        lines += [(f"cannot be used: {problem}", "red") for problem in self.problems]
+        for line, color in lines:
+            console.print(line, style=color, markup=False, highlight=False, soft_wrap=True)
 
 
 def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
@@ -60,7 +67,27 @@ def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
             problems.append(str(outcome))
         else:
             parts[job.part][job.case.name] = outcome
-    return Diagnosis(dataset.labels, parts, tuple(problems))
+    return Diagnosis(dataset.labels, parts, tuple(problems), tuple(_doubts(dataset.labels, parts)))
+
+
+def _doubts(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Iterator[str]:
+    cases = {f"{part} case {name}": facts for part, named in parts.items() for name, facts in named.items()}
+    first: dict[bytes, str] = {}
+    for case, facts in cases.items():
+        if facts.hu_range[0] > AIR_HU:
+            yield (
+                f"{case}: its lowest value is {facts.hu_range[0]:g}; a CT in Hounsfield units shows air, about −1000; "
+                "check how it was exported"
+            )
+        if facts.voxels == {}:
+            yield f"{case}: its label map shows no organ"
+        twin = first.setdefault(facts.digest, case)
+        if twin != case:
+            yield f"{case}: has the same voxels as {twin}; scores mean little where both train and test know a CT"
+    labelled = [facts.voxels for facts in parts["labelled"].values() if facts.voxels is not None]
+    for label in labels:
+        if labelled and not any(label.id in voxels for voxels in labelled):
+            yield f"{label.name}: no labelled case shows it; a network cannot learn it"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class CaseFacts:
         hu_range: Smallest and largest HU.
         voxels: For each label that the case shows, its voxels; none for an unlabelled case.
         foreground: HU of voxels under labels, float32, at most :data:`VOXELS_A_CASE` of them.
+        digest: The same for CTs of the same voxels, whatever their names.
     """
 
     shape: tuple[int, int, int]
@@ -39,6 +41,7 @@ class CaseFacts:
     hu_range: tuple[float, float]
     voxels: dict[int, int] | None
     foreground: np.ndarray
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
         values = image.array[label.array > 0]
         values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]
     hu_range = float(image.array.min()), float(image.array.max())
-    return CaseFacts((z, y, x), image.spacing, image.stored.orientation, hu_range, voxels, values)
+    digest = blake2b(np.ascontiguousarray(image.array).data, digest_size=16).digest()
+    return CaseFacts((z, y, x), image.spacing, image.stored.orientation, hu_range, voxels, values, digest)
 
 
 def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, workers: int | None = None) -> Fingerprint:

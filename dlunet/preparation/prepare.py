@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from dlunet.preparation.resampling import resample, resample_labels, separate_ax
 from dlunet.preparation.store import PreparedCase, is_up_to_date, remove_unfinished, save_prepared
 
 logger = logging.getLogger(__name__)
+
+#: A prepared case of more voxels than this is a mistake in a voxel size: the largest real ones have a tenth.
+MOST_VOXELS = 2**31
 
 #: Changes when cases prepared by an older version must be prepared again.
 STORE_VERSION = 2
@@ -128,6 +132,7 @@ class _Job:
 
 def _prepare_case(job: _Job) -> None:
     image, label = read_case(job.case, job.num_classes)
+    _check_size(job.case, image.spacing, target_shape(image.array.shape, image.spacing, job.plan.spacing), job.plan)
     prepared = prepare_image(image.array, image.spacing, job.plan)[0]
     if label is None:
         labels = None
@@ -137,6 +142,15 @@ def _prepare_case(job: _Job) -> None:
         save_prepared(job.folder, prepared, None, job.made_from, pseudo_label=labels)
     else:
         save_prepared(job.folder, prepared, labels, job.made_from)
+
+
+def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:
+    if math.prod(shape) > MOST_VOXELS:
+        old, new = ("×".join(f"{mm:.3g}" for mm in one) for one in (spacing, plan.spacing))
+        raise UserError(
+            f"{case.image}: would have {'×'.join(map(str, shape))} voxels once resampled from {old} to {new} mm; "
+            f"expected at most {MOST_VOXELS}; check its voxel size, or choose a coarser plan.spacing"
+        )
 
 
 def _run(jobs: Sequence[_Job], workers: int | None) -> dict[Path, str]:

@@ -1,7 +1,25 @@
 """A CT as files: reading, writing, geometry and orientation. Only this package knows that files say x, y, z."""
 
 from dlunet.volumes.dicom import is_series
-from dlunet.volumes.files import Volume, case_name, list_volumes, read_ct, read_labels, write_labels
+from dlunet.volumes.files import (
+    Volume,
+    case_name,
+    list_volumes,
+    read_ct,
+    read_labels,
+    unreadable_volumes,
+    write_labels,
+)
 from dlunet.volumes.geometry import Geometry
 
-__all__ = ["Geometry", "Volume", "case_name", "is_series", "list_volumes", "read_ct", "read_labels", "write_labels"]
+__all__ = [
+    "Geometry",
+    "Volume",
+    "case_name",
+    "is_series",
+    "list_volumes",
+    "read_ct",
+    "read_labels",
+    "unreadable_volumes",
+    "write_labels",
+]

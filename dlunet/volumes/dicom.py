@@ -19,8 +19,6 @@ from dlunet.errors import UserError
 DISTANCE_TOLERANCE = 0.01
 #: Slices may be shifted against each other by this part of a voxel; a tilted gantry shifts them by many.
 SHIFT_TOLERANCE = 0.1
-#: How many files of a folder are looked at to tell whether it is a series.
-FILES_LOOKED_AT = 5
 
 MODALITY, THICKNESS = "0008|0060", "0018|0050"
 
@@ -43,11 +41,8 @@ class _Slice:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files, by the first few of its files."""
-    if not folder.is_dir():
-        return False
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return any(_is_slice(path) for path in files[:FILES_LOOKED_AT])
+    """Whether a folder holds DICOM files."""
+    return folder.is_dir() and any(is_slice(path) for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def read_series(folder: Path) -> sitk.Image:
@@ -82,7 +77,7 @@ def _files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: holds {len(series)} series: {listed}; expected one; give each a folder of its own")
     found = {Path(name) for names in series.values() for name in names}
     # GDCM passes over what it cannot read. At the end of a stack nobody would miss it.
-    damaged = [path for path in sorted(folder.iterdir()) if path not in found and _is_slice(path)]
+    damaged = [path for path in sorted(folder.iterdir()) if path not in found and is_slice(path)]
     if damaged:
         raise UserError(f"{damaged[0]}: cannot be read as DICOM; expected a whole slice; copy it again, or take it out")
     if not found:
@@ -90,7 +85,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _is_slice(path: Path) -> bool:
+def is_slice(path: Path) -> bool:
+    """Whether a file is one of DICOM, by its first bytes."""
     return path.is_file() and path.name != "DICOMDIR" and _is_dicom(path)
 
 

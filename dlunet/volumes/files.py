@@ -12,11 +12,20 @@ import SimpleITK as sitk
 
 from dlunet.errors import UserError
 from dlunet.volumes import metaimage, nifti
-from dlunet.volumes.dicom import is_series, read_series
+from dlunet.volumes.dicom import is_series, is_slice, read_series
 from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
 
 #: File endings that are read as volumes.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+
+#: File endings of volumes that are not read.
+OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
+
+#: How wide a CT may be at its widest, in mm: from a small phantom to more than a whole patient.
+WIDTH_LIMITS = (1.0, 3000.0)
+
+# What ITK warns of on the way is either harmless, or ends in an error that names the file.
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ def case_name(path: Path) -> str:
     """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is."""
     if path.is_dir():
         return path.name
-    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), path.suffix)
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
     return path.name[: len(path.name) - len(suffix)].removesuffix("_0000")
 
 
@@ -50,13 +59,23 @@ def list_volumes(folder: Path) -> list[Path]:
     Raises:
         UserError: The folder is missing.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a folder of CTs ({', '.join(SUFFIXES)}, DICOM)")
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and (is_series(path) if path.is_dir() else path.name.endswith(SUFFIXES))
-    )
+    return [path for path in _entries(folder) if _is_volume(path)]
+
+
+def unreadable_volumes(folder: Path) -> list[str]:
+    """A message for each entry of a folder that seems meant as a volume and is not read as one.
+
+    Texts, tables and other such files are nobody's CT, and are passed over.
+
+    Raises:
+        UserError: The folder is missing.
+    """
+    others = [path for path in _entries(folder) if not _is_volume(path)]
+    slices = [path for path in others if is_slice(path)]
+    messages = [_why_unreadable(path) for path in others if path not in slices]
+    if slices:
+        messages.append(f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series")
+    return [message for message in messages if message]
 
 
 def read_ct(path: Path) -> Volume:
@@ -124,11 +143,50 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
             temporary.unlink()
 
 
+def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected a folder of CTs ({', '.join(SUFFIXES)}, DICOM)")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _is_volume(path: Path) -> bool:
+    if path.is_dir():
+        return is_series(path)
+    return path.is_file() and path.name.lower().endswith(SUFFIXES) and _is_text(path.name)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be passed to a reader: one in another encoding than the system's cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _why_unreadable(path: Path) -> str | None:
+    if not _is_text(path.name):
+        shown = str(path).encode(errors="replace").decode()
+        return f"{shown}: has a name that is not UTF-8; expected one that can be printed; rename it"
+    if path.is_dir():
+        return (
+            f"{path}: is a folder without DICOM slices; expected the slices of one CT directly in it; move files up, "
+            "or take it out"
+        )
+    if path.name.lower().endswith(SUFFIXES):
+        return f"{path}: is no file (a broken link or a pipe); expected a volume; copy the file itself"
+    if path.name.lower().endswith(OTHER_SUFFIXES):
+        return f"{path}: is not read; expected {', '.join(SUFFIXES)}, or a folder of DICOM slices; convert it"
+    return None
+
+
 def _read_image(path: Path) -> sitk.Image:
     if not path.exists():
         raise UserError(f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)}, or a folder of DICOM slices)")
     if path.is_dir():
-        return read_series(path)
+        return _of_plausible_size(path, read_series(path))
+    if not path.is_file():
+        raise UserError(f"{path}: is no file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -148,6 +206,17 @@ def _read_image(path: Path) -> sitk.Image:
         raise UserError(
             f"{path}: found {damage}; expected a whole file of finite values with voxel sizes above 0; copy or repair "
             "the file"
+        )
+    return _of_plausible_size(path, image)
+
+
+def _of_plausible_size(path: Path, image: sitk.Image) -> sitk.Image:
+    width = max(n * mm for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True))
+    least, most = WIDTH_LIMITS
+    if not least <= width <= most:
+        raise UserError(
+            f"{path}: is {width:.3g} mm wide: found voxels of {'×'.join(f'{mm:.3g}' for mm in image.GetSpacing())} mm; "
+            f"expected a volume of {least:g} to {most:g} mm; correct the voxel size, which is in mm"
         )
     return image
 

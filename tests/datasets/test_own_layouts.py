@@ -98,13 +98,22 @@ def test_two_folders(tmp_path):
         ({"labels": {"background": 0, "liver": "one"}}, "label 'one' has the id 'liver'"),
         ({"labels": {"background": 0, "liver": 1.5}}, "label 'liver' has the id 1.5; expected a whole number"),
         ({"labels": {"background": 0}}, r"found the ids \[\]; expected 1 to at most 255"),
-        ({"channel_names": {"0": "CT", "1": "PET"}}, "found 2 channels"),
+        ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the id 1"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, "found the channels CT, PET; expected one, CT"),
+        ({"channel_names": ["CT", "CT"]}, "found the channels CT, CT"),
+        ({"channel_names": {"0": "T2"}}, "found the channels T2"),
     ],
 )
 def test_descriptions_that_cannot_be_used(nnunet, tmp_path, values, message):
     change(nnunet, **values)
     with pytest.raises(UserError, match=f"^{nnunet / 'dataset.json'}: .*{message}"):
         read_nnunet_raw(nnunet, tmp_path / "splits.json")
+
+
+def test_a_description_with_a_byte_order_mark(nnunet, tmp_path):
+    path = nnunet / "dataset.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(read_nnunet_raw(nnunet, tmp_path / "splits.json").labels) == 3
 
 
 def test_layouts_that_do_not_fit(nnunet, msd, tmp_path):
@@ -157,8 +166,10 @@ def test_what_is_left_out_is_said(nnunet, msd, tmp_path):
 def test_two_folders_in_disorder(tmp_path):
     root = tmp_path / "mine"
     touch(*(root / "images" / f"{name}.nrrd" for name in "abcd"), *(root / "labels" / f"{name}.nrrd" for name in "abz"))
-    touch(root / "images" / "d_0000.nrrd")
+    touch(root / "images" / "d_0000.nrrd", root / "images" / "e.mhd", root / "labels" / "e.hdr")
     dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
     assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a", "b"], ["c"])
-    assert ["z.nrrd: is a label map" in problem for problem in dataset.problems] == [False, True]
-    assert "has the name of" in dataset.problems[0]
+    expected = ("e.hdr: is not read", "e.mhd: is not read", "has the name of", "z.nrrd: is a label map")
+    assert len(dataset.problems) == len(expected)
+    for said, problem in zip(expected, dataset.problems, strict=True):
+        assert said in problem

@@ -149,6 +149,26 @@ def test_every_problem_is_named_and_the_rest_is_used(root, tmp_path, caplog):
         prepare_dataset(dataset, tmp_path / "prepared", SPACING, PATCH, workers=1, strict=True)
 
 
+def test_what_is_most_likely_not_meant(root, tmp_path):
+    """It is said, and used all the same."""
+    change(root / "labelsTr" / "case_00.nii.gz", np.zeros_like)
+    change(root / "imagesTr" / "case_01_0000.nii.gz", lambda hu: hu + 1024)
+    shutil.copy(root / "imagesTr" / "case_02_0000.nii.gz", root / "imagesUn" / "again.nii.gz")
+    for path in (root / "labelsTr").iterdir():
+        change(path, lambda labels: labels * (labels != 3))
+    diagnosis = examine(read_nnunet_raw(root, tmp_path / "splits.json", fold="all"), workers=1)
+    assert diagnosis.problems == ()
+    expected = (
+        "case_00: its label map shows no organ",
+        "case_01: its lowest value is 0; a CT in Hounsfield units shows air",
+        "unlabelled case again: has the same voxels as labelled case case_02",
+        "spleen: no labelled case shows it",
+    )
+    assert len(diagnosis.doubts) == len(expected)
+    for said, doubt in zip(expected, diagnosis.doubts, strict=True):
+        assert said in doubt
+
+
 def test_the_command(root):
     """Exit code 1 and the problems, if there are any; else 0; and nothing is written."""
     done = dlunet("doctor", root)

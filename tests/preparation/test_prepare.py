@@ -122,6 +122,11 @@ def test_labels_on_another_grid_leave_their_case_out(root, prepare, caplog, writ
     assert f"{label}: lies on another grid" in caplog.text
 
 
+def test_a_case_of_impossible_size_is_not_tried(prepare):
+    with pytest.raises(UserError, match=r"would have .* voxels once resampled from .* to 0\.01×0\.01×0\.01 mm"):
+        prepare(spacing=(0.01, 0.01, 0.01))
+
+
 def test_without_one_labelled_case_nothing_can_be_done(root, prepare):
     images = sorted((root / "Training/FLARE22_LabeledCase50/images").iterdir())
     for image in images:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from dlunet.errors import UserError
-from dlunet.volumes import case_name, list_volumes, read_ct, read_labels, write_labels
+from dlunet.volumes import case_name, list_volumes, read_ct, read_labels, unreadable_volumes, write_labels
 
 SHAPE, SPACING, ORIGIN = (3, 4, 5), (5.0, 0.7, 0.9), (-31.0, 12.5, 210.0)
 HU = np.random.default_rng(0).integers(-1024, 1500, SHAPE).astype(np.int16)
@@ -193,3 +193,41 @@ def test_listing_a_folder(tmp_path):
     assert [path.name for path in list_volumes(tmp_path)] == ["a.mha", "b.nii.gz", "c.nrrd", "d.nii"]
     with pytest.raises(UserError, match="gone: no such folder"):
         list_volumes(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("spacing", [(0.005, 0.0007, 0.0007), (1000.0, 0.7, 0.7)], ids=["in metres", "metres apart"])
+def test_a_ct_of_impossible_size_is_refused(tmp_path, write_volume, spacing):
+    path = write_volume(tmp_path / "ct.nii.gz", np.repeat(HU, 2, axis=0), spacing=spacing)
+    with pytest.raises(UserError, match=r"ct\.nii\.gz: is .* mm wide: found voxels of 0.*correct the voxel size"):
+        read_ct(path)
+
+
+def test_what_a_folder_holds(tmp_path, write_volume):
+    """Each entry is a volume, or is named, or is nobody's CT."""
+    write_volume(tmp_path / "a.nii.gz", HU).rename(tmp_path / "UPPER.NII.GZ")
+    write_volume(tmp_path / "b.mha", HU)
+    for name in ("c.mhd", "d.hdr", "readme.txt", ".hidden.mhd", "table.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "e" / "deeper").mkdir(parents=True)
+    (tmp_path / "f.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (tmp_path / "g.nii.gz").symlink_to(tmp_path / "g.nii.gz")
+    os.mkfifo(tmp_path / "h.nii.gz")
+    os.close(os.open(os.fsencode(tmp_path) + b"/i\xff.nii.gz", os.O_CREAT))
+    for name in ("IM1", "IM2"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+    assert [path.name for path in list_volumes(tmp_path)] == ["UPPER.NII.GZ", "b.mha"]
+    assert case_name(tmp_path / "UPPER.NII.GZ") == "UPPER"
+    expected = {
+        "c.mhd": "is not read",
+        "d.hdr": "is not read",
+        "/e": "is a folder without DICOM slices",
+        "f.nii.gz": "is no file",
+        "g.nii.gz": "is no file",
+        "h.nii.gz": "is no file",
+        "i?.nii.gz": "has a name that is not UTF-8",
+        "IM1": "is one of 2 DICOM files",
+    }
+    for (name, said), message in zip(expected.items(), unreadable_volumes(tmp_path), strict=True):
+        assert f"{name}: {said}" in message
+    with pytest.raises(UserError, match="is no file"):
+        read_ct(tmp_path / "h.nii.gz")
