@@ -2,7 +2,7 @@
 
 from dlunet.inference.predictor import Predictor, find_images, predict_files, predicted_labels
 from dlunet.inference.regrid import labels_on_grid
-from dlunet.inference.sliding_window import Flips, gaussian_weights, predict_logits, tile_starts
+from dlunet.inference.sliding_window import Flips, gaussian_weights, predict_logits, stream_logits, tile_starts
 
 __all__ = [
     "Flips",
@@ -13,5 +13,6 @@ __all__ = [
     "predict_files",
     "predict_logits",
     "predicted_labels",
+    "stream_logits",
     "tile_starts",
 ]

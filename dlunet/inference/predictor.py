@@ -19,7 +19,7 @@ import torch
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.inference.regrid import labels_on_grid
-from dlunet.inference.sliding_window import Flips, predict_logits
+from dlunet.inference.sliding_window import Flips, stream_logits
 from dlunet.labels import LabelSet
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
@@ -66,8 +66,8 @@ class Predictor:
         """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
         prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan)).to(self.device)
         network = self.bundle.network.to(self.device)
-        logits = predict_logits(network, prepared, self.bundle.plan.patch_size, self.step, self.flips)
-        return labels_on_grid(logits, volume.array.shape)
+        slabs = stream_logits(network, prepared, self.bundle.plan.patch_size, self.step, self.flips)
+        return labels_on_grid(slabs, prepared.shape[1:], volume.array.shape)
 
 
 def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, replace: bool = False) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
 def predict_logits(
     network: nn.Module, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
 ) -> Tensor:
-    """Segment a whole volume tile by tile.
+    """Segment a whole volume tile by tile. Holds all logits: :func:`stream_logits` is for large volumes.
 
     Args:
         network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); put into evaluation mode here.
@@ -44,24 +45,79 @@ def predict_logits(
     Raises:
         ValueError: ``flips`` is none of the three.
     """
+    whole: Tensor | None = None
+    begin = 0
+    for slab in stream_logits(network, volume, patch_size, step, flips):
+        if whole is None:
+            whole = slab.new_empty((len(slab), *volume.shape[1:]))
+        whole[:, begin : begin + slab.shape[1]] = slab
+        begin += slab.shape[1]
+    assert whole is not None
+    return whole
+
+
+@torch.inference_mode()
+def stream_logits(
+    network: nn.Module, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
+) -> Iterator[Tensor]:
+    """Segment a volume from its first slice to its last, holding only the slab that is still being summed.
+
+    Args:
+        network: See :func:`predict_logits`, as for the rest.
+        volume: (1, z, y, x), normalised.
+        patch_size: (z, y, x).
+        step: Distance between tiles as a part of the patch.
+        flips: Test-time flips.
+
+    Yields:
+        Logits (C, n, y, x) of the next n slices, on the volume's device. They are overwritten when the next slab is
+        asked for.
+
+    Raises:
+        ValueError: ``flips`` is none of the three.
+    """
     if flips not in FLIPPED_AXES:
         raise ValueError(f"flips must be one of {', '.join(FLIPPED_AXES)}, not {flips!r}")
-    was_training = network.training
-    network.eval()
     padded, inside = _pad(volume, patch_size)
+    _, depth, height, width = padded.shape
+    starts_z, *starts_yx = tile_starts((depth, height, width), patch_size, step)
     weights = torch.from_numpy(gaussian_weights(tuple(patch_size))).to(volume.device)
     total: Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[1:], device=volume.device)
-    for corner in product(*tile_starts(padded.shape[1:], patch_size, step)):
-        tile = (slice(None), *(slice(start, start + size) for start, size in zip(corner, patch_size, strict=True)))
-        logits = _flip_averaged(network, padded[tile][None], flips)[0].float()
-        if total is None:
-            total = torch.zeros((len(logits), *padded.shape[1:]), device=volume.device)
-        total[tile] += logits * weights
-        weight_sum[tile[1:]] += weights
-    network.train(was_training)
-    assert total is not None
-    return (total / weight_sum)[(slice(None), *inside)]
+    weight_sum = torch.zeros((patch_size[0], height, width), device=volume.device)
+    with _evaluating(network):
+        for z, next_z in pairwise([*starts_z, depth]):
+            for corner in product(*starts_yx):
+                rows, columns = (slice(k, k + size) for k, size in zip(corner, patch_size[1:], strict=True))
+                tile = padded[:, None, z : z + patch_size[0], rows, columns]
+                logits = _flip_averaged(network, tile, flips)[0].float()
+                if total is None:
+                    total = torch.zeros((len(logits), *weight_sum.shape), device=volume.device)
+                total[..., rows, columns] += logits * weights
+                weight_sum[..., rows, columns] += weights
+            assert total is not None
+            finished = next_z - z
+            # Where z is padded there is one slab only, so that the volume's slices can be cut out of any slab alike.
+            yield total[:, :finished].div_(weight_sum[:finished])[:, *inside]
+            _move_up(total, finished, axis=1)
+            _move_up(weight_sum, finished, axis=0)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
+
+
+def _move_up(slab: Tensor, count: int, axis: int) -> None:
+    """Drop the first ``count`` slices, move the others to the front, and put zeros behind them."""
+    slices = slab.unbind(axis)
+    for target, source in zip(slices, slices[count:], strict=False):
+        target.copy_(source)
+    slab.narrow(axis, len(slices) - count, count).zero_()
 
 
 def tile_starts(shape: Sequence[int], patch_size: Sequence[int], step: float) -> list[list[int]]:

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from dlunet.inference import gaussian_weights, predict_logits, tile_starts
+from dlunet.inference import gaussian_weights, predict_logits, stream_logits, tile_starts
 
 PATCH, STEP = (6, 8, 10), 0.5
 ALL_FLIPS = list(chain.from_iterable(combinations((0, 1, 2), count) for count in range(4)))
@@ -66,6 +66,16 @@ def test_against_plain_loops(shape, flips):
     assert logits.shape == expected.shape == (3, *shape)
     # SciPy ends its Gaussian at 4 sigma; nnU-Net, which uses it, does too. That is all that may differ.
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("shape", [(31, 9, 11), (7, 8, 10), (6, 21, 4), (3, 5, 9)], ids=str)
+def test_a_stream_is_the_whole_in_slabs_no_thicker_than_the_patch(shape, flips):
+    network, volume = Context(), torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    slabs = [slab.clone() for slab in stream_logits(network, volume, PATCH, STEP, flips)]
+    assert max(slab.shape[1] for slab in slabs) <= PATCH[0]
+    assert len(slabs) == len(tile_starts([max(shape[0], PATCH[0])], PATCH[:1], STEP)[0])
+    assert torch.equal(torch.cat(slabs, dim=1), predict_logits(network, volume, PATCH, STEP, flips))
 
 
 @pytest.mark.parametrize("flips", FLIPS)
