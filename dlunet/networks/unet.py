@@ -10,7 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dlunet.networks.layers import InstanceNorm3d, SeparableConv3d, SeparableUpsampling, Size3, same_padding
+from dlunet.networks.layers import (
+    InstanceNorm3d,
+    PointwiseConv3d,
+    SeparableConv3d,
+    SeparableUpsampling,
+    Size3,
+    same_padding,
+)
 
 FEATURES = (32, 64, 128, 256, 320, 320)
 STRIDES: tuple[Size3, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
@@ -108,7 +115,7 @@ class UNet(nn.Module):
             level = nn.ModuleDict({"up": self.upsampling(coarse, fine, stride)})
             level["stage"] = self.stage(2 * fine, fine, DECODER_KERNEL)
             if deep_supervision or len(self.decoder) == len(self.strides) - 1:
-                level["head"] = nn.Conv3d(fine, num_classes, 1, bias=False)
+                level["head"] = PointwiseConv3d(fine, num_classes, bias=False)
             self.decoder.append(level)
         self.apply(_he_normal)
 

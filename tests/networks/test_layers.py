@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d
+from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, PointwiseConv3d, SeparableUpsampling
 
 CHANNELS = 5
 LAYOUTS = {"default": torch.contiguous_format, "channels last": torch.channels_last_3d}
@@ -15,7 +15,7 @@ def results(layer, x, layout, input_gradient=True):
     x = x.detach().clone(memory_format=layout).requires_grad_(input_gradient)
     output = layer(x)
     output.pow(3).sum().backward()
-    found = {"output": output.detach(), "weight": layer.weight.grad, "bias": layer.bias.grad}
+    found = {"output": output.detach()} | {name: value.grad for name, value in layer.named_parameters()}
     return {**found, "x": x.grad} if input_gradient else found
 
 
@@ -50,6 +50,43 @@ def test_depthwise_convolution_equals_pytorch(kernel, stride, layout, input_grad
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_instance_norm_equals_pytorch(layout):
     assert_same(InstanceNorm3d(CHANNELS), nn.InstanceNorm3d(CHANNELS, eps=1e-5, affine=True), layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_instance_norm_of_a_whole_patch_is_exact_in_prediction(layout):
+    """Squares added up in float32 one by one would be off by 1e-3 here."""
+    x = (3 + 2 * torch.randn(1, 2, 56, 160, 160)).contiguous(memory_format=layout)
+    reference = nn.InstanceNorm3d(2, affine=True).double()
+    with torch.inference_mode():
+        torch.testing.assert_close(InstanceNorm3d(2)(x).double(), reference(x.double()), atol=1e-5, rtol=0)
+
+
+def test_instance_norm_of_a_constant_is_zero_in_prediction():
+    with torch.inference_mode():
+        assert InstanceNorm3d(2)(torch.full((1, 2, 4, 5, 6), 1e3)).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolution_equals_pytorch(layout, bias):
+    assert_same(PointwiseConv3d(CHANNELS, 3, bias), nn.Conv3d(CHANNELS, 3, 1, bias=bias), layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 2, 3)])
+def test_upsampling_equals_pytorch(stride, layout):
+    reference = nn.Sequential(
+        nn.ConvTranspose3d(CHANNELS, CHANNELS, stride, stride, groups=CHANNELS, bias=False),
+        nn.Conv3d(CHANNELS, 3, 1, bias=False),
+    )
+    assert_same(SeparableUpsampling(CHANNELS, 3, stride), reference, layout)
+
+
+def test_results_stay_channels_last_also_after_a_single_channel():
+    """PyTorch cannot tell the layouts of one channel apart, and would go on in the slow one."""
+    x = torch.randn(1, 1, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    for layer in (PointwiseConv3d(1, 4), SeparableUpsampling(1, 4, (1, 2, 2))):
+        assert layer(x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_instance_norm_has_the_papers_epsilon():
