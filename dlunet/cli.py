@@ -97,8 +97,7 @@ def train(config: DictConfig) -> None:
 
 def chain(config: DictConfig) -> None:
     """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
-    from dlunet.inference import Predictor, predict_files
-    from dlunet.networks import load_bundle
+    from dlunet.inference import Predictor, load_engine, predict_files
 
     output = Path(config.output)
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
@@ -115,7 +114,9 @@ def chain(config: DictConfig) -> None:
         )
     teacher = _train(step("teacher", config.teacher))
     pseudo_labels = output / "pseudo_labels"
-    predict_files(Predictor(load_bundle(teacher)), [case.image for case in unlabelled], pseudo_labels, replace=True)
+    bundle, engine = load_engine(teacher)
+    images = [case.image for case in unlabelled]
+    predict_files(Predictor(bundle, engine=engine), images, pseudo_labels, replace=True)
     student = HydraConfig.get().runtime.choices["experiment"]
     _train(step("student", student, f"data.pseudo_labels={pseudo_labels}"))
 
@@ -132,18 +133,33 @@ def prepare(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     """Segment CTs: checkpoint=FILE input=FILE_OR_FOLDER output=FOLDER"""
-    from dlunet.inference import Predictor, find_images, predict_files
+    from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
+    from dlunet.inference.postprocessing import STEPS
     from dlunet.inference.sliding_window import FLIPPED_AXES
-    from dlunet.networks import load_bundle
 
     if config.flips not in FLIPPED_AXES:
         raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
     if not 0 < config.step <= 1:
         raise UserError(f"step: found {config.step}; expected a number above 0 and up to 1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(load_bundle(Path(config.checkpoint)), config.step, config.flips, device)
-    predict_files(predictor, find_images(Path(config.input)), Path(config.output))
+    steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
+    if not set(steps) <= set(STEPS):
+        raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
+    sources = config.input if isinstance(config.input, ListConfig) else [config.input]
+    images = [image for source in sources for image in find_images(Path(str(source)))]
+    bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
+    print(f"engine: {engine.name}")
+    predictor = Predictor(bundle, config.step, config.flips, engine, tuple(steps))
+    predict_files(predictor, images, Path(config.output), extras=Extras(config.volumes, config.overlay, plot=True))
     print(f"labels: {config.output}")
+
+
+def export(config: DictConfig) -> None:
+    """Write a network for another engine: checkpoint=FILE format=onnx|openvino|safetensors output=FOLDER"""
+    from dlunet.inference import export_bundle
+    from dlunet.networks import load_bundle
+
+    export_bundle(load_bundle(Path(config.checkpoint)), config.format, Path(config.output))
+    print(f"exported: {config.output}")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -170,6 +186,7 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "train": train,
     "chain": chain,
     "predict": predict,
+    "export": export,
     "evaluate": evaluate,
     "report": report,
 }
@@ -212,12 +229,12 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
 def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
     """Segment cases and score them, into the run folder."""
     from dlunet.evaluation import evaluate_folder
-    from dlunet.inference import Predictor, predict_files
-    from dlunet.networks import load_bundle
+    from dlunet.inference import Predictor, load_engine, predict_files
 
-    bundle = load_bundle(checkpoint)
+    bundle, engine = load_engine(checkpoint)
     # Labels of an earlier, shorter training of this run make way.
-    predict_files(Predictor(bundle), [case.image for case in cases], output / "predictions", replace=True)
+    images = [case.image for case in cases]
+    predict_files(Predictor(bundle, engine=engine), images, output / "predictions", replace=True)
     references = {case.name: case.label for case in cases if case.label is not None}
     evaluate_folder(output / "predictions", references, output / "scores", bundle.labels)
 

@@ -104,10 +104,10 @@ def label_set(name: str, names: Mapping[int, str]) -> LabelSet:
     Raises:
         ValueError: The ids have gaps, or two labels share a name.
     """
-    known = {_words(label.name): label for label in FLARE22}
+    known = {words_of(label.name): label for label in FLARE22}
     labels: list[Label] = []
     for number, (id_, organ) in enumerate(sorted(names.items())):
-        match = known.get(_words(organ))
+        match = known.get(words_of(organ))
         if match is None:
             label = Label(id_, organ, _abbreviation(organ), _color(number), None)
         else:
@@ -119,7 +119,7 @@ def label_set(name: str, names: Mapping[int, str]) -> LabelSet:
     return LabelSet(name, tuple(labels))
 
 
-def _words(name: str) -> frozenset[str]:
+def words_of(name: str) -> frozenset[str]:
     """A name without its case, its separators and the order of its words."""
     return frozenset(name.lower().replace("_", " ").replace("-", " ").split())
 

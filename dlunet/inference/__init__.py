@@ -1,15 +1,23 @@
 """Inference: the sliding window, back to the CT's grid, the predictor of files."""
 
-from dlunet.inference.predictor import Predictor, find_images, predict_files, predicted_labels
+from dlunet.inference.engines import Engine, TorchEngine, load_engine, make_engine
+from dlunet.inference.export import export_bundle
+from dlunet.inference.predictor import Extras, Predictor, find_images, predict_files, predicted_labels
 from dlunet.inference.regrid import labels_on_grid
 from dlunet.inference.sliding_window import Flips, gaussian_weights, predict_logits, stream_logits, tile_starts
 
 __all__ = [
+    "Engine",
+    "Extras",
     "Flips",
     "Predictor",
+    "TorchEngine",
+    "export_bundle",
     "find_images",
     "gaussian_weights",
     "labels_on_grid",
+    "load_engine",
+    "make_engine",
     "predict_files",
     "predict_logits",
     "predicted_labels",

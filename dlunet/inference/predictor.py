@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dlunet.errors import UserError
-from dlunet.files import write_text
+from dlunet.files import read_case_table, remove_leftovers, write_bytes, write_case_table, write_text
+from dlunet.inference.efficiency import Monitor, as_row, plot_costs
+from dlunet.inference.engines import Engine, TorchEngine
+from dlunet.inference.postprocessing import organ_volumes, postprocess, swapped_sides
 from dlunet.inference.regrid import labels_on_grid
-from dlunet.inference.sliding_window import Flips, stream_logits
+from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.labels import LabelSet
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
-from dlunet.progress import progress_bar
-from dlunet.volumes import Volume, case_name, is_series, list_volumes, read_ct, write_labels
+from dlunet.progress import CaseBars, case_bars
+from dlunet.volumes import (
+    Geometry,
+    Volume,
+    case_name,
+    is_series,
+    list_volumes,
+    read_ct,
+    unreadable_volumes,
+    write_labels,
+)
 
 logger = logging.getLogger(__name__)
 
-#: Beside label maps: what they were made with.
-RECORD = "prediction.json"
+#: Beside label maps: what they were made with, what they cost, and the organs' volumes.
+RECORD, COSTS, COSTS_PLOT, VOLUMES = "prediction.json", "efficiency.csv", "efficiency.png", "volumes.csv"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,44 +55,109 @@ class Predictor:
         bundle: The network with its plan and labels.
         step: Distance between tiles as a part of the patch.
         flips: Test-time flips, see :func:`dlunet.inference.predict_logits`.
-        device: Where the network runs.
+        engine: What runs the network; by default PyTorch, on the CPU.
+        steps: Post-processing, of :data:`dlunet.inference.postprocessing.STEPS`.
     """
 
     bundle: Bundle
     step: float = 0.5
     flips: Flips = "none"
-    device: str = "cpu"
+    engine: Engine | None = None
+    steps: tuple[str, ...] = ()
+
+    @cached_property
+    def network(self) -> Engine:
+        """The engine, once it is needed."""
+        if self.engine is not None:
+            return self.engine
+        assert self.bundle.network is not None
+        return TorchEngine(self.bundle.network)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its labels depend on, besides the CT."""
-        weights = hashlib.sha256()
-        for tensor in self.bundle.network.state_dict().values():
-            weights.update(tensor.cpu().numpy().tobytes())
         return {
-            "weights": weights.hexdigest(),
+            "weights": self.bundle.digest,
             "labels": self.bundle.labels.to_dict(),
             "plan": self.bundle.plan.to_dict(),
             "step": self.step,
             "flips": self.flips,
+            "engine": self.network.name,
+            "postprocess": list(self.steps),
         }
 
     def segment(self, volume: Volume) -> np.ndarray:
         """Labels (z, y, x), uint8, on the grid of a CT in canonical orientation."""
-        prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan)).to(self.device)
-        network = self.bundle.network.to(self.device)
-        slabs = stream_logits(network, prepared, self.bundle.plan.patch_size, self.step, self.flips)
-        return labels_on_grid(slabs, prepared.shape[1:], volume.array.shape)
+        return self.label(self.prepare(volume), volume.array.shape)
+
+    def prepare(self, volume: Volume) -> Tensor:
+        """What the network sees of a CT: (1, z, y, x), normalised, at the plan's spacing."""
+        return torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan))
+
+    def label(self, prepared: Tensor, shape: Sequence[int], after_tile: Callable[[], None] | None = None) -> np.ndarray:
+        """Labels on a CT's grid of ``shape`` (z, y, x), from what :meth:`prepare` made of the CT."""
+
+        def network(tile: Tensor) -> Tensor:
+            logits = self.network(tile)
+            if after_tile:
+                after_tile()
+            return logits
+
+        on_device = prepared.to(self.network.device)
+        slabs = stream_logits(network, on_device, self.bundle.plan.patch_size, self.step, self.flips)
+        return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.steps)
+
+    def count_tiles(self, prepared: Tensor) -> int:
+        """How often the network runs for a prepared CT."""
+        patch = self.bundle.plan.patch_size
+        shape = [max(size, least) for size, least in zip(prepared.shape[1:], patch, strict=True)]
+        return prod(map(len, tile_starts(shape, patch, self.step))) * len(FLIPPED_AXES[self.flips])
 
 
-def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, replace: bool = False) -> None:
-    """Segment CT files one by one; a case that already has its labels is skipped.
+@dataclass(frozen=True)
+class Extras:
+    """What is written besides label maps.
+
+    Attributes:
+        volumes: Each organ's volume in ml, in ``volumes.csv``.
+        overlay: A picture of each case, ``NAME.png``.
+        plot: Memory and processor over time, in ``efficiency.png``.
+    """
+
+    volumes: bool = False
+    overlay: bool = False
+    plot: bool = False
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A case that is ready for the network. The CT itself is kept only where a picture is wanted of it."""
+
+    prepared: Tensor
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    stored: Geometry
+    image: np.ndarray | None
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[Path],
+    output: Path,
+    replace: bool = False,
+    extras: Extras = Extras(),
+) -> None:
+    """Segment CT files; a case that already has its labels is skipped.
+
+    While the network works on one case, the next is read and prepared, and the labels of the last are written.
 
     Args:
         predictor: What segments.
         images: CT files.
-        output: The folder for ``NAME.nii.gz`` a case and ``efficiency.csv`` (seconds a case).
+        output: The folder for ``NAME.nii.gz`` a case, and for ``efficiency.csv``, see
+            :class:`dlunet.inference.efficiency.Cost`.
         replace: Delete labels of another network or other settings instead of refusing the folder.
+        extras: What else is written.
 
     Raises:
         UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
@@ -87,6 +167,42 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, re
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be made a folder ({error.strerror}); choose another output") from None
+    targets = _targets(images, output)
+    _claim_folder(output, predictor.settings, {case_name(path): path for path in images}, replace)
+    remove_leftovers(output)
+    todo = [path for path, target in targets.items() if not target.exists()]
+    writer = _Writer(output, predictor.bundle.labels, extras)
+    failures: list[Path] = []
+
+    def done(path: Path, written: Future[None]) -> None:
+        _outcome(written, path, failures)
+
+    with (
+        Monitor() as monitor,
+        case_bars(len(images), len(images) - len(todo)) as bars,
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(1) as writing,
+    ):
+        last: tuple[Path, Future[None]] | None = None
+        for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay), todo):
+            read = _outcome(future, path, failures)
+            if read is not None:
+                labels = _label(predictor, read, bars)
+                row = as_row(monitor.finish(case_name(path)))
+                if last:
+                    done(*last)  # at most one case waits for the disk
+                last = path, writing.submit(writer.write, targets[path], labels, read, row)
+            bars.advance()
+        if last:
+            done(*last)
+    if todo and extras.plot:
+        plot_costs(monitor.samples, output / COSTS_PLOT)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {failures[0]}, …")
+
+
+def _targets(images: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Where the labels of each image go."""
     names = [case_name(path) for path in images]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -94,38 +210,91 @@ def predict_files(predictor: Predictor, images: Sequence[Path], output: Path, re
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
-    _claim_folder(output, predictor.settings, dict(zip(names, images, strict=True)), replace)
-    seconds = _read_seconds(output / "efficiency.csv")
-    failures = []
-    with progress_bar("segmenting", len(images)) as advance:
-        for path in images:
-            target = output / f"{case_name(path)}.nii.gz"
-            if not target.exists():
-                start = time.perf_counter()
-                try:
-                    volume = read_ct(path)
-                    write_labels(predictor.segment(volume), target, volume.stored)
-                    seconds[case_name(path)] = time.perf_counter() - start
-                    _write_seconds(output / "efficiency.csv", seconds)
-                except UserError as error:
-                    logger.error("%s", error)
-                    failures.append(path)
-            advance()
-    if failures:
-        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {failures[0]}, …")
+    return {path: output / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Each item with its result, where work on the next one has begun."""
+    following = pool.submit(work, items[0]) if items else None
+    for item, next_item in zip(items, [*items[1:], None], strict=True):
+        assert following is not None
+        current = following
+        following = None if next_item is None else pool.submit(work, next_item)
+        yield item, current
+
+
+def _outcome(future: Future[Result], path: Path, failures: list[Path]) -> Result | None:
+    """The result; where the case failed, say so, note it, and return None."""
+    try:
+        return future.result()
+    except UserError as error:
+        logger.error("%s", error)
+        failures.append(path)
+        return None
+
+
+def _read(predictor: Predictor, path: Path, keep_image: bool) -> _Read:
+    volume = read_ct(path)
+    image = volume.array if keep_image else None
+    return _Read(predictor.prepare(volume), volume.array.shape, volume.spacing, volume.stored, image)
+
+
+def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
+    bars.begin(predictor.count_tiles(read.prepared))
+    return predictor.label(read.prepared, read.shape, bars.after_tile)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes what belongs to a case; the label map last, since it marks the case as finished."""
+
+    output: Path
+    labels: LabelSet
+    extras: Extras
+
+    def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
+        name = case_name(target)
+        for message in swapped_sides(labels, self.labels):
+            logger.warning("%s: %s", name, message)
+        if self.extras.volumes:
+            volumes = organ_volumes(labels, read.spacing, self.labels)
+            self._add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
+        if self.extras.overlay:
+            assert read.image is not None
+            from dlunet.reporting import overlay_png
+
+            write_bytes(self.output / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
+        self._add(COSTS, cost)
+        write_labels(labels, target, read.stored)
+
+    def _add(self, table: str, row: dict[str, str]) -> None:
+        path = self.output / table
+        write_case_table(path, read_case_table(path) | {row["case"]: row})
 
 
 def find_images(source: Path) -> list[Path]:
-    """The CTs that an input names: a file, a folder of DICOM slices, or the CTs in a folder.
+    """The CTs that an input names: a file, a folder of DICOM slices, the CTs in a folder, or a list of all these.
+
+    Args:
+        source: As named; a list is a ``.txt`` file with a path a line, as it is or beside the list.
 
     Raises:
         UserError: It does not exist, or the folder holds no volume.
     """
+    if source.is_file() and source.suffix == ".txt":
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise UserError(f"{source}: is empty; expected a path a line")
+        return [image for line in lines for image in find_images(source.parent / line)]
     if source.is_file() or is_series(source):
         return [source]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
     images = list_volumes(source)
+    for message in unreadable_volumes(source):
+        logger.warning("left out: %s", message)
     if not images:
         raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
     return images
@@ -177,18 +346,3 @@ def _read_record(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); delete it together with the labels beside it") from None
-
-
-def _read_seconds(path: Path) -> dict[str, float]:
-    if not path.exists():
-        return {}
-    with path.open(newline="") as lines:
-        return {row["case"]: float(row["seconds"]) for row in csv.DictReader(lines)}
-
-
-def _write_seconds(path: Path, seconds: dict[str, float]) -> None:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["case", "seconds"])
-    rows.writerows([case, f"{value:.3f}"] for case, value in seconds.items())
-    write_text(path, text.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise, product
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 Flips = Literal["none", "axes", "full"]
 
+#: Maps a tile (1, 1, z, y, x) to logits (1, C, z, y, x): a PyTorch module, or an engine.
+Network = Callable[[Tensor], Tensor]
+
 #: The sets of axes (of z, y, x) that are mirrored; the predictions are averaged.
 FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
@@ -27,12 +30,12 @@ FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @torch.inference_mode()
 def predict_logits(
-    network: nn.Module, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
+    network: Network, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
 ) -> Tensor:
     """Segment a whole volume tile by tile. Holds all logits: :func:`stream_logits` is for large volumes.
 
     Args:
-        network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); put into evaluation mode here.
+        network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); a module is put into evaluation mode here.
         volume: (1, z, y, x), normalised. One smaller than the patch is padded with 0 on both sides.
         patch_size: (z, y, x).
         step: Distance between tiles as a part of the patch.
@@ -58,7 +61,7 @@ def predict_logits(
 
 @torch.inference_mode()
 def stream_logits(
-    network: nn.Module, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
+    network: Network, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
 ) -> Iterator[Tensor]:
     """Segment a volume from its first slice to its last, holding only the slab that is still being summed.
 
@@ -78,6 +81,7 @@ def stream_logits(
     """
     if flips not in FLIPPED_AXES:
         raise ValueError(f"flips must be one of {', '.join(FLIPPED_AXES)}, not {flips!r}")
+    variants = FLIPPED_AXES[flips]
     padded, inside = _pad(volume, patch_size)
     _, depth, height, width = padded.shape
     starts_z, *starts_yx = tile_starts((depth, height, width), patch_size, step)
@@ -89,10 +93,13 @@ def stream_logits(
             for corner in product(*starts_yx):
                 rows, columns = (slice(k, k + size) for k, size in zip(corner, patch_size[1:], strict=True))
                 tile = padded[:, None, z : z + patch_size[0], rows, columns]
-                logits = _flip_averaged(network, tile, flips)[0].float()
-                if total is None:
-                    total = torch.zeros((len(logits), *weight_sum.shape), device=volume.device)
-                total[..., rows, columns] += logits * weights
+                for axes in variants:
+                    dims = [axis + 2 for axis in axes]
+                    logits = network(tile.flip(dims)).flip(dims)[0] if dims else network(tile)[0]
+                    if total is None:
+                        total = torch.zeros((len(logits), *weight_sum.shape), device=volume.device)
+                    # Added up at once: an engine may use the memory of its answer for the next one.
+                    total[..., rows, columns].addcmul_(logits.float(), weights, value=1 / len(variants))
                 weight_sum[..., rows, columns] += weights
             assert total is not None
             finished = next_z - z
@@ -103,7 +110,10 @@ def stream_logits(
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def _evaluating(network: Network) -> Iterator[None]:
+    if not isinstance(network, nn.Module):
+        yield
+        return
     was_training = network.training
     network.eval()
     try:
@@ -142,17 +152,6 @@ def gaussian_weights(patch_size: tuple[int, ...]) -> np.ndarray:
     weights /= weights.max()
     weights[weights == 0] = weights[weights > 0].min()
     return weights.astype(np.float32)
-
-
-def _flip_averaged(network: nn.Module, tile: Tensor, flips: str) -> Tensor:
-    variants = FLIPPED_AXES[flips]
-    total: Tensor | None = None
-    for axes in variants:
-        dims = [axis + 2 for axis in axes]
-        logits = network(tile.flip(dims)).flip(dims) if dims else network(tile)
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total / len(variants)
 
 
 def _pad(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:

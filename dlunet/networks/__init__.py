@@ -1,6 +1,23 @@
 """The networks: one U-Net with two kinds of stage, and how a checkpoint describes one."""
 
-from dlunet.networks.bundle import Bundle, build_network, describe, load_bundle
+from dlunet.networks.bundle import (
+    Bundle,
+    build_network,
+    describe,
+    load_bundle,
+    read_description,
+    save_safetensors,
+)
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
 
-__all__ = ["Bundle", "LightUNet", "PlainUNet", "UNet", "build_network", "describe", "load_bundle"]
+__all__ = [
+    "Bundle",
+    "LightUNet",
+    "PlainUNet",
+    "UNet",
+    "build_network",
+    "describe",
+    "load_bundle",
+    "read_description",
+    "save_safetensors",
+]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from dlunet import __version__
 from dlunet.errors import UserError
+from dlunet.files import write_bytes
 from dlunet.labels import LabelSet
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
 from dlunet.preparation import Plan
@@ -17,17 +22,33 @@ from dlunet.preparation import Plan
 #: The key in a checkpoint under which the description lies.
 KEY = "dlunet"
 
+#: The version of the description. A file that says more than is known here is refused.
+FORMAT = 1
+
+#: The ending of a file that holds weights and nothing else.
+SAFETENSORS = ".safetensors"
+
 #: The networks that a checkpoint may name; nothing else is ever built from a file.
 NETWORKS: dict[str, type[UNet]] = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network with what is needed to use it."""
+    """A trained network with what is needed to use it.
 
-    network: UNet
+    Attributes:
+        network: The network that predicts; None where it exists only in the form of another engine.
+        plan: How a CT is brought to what the network was trained on.
+        labels: The organs it segments.
+        digest: The same for the same weights.
+        description: What :func:`describe` made.
+    """
+
+    network: nn.Module | None
     plan: Plan
     labels: LabelSet
+    digest: str = ""
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str, Any]:
@@ -38,7 +59,13 @@ def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str,
         plan: The plan it was trained with.
         labels: The organs it segments.
     """
-    return {"version": __version__, "network": network, "plan": plan.to_dict(), "labels": labels.to_dict()}
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "network": network,
+        "plan": plan.to_dict(),
+        "labels": labels.to_dict(),
+    }
 
 
 def build_network(description: dict[str, Any]) -> UNet:
@@ -60,23 +87,73 @@ def load_bundle(path: Path) -> Bundle:
     Raises:
         UserError: The file is missing, damaged, or not a checkpoint of this project.
     """
-    values = read_checkpoint(path)
+    values = read_safetensors(path) if path.suffix == SAFETENSORS else read_checkpoint(path)
     try:
         described = values[KEY]
+        plan, labels = read_description(described)
         network = build_network(described["network"])
         prefix = "networks.0."
         weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(weights)
-        plan, labels = Plan.from_dict(described["plan"]), LabelSet.from_dict(described["labels"])
-        if described["network"]["num_classes"] != labels.num_classes:
-            raise ValueError(f"{described['network']['num_classes']} outputs for {labels.num_classes} classes")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: is not a usable DLUNet checkpoint ({type(error).__name__}: {reason}); expected one that training "
             "wrote, such as runs/…/checkpoints/best.ckpt"
         ) from None
-    return Bundle(network.eval(), plan, labels)
+    return Bundle(network.eval(), plan, labels, _digest(weights), described)
+
+
+def read_description(described: dict[str, Any]) -> tuple[Plan, LabelSet]:
+    """The plan and the labels of a description.
+
+    Raises:
+        KeyError, TypeError: It lacks something.
+        ValueError: It is of a newer version, or contradicts itself.
+    """
+    if described.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"it was written by DLUNet {described['version']}, this is {__version__}: install a newer one")
+    plan, labels = Plan.from_dict(described["plan"]), LabelSet.from_dict(described["labels"])
+    if described["network"]["num_classes"] != labels.num_classes:
+        raise ValueError(f"{described['network']['num_classes']} outputs for {labels.num_classes} classes")
+    return plan, labels
+
+
+def save_safetensors(bundle: Bundle, path: Path) -> None:
+    """Write the network that predicts, with its description, as a .safetensors file."""
+    assert bundle.network is not None
+    weights = {name: value.contiguous() for name, value in bundle.network.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(weights, {KEY: json.dumps(bundle.description)}))
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The values of a .safetensors file, arranged as in a checkpoint.
+
+    Raises:
+        UserError: The file is missing, damaged, or not one of this project.
+    """
+    _check_exists(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            described = json.loads((file.metadata() or {})[KEY])
+            weights = {f"networks.0.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is not a checkpoint, or is damaged ({error}); expected one that `dlunet export` wrote"
+        ) from None
+    return {KEY: described, "state_dict": weights}
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(weights.items()):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a file such as runs/…/checkpoints/best.ckpt")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -85,8 +162,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or is not a checkpoint.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; expected a file such as runs/…/checkpoints/best.ckpt")
+    _check_exists(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way: IndexError, struct.error, AssertionError, …

@@ -144,9 +144,13 @@ class SeparableUpsampling(nn.Sequential):
         """Map ``x`` (B, in, z, y, x) to (B, out, z · stride, …)."""
         if not x.is_cpu:
             return super().forward(x)
-        depthwise, pointwise = (layer.weight for layer in cast(Iterable[nn.Conv3d], self))
-        weight = torch.einsum("cijk,oc->ijkoc", depthwise[:, 0], pointwise.flatten(1))
+        weight = self.combined_weight().permute(2, 3, 4, 1, 0)
         blocks = F.linear(x.movedim(1, -1), weight.flatten(0, 3)).unflatten(-1, weight.shape[:4])
         # (B, z, y, x, i, j, k, out): each block's axis goes behind the voxels' axis that it divides.
         blocks = blocks.permute(0, 1, 4, 2, 5, 3, 6, 7)
         return blocks.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+
+    def combined_weight(self) -> Tensor:
+        """The weight (in, out, *stride) of the one transposed convolution that both layers are together."""
+        depthwise, pointwise = (layer.weight for layer in cast(Iterable[nn.Conv3d], self))
+        return torch.einsum("cijk,oc->coijk", depthwise[:, 0], pointwise.flatten(1))

@@ -99,6 +99,7 @@ class UNet(nn.Module):
                 f"{len(features)} features, {len(kernel_sizes)} kernel sizes and {len(strides)} strides: expected one "
                 "kernel size a stage and one stride between two stages"
             )
+        self.in_channels, self.num_classes = in_channels, num_classes
         self.features = tuple(features)
         self.strides = [_size3(stride) for stride in strides]
         self.deep_supervision = deep_supervision

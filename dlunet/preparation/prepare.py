@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dlunet.datasets import Case, Dataset, read_case
 from dlunet.errors import UserError, WriteError
@@ -109,7 +110,11 @@ def normalise(image: np.ndarray, intensity: Intensity) -> np.ndarray:
 def prepare_image(image: np.ndarray, spacing: Sequence[float], plan: Plan) -> np.ndarray:
     """Normalise a CT (z, y, x) in HU of ``spacing`` mm and resample it to the plan's spacing: (1, z, y, x), float32."""
     shape = target_shape(image.shape, spacing, plan.spacing)
-    return resample(normalise(image, plan.intensity)[None], shape, 3, separate_axis(spacing, plan.spacing))
+
+    def normalised(slab: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(normalise(slab.numpy(), plan.intensity))
+
+    return resample(image[None], shape, 3, separate_axis(spacing, plan.spacing), normalised)
 
 
 @dataclass(frozen=True)

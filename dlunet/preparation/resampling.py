@@ -6,7 +6,7 @@ matrix times the given ones. That matrix is the resampling of an identity matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -21,6 +21,9 @@ ANISOTROPY_THRESHOLD = 3.0
 
 #: Parts of a voxel that differ by less are equal: products of interpolation weights are not exact.
 ROUNDING = 1e-6
+
+#: Slices that are taken together.
+SLAB = 16
 
 #: Weights below this change no value in float32.
 NEGLIGIBLE_WEIGHT = 1e-12
@@ -41,7 +44,13 @@ def separate_axis(spacing: Sequence[float], target: Sequence[float]) -> int | No
     return None
 
 
-def resample(volume: Array, shape: Sequence[int], order: int, nearest_axis: int | None = None) -> Array:
+def resample(
+    volume: Array,
+    shape: Sequence[int],
+    order: int,
+    nearest_axis: int | None = None,
+    before: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.float,
+) -> Array:
     """Resample a volume to a new shape; the corners of both grids coincide.
 
     Args:
@@ -49,20 +58,31 @@ def resample(volume: Array, shape: Sequence[int], order: int, nearest_axis: int 
         shape: The new (z, y, x).
         order: Order of the spline: 3 for images, 1 for logits.
         nearest_axis: An axis (0 to 2) along which the nearest voxel is taken instead.
+        before: What is done to the voxels first, a few slices at a time: a copy of a large CT is never made.
 
     Returns:
         (C, *shape), float32, of the same kind as ``volume``. A spline overshoots at edges: no value leaves the range
         of its channel, or, where an axis is apart, of the slice across it that the value comes from.
     """
-    values = torch.as_tensor(volume).float()
-    matrices = [
+    values = torch.as_tensor(volume)
+    along_z, *in_plane = (
         resampling_matrix(n, n if axis == nearest_axis else m, order)
         for axis, (n, m) in enumerate(zip(values.shape[1:], shape, strict=True))
-    ]
-    resampled = apply_matrices(values, matrices)
+    )
+    across = [axis for axis in (1, 2, 3) if nearest_axis is None or axis != nearest_axis + 1]
+    slices, lowest, highest = [], [], []
+    for slab in values.split(SLAB, dim=1):
+        slab = before(slab)
+        slices.append(_along_last_axes(slab, in_plane))
+        within = [axis for axis in across if axis > 1]
+        lowest.append(slab.amin(within, keepdim=True))
+        highest.append(slab.amax(within, keepdim=True))
+    resampled = _along_z(torch.cat(slices, dim=1), along_z)
     if order > 1:
-        across = [axis for axis in (1, 2, 3) if nearest_axis is None or axis != nearest_axis + 1]
-        resampled.clamp_(values.amin(across, keepdim=True), values.amax(across, keepdim=True))
+        limits = torch.cat(lowest, dim=1), torch.cat(highest, dim=1)
+        if 1 in across:
+            limits = limits[0].amin(1, keepdim=True), limits[1].amax(1, keepdim=True)
+        resampled.clamp_(*limits)
     if nearest_axis is not None:
         taken = nearest_voxels(values.shape[nearest_axis + 1], shape[nearest_axis])
         resampled = resampled.index_select(nearest_axis + 1, taken)
@@ -136,8 +156,14 @@ def resampling_matrix(old: int, new: int, order: int) -> torch.Tensor:
 
 def apply_matrices(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Multiply the last three axes of ``volume`` (C, z, y, x) by a matrix each, in the volume's precision."""
-    along_z, along_y, along_x = (matrix.to(volume) for matrix in matrices)
-    volume = torch.matmul(volume, along_x.T)
-    volume = torch.matmul(along_y, volume)
+    return _along_z(_along_last_axes(volume, matrices[1:]), matrices[0])
+
+
+def _along_last_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    along_y, along_x = (matrix.to(volume) for matrix in matrices)
+    return torch.matmul(along_y, torch.matmul(volume, along_x.T))
+
+
+def _along_z(volume: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     channels, z, y, x = volume.shape
-    return torch.matmul(along_z, volume.reshape(channels, z, y * x)).reshape(channels, -1, y, x)
+    return torch.matmul(matrix.to(volume), volume.reshape(channels, z, y * x)).reshape(channels, -1, y, x)

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from dlunet.errors import UserError, WriteError
+from dlunet.files import is_running
 
 #: Voxels of a class that are remembered at most; a crop centre is drawn from these.
 VOXELS_A_CLASS = 10_000
@@ -161,18 +162,8 @@ def remove_unfinished(part: Path) -> None:
     pattern = re.compile(re.escape(f"{UNFINISHED}{platform.node()}.") + r"(\d+)\.")
     for path in part.glob(f"{UNFINISHED}*"):
         match = pattern.match(path.name)
-        if match and not _is_running(int(match[1])):
+        if match and not is_running(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ score tables as CSV and Markdown. Parts that a run lacks are named on the page; 
 """
 
 from dlunet.reporting.page import print_report_summary, write_report
+from dlunet.reporting.panels import overlay_png
 from dlunet.reporting.runs import Run, find_runs, read_run
 
-__all__ = ["Run", "find_runs", "print_report_summary", "read_run", "write_report"]
+__all__ = ["Run", "find_runs", "overlay_png", "print_report_summary", "read_run", "write_report"]

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.figures import house_style
+from dlunet.reporting.figures import house_style, png
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import case_means
 from dlunet.volumes import read_ct, read_labels
@@ -70,7 +70,21 @@ def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22)
     if not rows:
         return Panels(None, (), (*notes, "No scored test case has its image, its reference and a prediction."))
     captions = tuple(f"{row.caption.replace(chr(10), ' (')})" for row in rows)
-    return Panels(_draw(rows, list(runs), labels), captions, tuple(notes))
+    return Panels(_draw(rows, ["image", "reference", *runs], labels), captions, tuple(notes))
+
+
+def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> bytes:
+    """A picture of one case: the axial slice with most organs, as it is and with its labels.
+
+    Args:
+        image: HU (z, y, x), canonical.
+        labels: (z, y, x).
+        spacing: Voxel size (z, y, x) in mm.
+        label_set: The organs.
+    """
+    z = most_organs_slice(labels) if labels.any() else len(labels) // 2
+    row = _Row(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
+    return png(_draw([row], ["image", "labels"], label_set))
 
 
 def most_organs_slice(reference: np.ndarray) -> int:
@@ -103,13 +117,16 @@ def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str
             notes.append(f"{name}: {run.predictions[case.name]} is not on the CT's grid")
             prediction = None
         label_maps[name] = None if prediction is None else prediction[z]
-    low = WINDOW_CENTER - WINDOW_WIDTH / 2
-    grey = np.clip((image.array[z] - low) / WINDOW_WIDTH, 0, 1)
-    return _Row(caption, grey, label_maps, image.spacing[1] / image.spacing[2])
+    return _Row(caption, _grey(image.array[z]), label_maps, image.spacing[1] / image.spacing[2])
 
 
-def _draw(rows: Sequence[_Row], experiments: Sequence[str], labels: LabelSet) -> Figure:
-    columns = ["image", "reference", *experiments]
+def _grey(slice_: np.ndarray) -> np.ndarray:
+    """HU in the usual window, 0 to 1."""
+    return np.clip((slice_ - (WINDOW_CENTER - WINDOW_WIDTH / 2)) / WINDOW_WIDTH, 0, 1)
+
+
+def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet) -> Figure:
+    """A row a case and a column for the image and each label map."""
     heights = [row.grey.shape[0] * row.aspect / row.grey.shape[1] for row in rows]
     width = 2.3
     with house_style():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import UserError
+from dlunet.files import temporary_path
 from dlunet.volumes import metaimage, nifti
 from dlunet.volumes.dicom import is_series, is_slice, read_series
 from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
@@ -129,7 +129,7 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
     image = sitk.GetImageFromArray(labels.astype(np.uint8, copy=False))
     image.CopyInformation(canonical)
     image = stored.apply_to(_orient(image, stored.orientation))
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)

@@ -2,9 +2,13 @@
 
 import csv
 import os
+import platform
 import re
+import subprocess
+from dataclasses import replace
 from itertools import permutations, product
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,10 +16,11 @@ import torch
 from torch import nn
 
 from dlunet.errors import UserError
-from dlunet.inference import Predictor, find_images, predict_files
+from dlunet.inference import Extras, Predictor, find_images, labels_on_grid, predict_files, predict_logits
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle
-from dlunet.preparation import Intensity, Plan
+from dlunet.preparation import Intensity, Plan, prepare_image
+from dlunet.volumes import read_ct
 
 PLAN = Plan((8.0, 8.0, 8.0), (16, 32, 32), Intensity(-1000, 400, 0, 100))
 WRITTEN = ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv", "prediction.json"]
@@ -90,8 +95,11 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
     predict_files(predictor, images[:1], tmp_path)
     first, before = tmp_path / "FLARETs_0001.nii.gz", seconds(tmp_path)
     stamp = first.stat().st_mtime_ns
-    (tmp_path / ".99.FLARETs_0002.nii.gz").write_text("half-written")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".{platform.node()}.{ended.pid}.FLARETs_0002.nii.gz").write_text("half-written")
     predict_files(predictor, images, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == WRITTEN
     assert first.stat().st_mtime_ns == stamp
     assert list(seconds(tmp_path)) == ["FLARETs_0001", "FLARETs_0002"]
     assert seconds(tmp_path)["FLARETs_0001"] == before["FLARETs_0001"]
@@ -102,9 +110,9 @@ def test_labels_made_otherwise_are_not_taken_for_finished(predictor, images, tmp
     predict_files(predictor, images[:1], tmp_path)
     with pytest.raises(UserError, match=f"^{tmp_path}: holds labels made otherwise .flips: found none, now full"):
         predict_files(Predictor(predictor.bundle, flips="full"), images, tmp_path)
-    predictor.bundle.network.register_buffer("other", torch.ones(1))
+    other = Predictor(replace(predictor.bundle, digest="other"))
     with pytest.raises(UserError, match=r"holds labels made otherwise \(weights"):
-        predict_files(predictor, images, tmp_path)
+        predict_files(other, images, tmp_path)
     assert not (tmp_path / "FLARETs_0002.nii.gz").exists()
 
 
@@ -115,6 +123,77 @@ def test_a_bad_case_is_reported_while_the_others_are_done(predictor, images, tmp
         predict_files(predictor, [images[0], bad, images[1]], tmp_path / "out")
     assert f"{bad}: cannot be read as a volume" in caplog.text
     assert sorted(os.listdir(tmp_path / "out")) == WRITTEN
+
+
+@pytest.mark.parametrize("flips", ["none", "axes", "full"])
+@pytest.mark.parametrize("shape", [(40, 70, 33), (16, 32, 32), (9, 50, 20), (1, 40, 40), (3, 8, 8)], ids=str)
+def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tmp_path, write_volume):
+    """Longer than the patch, equal to it and shorter; the network sees where in its tile a voxel lies."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 8, 5, padding=2), nn.InstanceNorm3d(8), nn.Conv3d(8, 14, 3, padding=1)).eval()
+    hu = np.random.default_rng(0).normal(0, 300, shape)
+    volume = read_ct(write_volume(tmp_path / "ct.nii.gz", hu.astype(np.float32), spacing=(11, 7, 9)))
+    labels = Predictor(Bundle(network, PLAN, FLARE22), flips=flips).segment(volume)
+    prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, PLAN))
+    logits = predict_logits(network, prepared, PLAN.patch_size, 0.5, flips)
+    np.testing.assert_array_equal(labels, labels_on_grid([logits], logits.shape[1:], shape))
+    assert labels.shape == shape and len(np.unique(labels)) > 3
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((1, 40, 40), (5, 8, 8)), ((3, 40, 40), (5, 8, 8)), ((20, 40, 40), 8.0)]
+)
+def test_few_slices_other_types_and_padding_outside_the_scan(predictor, tmp_path, write_volume, shape, spacing, dtype):
+    hu = np.full(shape, -3024.0)  # what scanners write outside their round field of view
+    hu[:, 8:30, 8:30] = 100
+    spacing = (spacing,) * 3 if isinstance(spacing, float) else spacing
+    path = write_volume(tmp_path / "ct.nii.gz", hu.astype(dtype), spacing=spacing)
+    predict_files(predictor, [path], tmp_path / "out")
+    labels, written = read(tmp_path / "out" / "ct.nii.gz")
+    np.testing.assert_array_equal(labels, expected_labels(hu))
+    assert written.GetSpacing() == pytest.approx(spacing[::-1])
+
+
+def test_what_the_extras_write(predictor, images, tmp_path):
+    extras = Extras(volumes=True, overlay=True, plot=True)
+    predict_files(predictor, images[:1], tmp_path, extras=extras)
+    predict_files(predictor, images, tmp_path, extras=extras)
+    with (tmp_path / "volumes.csv").open(newline="") as lines:
+        rows = {row["case"]: row for row in csv.DictReader(lines)}
+    for path in images:
+        name = path.name.removesuffix("_0000.nii.gz")
+        labels, _ = read(tmp_path / f"{name}.nii.gz")
+        assert float(rows[name]["Liver"]) == pytest.approx((labels == 1).sum() * 0.512)  # voxels of 8×8×8 mm
+        assert float(rows[name]["Spleen"]) == 0
+        picture = plt.imread(tmp_path / f"{name}.png")
+        assert picture.shape[2] == 4 and picture[..., :3].std() > 0.05
+    assert plt.imread(tmp_path / "efficiency.png").shape[2] == 4
+
+
+def test_a_list_of_inputs(predictor, images, tmp_path):
+    (tmp_path / "beside.nii.gz").symlink_to(images[0])
+    (tmp_path / "list.txt").write_text(f"beside.nii.gz\n\n{images[1]}\n")
+    assert find_images(tmp_path / "list.txt") == [tmp_path / "beside.nii.gz", images[1]]
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match=r"empty\.txt: is empty"):
+        find_images(tmp_path / "empty.txt")
+
+
+def test_an_organ_on_the_wrong_side_is_noticed(tmp_path, write_volume, caplog):
+    """Class 2, the right kidney, where the array's x is large: to the patient's left."""
+    hu = np.full((8, 40, 40), -900.0)
+    hu[2:6, 10:20, 4:14], hu[2:6, 10:20, 26:36] = 100, 300
+    network = nn.Conv3d(1, 14, 1)
+    for image, swapped in ((hu, True), (hu[..., ::-1], False)):
+        caplog.clear()
+        with torch.no_grad():  # right kidney above 200 HU, left kidney from 0 to 200
+            network.weight.zero_(), network.bias.fill_(-99)
+            network.bias[[0, 2, 13]] = torch.tensor([0.0, -2.0, 0.0])
+            network.weight[[2, 13], 0, 0, 0, 0] = torch.tensor([2.0, 1.0])
+        path = write_volume(tmp_path / f"{swapped}.nii.gz", image.astype(np.float32), spacing=(8.0, 8.0, 8.0))
+        predict_files(Predictor(Bundle(network.eval(), PLAN, FLARE22)), [path], tmp_path / "out")
+        assert ("Right kidney lies to the patient's left of Left kidney" in caplog.text) is swapped
 
 
 def test_two_inputs_of_one_name_are_refused(predictor, tmp_path):

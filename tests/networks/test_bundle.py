@@ -108,6 +108,8 @@ CHANGES = {
     "weights of another type": lambda values: values.update(state_dict=[1, 2]),
     "a weight missing": lambda values: values["state_dict"].pop("networks.0.decoder.1.head.weight"),
     "a weight too many": lambda values: values["state_dict"].update({"networks.0.extra": torch.zeros(1)}),
+    "of a newer version": lambda values: values["dlunet"].update(format=2, version="9.0"),
+    "another number of classes": lambda values: values["dlunet"]["labels"]["labels"].pop(),
     "no plan": lambda values: values["dlunet"].pop("plan"),
     "labels with a gap": lambda values: values["dlunet"]["labels"]["labels"].pop(3),
 }

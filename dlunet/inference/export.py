@@ -1,0 +1,117 @@
+"""A trained network in the form of another engine: a folder that ``predict`` takes as a checkpoint.
+
+It holds the model and ``dlunet.json``: what the checkpoint says of itself, and the checksum of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlunet.errors import UserError
+from dlunet.files import write_bytes, write_text
+from dlunet.networks import Bundle, UNet, load_bundle, read_description, save_safetensors
+
+DESCRIPTION = "dlunet.json"
+
+#: The file of each format that is opened; what else belongs to it lies beside it.
+MODELS = {"onnx": "model.onnx", "openvino": "model.xml", "safetensors": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported network: its format, the file that an engine opens, and what a checkpoint says besides."""
+
+    format: str
+    model: Path
+    bundle: Bundle
+
+
+def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
+    """Write a network as ``onnx``, ``openvino`` or ``safetensors`` into a folder, with its plan and labels.
+
+    Raises:
+        UserError: The format is unknown, its packages are missing, or the folder cannot be written.
+    """
+    if form not in MODELS:
+        raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
+    assert isinstance(bundle.network, UNet)
+    (folder / DESCRIPTION).unlink(missing_ok=True)  # a folder half-written over an older export is none
+    model = folder / MODELS[form]
+    if form == "safetensors":
+        save_safetensors(bundle, model)
+    else:
+        try:
+            _WRITERS[form](bundle.network, bundle.plan.patch_size, model)
+        except ImportError as error:
+            extra = "onnx" if form == "onnx" else "openvino"
+            raise UserError(f"format={form}: {error.name} is not installed; pip install 'dlunet[{extra}]'") from None
+    files = {path.name: _checksum(path) for path in sorted(folder.glob("model.*"))}
+    about = {**bundle.description, "digest": bundle.digest, "model_format": form, "files": files}
+    write_text(folder / DESCRIPTION, json.dumps(about, indent=2))
+
+
+def is_export(path: Path) -> bool:
+    """Whether a checkpoint is meant to be an exported folder."""
+    return path.is_dir()
+
+
+def read_export(folder: Path) -> Export:
+    """Read an exported folder and check its files.
+
+    Raises:
+        UserError: A file is missing, damaged, of a newer version, or not one of this project.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UserError(f"{folder}: is no exported network: has no {DESCRIPTION}; expected a folder of `dlunet export`")
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plan, labels = read_description(about)
+        form, digest, files = about["model_format"], str(about["digest"]), dict(about["files"])
+        model = folder / MODELS[form]
+        if model.name not in files:
+            raise ValueError(f"{model.name} is not among its files")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is not a usable description ({type(error).__name__}: {error}); export the checkpoint again"
+        ) from None
+    for name, checksum in files.items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; {DESCRIPTION} lists it; export the checkpoint again")
+        if _checksum(file) != checksum:
+            raise UserError(f"{file}: is damaged, or of another export; expected the file that {DESCRIPTION} describes")
+    if form == "safetensors":
+        return Export(form, model, load_bundle(model))
+    return Export(form, model, Bundle(None, plan, labels, digest, about))
+
+
+def _write_onnx(network: UNet, patch_size: tuple[int, int, int], path: Path) -> None:
+    from dlunet.networks.onnx_graph import to_onnx
+
+    write_bytes(path, to_onnx(network, patch_size).SerializeToString())
+
+
+def _write_openvino(network: UNet, patch_size: tuple[int, int, int], path: Path) -> None:
+    import openvino
+
+    from dlunet.networks.onnx_graph import to_onnx
+
+    model = openvino.Core().read_model(to_onnx(network, patch_size).SerializeToString())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+_WRITERS: dict[str, Callable[[UNet, tuple[int, int, int], Path], None]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+}
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,95 @@
+"""What can be done to a label map afterwards, by choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from dlunet.labels import LabelSet, words_of
+
+
+def keep_largest_components(labels: np.ndarray) -> np.ndarray:
+    """Of each organ the largest connected part (by faces); the rest becomes background.
+
+    Args:
+        labels: (z, y, x), uint8.
+    """
+    result = labels.copy()
+    for value, box in _organs(labels):
+        parts, count = ndimage.label(labels[box] == value)
+        if count > 1:
+            sizes = np.bincount(parts.ravel())
+            result[box][(parts > 0) & (parts != 1 + sizes[1:].argmax())] = 0
+    return result
+
+
+def fill_holes(labels: np.ndarray) -> np.ndarray:
+    """Give background that an organ encloses on all sides to it.
+
+    Args:
+        labels: (z, y, x), uint8.
+    """
+    result = labels.copy()
+    for value, box in _organs(labels):
+        filled = ndimage.binary_fill_holes(labels[box] == value)
+        result[box][filled & (labels[box] == 0)] = value
+    return result
+
+
+#: What ``postprocess`` may name, in the order in which it is done.
+STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"largest": keep_largest_components, "holes": fill_holes}
+
+
+def postprocess(labels: np.ndarray, steps: Sequence[str]) -> np.ndarray:
+    """Apply steps of :data:`STEPS`."""
+    for name, step in STEPS.items():
+        if name in steps:
+            labels = step(labels)
+    return labels
+
+
+def swapped_sides(labels: np.ndarray, label_set: LabelSet) -> list[str]:
+    """A message for each pair of organs, named right and left, that lie the other way round in the patient.
+
+    Args:
+        labels: (z, y, x) in canonical orientation: x grows to the patient's left.
+        label_set: The organs.
+    """
+    by_name = {words_of(label.name): label for label in label_set}
+    centres = {value: _centre(labels, value, box) for value, box in _organs(labels)}
+    messages = []
+    for words, right in by_name.items():
+        left = by_name.get((words - {"right"}) | {"left"}) if "right" in words else None
+        if left and {right.id, left.id} <= set(centres) and centres[right.id] > centres[left.id]:
+            messages.append(
+                f"{right.name} lies to the patient's left of {left.name}: is the file's orientation right? Mirrored "
+                "headers do this, and situs inversus"
+            )
+    return messages
+
+
+def organ_volumes(labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> dict[str, float]:
+    """Each organ's volume in ml.
+
+    Args:
+        labels: (z, y, x), uint8.
+        spacing: Voxel size (z, y, x) in mm.
+        label_set: The organs.
+    """
+    voxels = np.bincount(labels.ravel(), minlength=label_set.num_classes)
+    return {label.name: float(voxels[label.id] * np.prod(spacing) / 1000) for label in label_set}
+
+
+def _organs(labels: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """The organs that a label map shows, each with the box around it."""
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            yield value, box
+
+
+def _centre(labels: np.ndarray, value: int, box: tuple[slice, ...]) -> float:
+    """The mean x of an organ."""
+    along_x = (labels[box] == value).sum((0, 1))
+    return float(box[2].start + along_x @ np.arange(len(along_x)) / along_x.sum())

@@ -1,0 +1,196 @@
+"""Every engine gives the labels of PyTorch; exports travel; what is damaged, foreign or not installed is named."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dlunet.errors import UserError
+from dlunet.inference import Predictor, engines, export_bundle, load_engine
+from dlunet.labels import FLARE22
+from dlunet.networks import build_network, describe, load_bundle, save_safetensors
+from dlunet.preparation import Intensity, Plan
+from dlunet.volumes import read_ct
+
+PLAN = Plan((8.0, 8.0, 8.0), (16, 32, 32), Intensity(-1000, 400, 0, 100))
+NETWORK = {
+    "kind": "LightUNet",
+    "num_classes": 14,
+    "features": [4, 6, 8],
+    "strides": [[1, 2, 2], [2, 2, 2]],
+    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+}
+OTHERS = [name for name in ("onnxruntime", "openvino") if find_spec(name) and find_spec("onnx")]
+FORMATS = ["safetensors", *(["onnx"] if find_spec("onnx") else []), *(["openvino"] if "openvino" in OTHERS else [])]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    networks = nn.ModuleList([build_network(NETWORK)])
+    weights = {f"networks.{name}": value for name, value in networks.state_dict().items()}
+    path = tmp_path_factory.mktemp("run") / "best.ckpt"
+    torch.save({"dlunet": describe(NETWORK, PLAN, FLARE22), "state_dict": weights}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def volume(tiny_root):
+    return read_ct(next((tiny_root / "Testing" / "images").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoint, tmp_path_factory):
+    """One exported folder a format."""
+    folder = tmp_path_factory.mktemp("exports")
+    for form in FORMATS:
+        export_bundle(load_bundle(checkpoint), form, folder / form)
+    return folder
+
+
+def segment(path, volume, **settings):
+    bundle, engine = load_engine(path, **settings)
+    return Predictor(bundle, engine=engine).segment(volume), bundle, engine
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_an_engine_agrees_with_pytorch(engine, checkpoint, volume):
+    expected, _, torchs = segment(checkpoint, volume, engine="torch", device="cpu")
+    labels, bundle, other = segment(checkpoint, volume, engine=engine, device="cpu")
+    assert torchs.name == "torch on cpu, float32" and other.name == f"{engine} on cpu, float32"
+    tile = torch.randn(1, 1, *PLAN.patch_size)
+    with torch.inference_mode():
+        logits = bundle.network(tile)
+    assert (other(tile) - logits).abs().max() < 1e-3 * (logits.max() - logits.min())
+    assert (labels == expected).mean() > 0.999 and len(np.unique(expected)) > 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_predicts_what_its_checkpoint_does(form, exports, checkpoint, volume):
+    expected, original, _ = segment(checkpoint, volume, engine="torch", device="cpu")
+    labels, bundle, _ = segment(exports / form, volume, device="cpu")
+    assert (bundle.plan, bundle.labels, bundle.digest) == (original.plan, original.labels, original.digest)
+    assert (labels == expected).mean() > 0.999
+    moved = shutil.copytree(exports / form, exports.parent / f"moved-{form}", dirs_exist_ok=True)
+    np.testing.assert_array_equal(segment(moved, volume, device="cpu")[0], labels)
+
+
+def test_a_safetensors_file_alone(checkpoint, volume, tmp_path):
+    bundle = load_bundle(checkpoint)
+    save_safetensors(bundle, tmp_path / "light.safetensors")
+    labels, loaded, _ = segment(tmp_path / "light.safetensors", volume, engine="torch", device="cpu")
+    assert (loaded.plan, loaded.labels, loaded.digest) == (PLAN, FLARE22, bundle.digest)
+    np.testing.assert_array_equal(labels, segment(checkpoint, volume, engine="torch", device="cpu")[0])
+
+
+def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
+    for installed, expected in (
+        ({"onnx", "openvino", "onnxruntime"}, "openvino"),
+        ({"onnx", "onnxruntime"}, "onnxruntime"),
+        ({"openvino"}, "torch"),  # which cannot read the network without onnx
+        (set(), "torch"),
+    ):
+        monkeypatch.setattr(engines, "find_spec", lambda name, known=installed: name if name in known else None)
+        if expected in ("torch", *OTHERS):
+            assert load_engine(checkpoint, device="cpu")[1].name.startswith(expected)
+
+
+def no_engine(name, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda package: None if package == name else package)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "tensorflow"}, "engine: found tensorflow; expected one of auto, torch, onnxruntime, openvino"),
+        ({"device": "tpu"}, "device: found tpu; expected one of auto, cpu, cuda, tensorrt"),
+        ({"precision": "int3"}, "precision: found int3; expected one of auto, float32"),
+        ({"engine": "torch", "device": "tensorrt"}, "device=tensorrt: expected engine=onnxruntime"),
+    ],
+)
+def test_settings_that_do_not_exist(settings, message, checkpoint):
+    with pytest.raises(UserError, match=message):
+        load_engine(checkpoint, **settings)
+
+
+@pytest.mark.skipif("openvino" not in OTHERS, reason="OpenVINO is not installed")
+def test_settings_that_do_not_fit_together(checkpoint, exports, monkeypatch):
+    for path, settings, message in (
+        (exports / "openvino", {"engine": "torch"}, "was exported as openvino; expected engine=openvino"),
+        (exports / "onnx", {"engine": "torch"}, "was exported as onnx; expected engine=openvino or onnxruntime"),
+        (checkpoint, {"engine": "openvino", "device": "tensorrt"}, "OpenVINO runs on the CPU"),
+        (checkpoint, {"engine": "onnxruntime", "precision": "bfloat16"}, "computes in float32"),
+        (checkpoint, {"engine": "onnxruntime", "device": "tensorrt"}, "no TensorrtExecutionProvider"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_engine(path, **settings)
+    no_engine("openvino", monkeypatch)
+    with pytest.raises(UserError, match=r"openvino is not installed; pip install 'dlunet\[openvino\]'"):
+        load_engine(checkpoint, engine="openvino")
+
+
+def about(change):
+    """A change to dlunet.json."""
+
+    def spoil(folder):
+        path = folder / "dlunet.json"
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+
+    return spoil
+
+
+def rewrite(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+SPOILT = {
+    "no description": lambda folder: (folder / "dlunet.json").unlink(),
+    "a description cut off": rewrite("dlunet.json", lambda data: data[:40]),
+    "a description that is none": rewrite("dlunet.json", lambda data: b"[1, 2]"),
+    "an empty description": rewrite("dlunet.json", lambda data: b""),
+    "bytes that are no text": rewrite("dlunet.json", lambda data: b"\xff\xfe\x00"),
+    "no model": lambda folder: (folder / "model.safetensors").unlink(),
+    "a model cut off": rewrite("model.safetensors", lambda data: data[:-100]),
+    "a model with one bit changed": rewrite("model.safetensors", lambda data: data[:-9] + b"!" + data[-8:]),
+    "an empty model": rewrite("model.safetensors", lambda data: b""),
+    "no plan": about(lambda values: values.pop("plan")),
+    "no labels": about(lambda values: values.pop("labels")),
+    "labels with a gap": about(lambda values: values["labels"]["labels"].pop(2)),
+    "another number of classes": about(lambda values: values["network"].update(num_classes=7)),
+    "an unknown format": about(lambda values: values.update(model_format="keras")),
+    "no list of files": about(lambda values: values.pop("files")),
+    "files that are no list": about(lambda values: values.update(files=3)),
+    "another file's checksum": about(lambda values: values["files"].update({"model.safetensors": "0" * 64})),
+    "a file that is not there": about(lambda values: values["files"].update({"model.bin": "0" * 64})),
+    "the model not listed": about(lambda values: values["files"].pop("model.safetensors")),
+    "of a newer version": about(lambda values: values.update(format=2, version="9.0")),
+    "a plan of another kind": about(lambda values: values.update(plan={"spacing": "2 mm"})),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_damaged_export_is_refused(spoil, exports, tmp_path):
+    folder = shutil.copytree(exports / "safetensors", tmp_path / "export")
+    spoil(folder)
+    with pytest.raises(UserError, match="export") as caught:
+        load_engine(folder, device="cpu")
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 64], ids=repr)
+def test_a_file_that_is_no_safetensors(content, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"odd\.safetensors: is not a checkpoint, or is damaged"):
+        load_engine(path)
+
+
+def test_exporting_what_cannot_be(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="format: found keras; expected one of onnx, openvino, safetensors"):
+        export_bundle(load_bundle(checkpoint), "keras", tmp_path)
