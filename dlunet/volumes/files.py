@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +84,9 @@ def read_ct(path: Path) -> Volume:
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
-    image = _read_image(path)
-    stored = _to_canonical(image, Geometry.of(image))
-    # Turned in the file's own type, which is half as large, and widened afterwards.
-    volume = replace(stored, array=stored.array.astype(np.float32))
+    canonical, stored = _read_canonical(path)
+    # Widened at the end, from a view: at most one copy of the file's own type, half as large, stands beside it.
+    volume = Volume(sitk.GetArrayViewFromImage(canonical).astype(np.float32), _spacing(canonical), stored)
     if not np.isfinite(volume.array).all():
         count = int((~np.isfinite(volume.array)).sum())
         raise UserError(
@@ -106,15 +105,15 @@ def read_labels(path: Path, num_classes: int | None = None) -> Volume:
     Raises:
         UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
     """
-    image = _read_image(path)
-    volume = _to_canonical(image, Geometry.of(image))
+    canonical, stored = _read_canonical(path)
+    values = sitk.GetArrayViewFromImage(canonical)
     highest = 255 if num_classes is None else num_classes - 1
-    labels = volume.array.astype(np.uint8)
-    wrong = volume.array != labels
+    labels = values.astype(np.uint8)
+    wrong = values != labels
     if wrong.any() or labels.max(initial=0) > highest:
-        value = volume.array[wrong].flat[0] if wrong.any() else labels.max()
+        value = values[wrong].flat[0] if wrong.any() else labels.max()
         raise UserError(f"{path}: found the label value {value}; expected whole numbers from 0 to {highest}")
-    return Volume(labels, volume.spacing, volume.stored)
+    return Volume(labels, _spacing(canonical), stored)
 
 
 def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
@@ -221,10 +220,14 @@ def _of_plausible_size(path: Path, image: sitk.Image) -> sitk.Image:
     return image
 
 
-def _to_canonical(image: sitk.Image, stored: Geometry) -> Volume:
-    canonical = _orient(image, CANONICAL_ORIENTATION)
-    x, y, z = canonical.GetSpacing()
-    return Volume(sitk.GetArrayFromImage(canonical), (z, y, x), stored)
+def _read_canonical(path: Path) -> tuple[sitk.Image, Geometry]:
+    image = _read_image(path)
+    return _orient(image, CANONICAL_ORIENTATION), Geometry.of(image)
+
+
+def _spacing(image: sitk.Image) -> tuple[float, float, float]:
+    x, y, z = image.GetSpacing()
+    return z, y, x
 
 
 def _orient(image: sitk.Image, orientation: str) -> sitk.Image:

@@ -1,0 +1,255 @@
+"""From CT file to label file: nnU-Net v2's predictor with its own network, MONAI's sliding window with ours, and us.
+
+    make bench-peers        or, in an environment that has all of them:
+    python benchmarks/inference_against_peers.py CHECKPOINT [--flips none full] [--cases 3] [--without-monai]
+
+CHECKPOINT is a light network with the paper's plan. Every side segments the same CTs of 512×512×129 in one process;
+imports, the engine's compilation and one unmeasured case are outside on every side. Checked first: given *our* network,
+nnU-Net's predictor and MONAI's window give our logits' labels. The peak memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from preparation_against_nnunet import write_case
+from torch import nn
+
+from dlunet.inference import Predictor, TorchEngine, load_engine, predict_files, predict_logits
+from dlunet.labels import FLARE22
+from dlunet.networks import PlainUNet
+from dlunet.provenance import provenance
+from dlunet.volumes import read_ct
+
+RESULTS = Path(__file__).parent / "results"
+SHAPE, SPACING = (129, 512, 512), (1.6, 0.57, 0.57)
+
+
+def main() -> None:
+    """Compare, time in turn, measure memory, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--flips", nargs="+", default=["none", "full"])
+    parser.add_argument("--cases", type=int, default=3)
+    parser.add_argument("--without-monai", action="store_true")
+    parser.add_argument("--nnunet-alone", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.nnunet_alone:  # in a process of its own, whose memory is looked at
+        image, output = options.nnunet_alone
+        sides(options.checkpoint, options.flips[0])["nnunet"]([image], output)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = write_cases(folder, options.cases)
+        for flips in options.flips:
+            measure(options, flips, images, folder)
+
+
+def measure(options: argparse.Namespace, flips: str, images: list[Path], folder: Path) -> None:
+    """One kind of flips: agreement, seconds a case, peak memory."""
+    chosen = sides(options.checkpoint, flips)
+    if options.without_monai or flips != "none":
+        del chosen["monai"]
+    agreement = compare(options.checkpoint, flips, images[0])
+    print(flips, json.dumps(agreement, indent=2), flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for name, side in chosen.items():
+        if name == "dlunet":  # the first tile of a process is slower: memory is fetched from the system
+            side(images[:1], folder / f"{flips}-{name}-first")
+        output = folder / f"{flips}-{name}"
+        begin = time.perf_counter()
+        side(images, output)
+        seconds[name].append((time.perf_counter() - begin) / len(images))
+        print(name, seconds[name], flush=True)
+    medians = {name: median(values) for name, values in seconds.items()}
+    result: dict[str, Any] = {
+        "shape": SHAPE,
+        "spacing": SPACING,
+        "flips": flips,
+        "cases": len(images),
+        "threads": torch.get_num_threads(),
+        "agreement": agreement,
+        "seconds_a_case": {name: round(value, 2) for name, value in medians.items()},
+        "times_faster": {
+            name: round(value / medians["dlunet"], 2) for name, value in medians.items() if name != "dlunet"
+        },
+        "peak_rss_gib": peaks(options.checkpoint, flips, images[0], folder),
+        "peers": {name: version(name) for name in ("nnunetv2", "monai", "openvino")},
+        **provenance(),
+    }
+    path = RESULTS / f"inference_against_peers_{flips}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: result[key] for key in ("seconds_a_case", "times_faster", "peak_rss_gib")}, indent=2))
+
+
+def write_cases(folder: Path, count: int) -> list[Path]:
+    """The same CT under several names; nothing is cached between cases on any side."""
+    image, _ = write_case(folder, SHAPE, SPACING)
+    paths = [image.with_name(f"case_{k}_0000.nii.gz") for k in range(count)]
+    for path in paths:
+        path.write_bytes(image.read_bytes())
+    image.unlink()
+    return paths
+
+
+Side = Callable[[list[Path], Path], None]
+
+
+def sides(checkpoint: Path, flips: str) -> dict[str, Side]:
+    """From CT files to label files, each with its network in memory and its engine compiled."""
+    bundle, engine = load_engine(checkpoint, device="cpu")
+    ours = Predictor(bundle, flips=flips, engine=engine)
+    return {
+        "dlunet": lambda images, output: predict_files(ours, images, output),
+        "monai": lambda images, output: monai_files(checkpoint, images, output),
+        "nnunet": lambda images, output: nnunet_files(
+            nnunet_predictor(PlainUNet(), bundle.plan, flips), images, output
+        ),
+    }
+
+
+def nnunet_predictor(network: nn.Module, plan: Any, flips: str) -> Any:
+    """nnU-Net's predictor as its users have it, with the paper's plan and a network of their or our own."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.setdefault(variable, tempfile.gettempdir())
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    statistics = {
+        "max": 3000.0, "min": -1024.0, "median": plan.intensity.mean, "mean": plan.intensity.mean,
+        "std": plan.intensity.std, "percentile_00_5": plan.intensity.lower, "percentile_99_5": plan.intensity.upper,
+    }  # fmt: skip
+    resampling = {"force_separate_z": None, "is_seg": False, "order": 3, "order_z": 0}
+    of_logits = {"force_separate_z": None, "is_seg": False, "order": 1, "order_z": 0}
+    configuration = {
+        "data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 1, "batch_dice": True,
+        "patch_size": list(plan.patch_size), "spacing": list(plan.spacing),
+        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False], "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape", "resampling_fn_probabilities_kwargs": of_logits,
+        "median_image_size_in_voxels": list(plan.patch_size),
+        "architecture": {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []},
+    }  # fmt: skip
+    plans = PlansManager(
+        {
+            "dataset_name": "Dataset001_X", "plans_name": "nnUNetPlans", "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2], "image_reader_writer": "SimpleITKIO", "experiment_planner_used": "x",
+            "label_manager": "LabelManager", "original_median_spacing_after_transp": list(plan.spacing),
+            "foreground_intensity_properties_per_channel": {"0": statistics},
+            "configurations": {"3d_fullres": configuration},
+        }
+    )  # fmt: skip
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0} | {label.name: label.id for label in FLARE22},
+        "file_ending": ".nii.gz",
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(use_mirroring=flips == "full", device=torch.device("cpu"), allow_tqdm=False)
+        predictor.manual_initialization(
+            network.eval(), plans, plans.get_configuration("3d_fullres"), [network.state_dict()], dataset,
+            "nnUNetTrainer", (0, 1, 2),
+        )  # fmt: skip
+    return predictor
+
+
+def nnunet_files(predictor: Any, images: list[Path], output: Path) -> None:
+    """In one process, a case after the other."""
+    output.mkdir(parents=True, exist_ok=True)
+    targets = [str(output / path.name.removesuffix("_0000.nii.gz")) for path in images]
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor.predict_from_files_sequential([[str(path)] for path in images], targets)
+
+
+def monai_files(checkpoint: Path, images: list[Path], output: Path) -> None:
+    """MONAI's window over our network in PyTorch's own layers; reading, preparing and writing are ours."""
+    from dlunet.networks import load_bundle
+    from dlunet.volumes import write_labels
+
+    bundle = load_bundle(checkpoint)
+    network = eager(bundle.network)
+    predictor = Predictor(bundle)
+    for path in images:
+        volume = read_ct(path)
+        prepared = predictor.prepare(volume)
+        with torch.inference_mode():
+            logits = monai_logits(network, prepared, bundle.plan.patch_size)
+            size = volume.array.shape
+            labels = nn.functional.interpolate(logits, size, mode="trilinear", align_corners=False)[0].argmax(0)
+        write_labels(labels.numpy().astype(np.uint8), output / f"{path.name[:-12]}.nii.gz", volume.stored)
+
+
+def monai_logits(network: nn.Module, prepared: torch.Tensor, patch_size: tuple[int, int, int]) -> torch.Tensor:
+    """MONAI's SlidingWindowInferer as its documentation has it."""
+    from monai.inferers import SlidingWindowInferer
+
+    return SlidingWindowInferer(patch_size, overlap=0.5, mode="gaussian")(prepared[None], network)
+
+
+def eager(network: nn.Module | None) -> nn.Module:
+    """Our network as its users would write it: PyTorch's own layers, default layout."""
+    from torch_engine import in_default_layout
+
+    return in_default_layout(network)  # type: ignore[arg-type]
+
+
+def compare(checkpoint: Path, flips: str, image: Path) -> dict[str, float]:
+    """Our network in nnU-Net's predictor, which sums in float16, and in MONAI's window, beside our own sums."""
+    bundle, engine = load_engine(checkpoint, device="cpu")
+    assert bundle.network is not None
+    prepared = Predictor(bundle).prepare(read_ct(image))
+    logits = predict_logits(TorchEngine(bundle.network), prepared, bundle.plan.patch_size, flips=flips)
+    by_engine = predict_logits(engine, prepared, bundle.plan.patch_size, flips=flips)
+    scale, labels = float(logits.max() - logits.min()), logits.argmax(0)
+    found = {
+        "engine, of range": float((by_engine - logits).abs().max()) / scale,
+        "engine, labels": float((by_engine.argmax(0) == labels).double().mean()),
+    }
+    if flips != "axes":
+        predictor = nnunet_predictor(bundle.network, bundle.plan, flips)
+        with contextlib.redirect_stdout(io.StringIO()):
+            theirs = predictor.predict_sliding_window_return_logits(prepared).float()
+        found["nnunet, of range"] = float((theirs - logits).abs().max()) / scale
+        found["nnunet, labels"] = float((theirs.argmax(0) == labels).double().mean())
+        assert found["nnunet, of range"] < 2e-2 and found["nnunet, labels"] >= 0.999, found
+    assert found["engine, labels"] >= 0.999, found
+    found["organs"] = float((labels > 0).double().mean())
+    return found
+
+
+def peaks(checkpoint: Path, flips: str, image: Path, folder: Path) -> dict[str, float]:
+    """Peak resident memory, GiB, of a process that segments one case: of ours, the whole command."""
+    ours = ["-m", "dlunet", "predict", f"checkpoint={checkpoint}", f"input={image}", f"flips={flips}", "device=cpu"]
+    theirs = [__file__, str(checkpoint), "--flips", flips, "--nnunet-alone", str(image), str(folder / "alone")]
+    return {
+        "dlunet": peak([*ours, f"output={folder / 'peak'}"]),
+        "nnunet": peak(theirs),
+    }
+
+
+def peak(arguments: list[str]) -> float:
+    """Peak resident memory of a Python process, GiB."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, arguments
+    return round(usage.ru_maxrss / 2**20, 3)
+
+
+if __name__ == "__main__":
+    main()
