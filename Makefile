@@ -44,11 +44,14 @@ bench: $(STAMP)  ## The measurements behind what the README says
 	$(BIN)/python benchmarks/preparation_memory.py
 	$(BIN)/python benchmarks/patch_queue.py
 	$(BIN)/python benchmarks/torch_engine.py
+	test -z "$(CHECKPOINT)" || $(BIN)/python benchmarks/inference_memory.py $(CHECKPOINT)
 
 bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own
 	$(PEERS)/bin/python benchmarks/preparation_against_nnunet.py
 	$(PEERS)/bin/python benchmarks/planning_against_nnunet.py
 	$(PEERS)/bin/python benchmarks/patch_store.py
+	@# CHECKPOINT: a light network trained with the paper's plan
+	test -z "$(CHECKPOINT)" || $(PEERS)/bin/python benchmarks/inference_against_peers.py $(CHECKPOINT)
 
 $(PEERS)/.installed: benchmarks/constraints.txt
 	$(PYTHON) -m venv $(PEERS)

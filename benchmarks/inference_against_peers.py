@@ -123,7 +123,12 @@ def sides(checkpoint: Path, flips: str) -> dict[str, Side]:
     }
 
 
-def nnunet_predictor(network: nn.Module, plan: Any, flips: str) -> Any:
+def nnunet_predictor(
+    network: nn.Module,
+    plan: Any,
+    flips: str,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Any:
     """nnU-Net's predictor as its users have it, with the paper's plan and a network of their or our own."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(variable, tempfile.gettempdir())
@@ -139,7 +144,8 @@ def nnunet_predictor(network: nn.Module, plan: Any, flips: str) -> Any:
     configuration = {
         "data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 1, "batch_dice": True,
         "patch_size": list(plan.patch_size), "spacing": list(plan.spacing),
-        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False], "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
         "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape", "resampling_fn_probabilities_kwargs": of_logits,
@@ -161,9 +167,9 @@ def nnunet_predictor(network: nn.Module, plan: Any, flips: str) -> Any:
         "file_ending": ".nii.gz",
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(use_mirroring=flips == "full", device=torch.device("cpu"), allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=flips == "full", device=device, allow_tqdm=False)
         predictor.manual_initialization(
-            network.eval(), plans, plans.get_configuration("3d_fullres"), [network.state_dict()], dataset,
+            network.to(device).eval(), plans, plans.get_configuration("3d_fullres"), [network.state_dict()], dataset,
             "nnUNetTrainer", (0, 1, 2),
         )  # fmt: skip
     return predictor

@@ -119,6 +119,16 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: holds no CT",)),
         (("predict", "checkpoint=x", "input=x", "output=x", "flips=some"), ("flips", "some", "none, axes, full")),
         (("predict", "checkpoint=x", "input=x", "output=x", "step=0"), ("step", "above 0")),
+        (
+            ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "postprocess=nice"),
+            ("largest, holes",),
+        ),
+        (
+            ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "engine=keras"),
+            ("engine", "openvino"),
+        ),
+        (("export", "checkpoint=run/checkpoints/best.ckpt", "format=keras", "output=x"), ("format", "keras", "onnx")),
+        (("predict", "checkpoint=run", "input=flare22/Testing/images", "output=x"), ("run: is no exported network",)),
         (("predict", "chekpoint=x"), ("dlunet: Could not override 'chekpoint'", "`dlunet predict --help`")),
         (("doctor", "data=folder"), ("data/folder", "folders")),
         (("doctor", "data=folders", "x"), ("Error parsing override 'x'",)),
@@ -149,6 +159,25 @@ def test_a_chain_that_cannot_end_does_not_begin(place, dlunet):
     message = dlunet("chain", *TINY, "data.root=few", "output=never", expect=1)
     assert "few: found 0 unlabelled cases; expected at least 2" in message
     assert not (place / "never" / "teacher").exists()
+
+
+def test_an_export_in_flares_container(place, dlunet):
+    """The script, run on a made-up root: CTs in inputs, labels of the same names in outputs, the checkpoint's own."""
+    root = place / "workspace"
+    dlunet("export", "checkpoint=run/checkpoints/best.ckpt", "format=safetensors", f"output={root / 'model'}")
+    shutil.copytree(place / "flare22" / "Testing" / "images", root / "inputs")
+    command = Path(sys.executable).with_name("dlunet")
+    environment = {"WORKSPACE": str(root), "DLUNET": str(command), "PATH": "/usr/bin:/bin", "PYTHONUTF8": "1"}
+    script = ["bash", str(ROOT / "docker" / "predict.sh"), "engine=torch"]
+    done = subprocess.run(script, cwd="/", env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [path.name.replace("_0000", "") for path in sorted((root / "inputs").iterdir())]
+    assert sorted(path.name for path in (root / "outputs").glob("*.nii.gz")) == names
+    words = ("checkpoint=run/checkpoints/best.ckpt", f"input={root / 'inputs'}", "output=straight", "engine=torch")
+    dlunet("predict", *words)
+    for name in names:
+        ours, theirs = (sitk.ReadImage(str(folder / name)) for folder in (root / "outputs", place / "straight"))
+        assert (sitk.GetArrayFromImage(ours) == sitk.GetArrayFromImage(theirs)).all()
 
 
 def test_help_lists_the_verbs(dlunet):
