@@ -4,8 +4,9 @@
     python benchmarks/inference_against_peers.py CHECKPOINT [--flips none full] [--cases 3] [--without-monai]
 
 CHECKPOINT is a light network with the paper's plan. Every side segments the same CTs of 512×512×129 in one process;
-imports, the engine's compilation and one unmeasured case are outside on every side. Checked first: given *our* network,
-nnU-Net's predictor and MONAI's window give our logits' labels. The peak memory is that of a process of its own.
+imports and the engine's compilation are outside on every side. Checked first: our engine and MONAI's window give the
+logits of our own sums in PyTorch; that nnU-Net's predictor does is window_against_nnunet.py's to check. The peak memory
+is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,15 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 from preparation_against_nnunet import write_case
+from process_memory import peak_of
 from torch import nn
 
-from dlunet.inference import Predictor, TorchEngine, load_engine, predict_files, predict_logits
+from dlunet.inference import Predictor, TorchEngine, load_engine, make_engine, predict_files, predict_logits
 from dlunet.labels import FLARE22
-from dlunet.networks import PlainUNet
+from dlunet.networks import PlainUNet, load_bundle
 from dlunet.provenance import provenance
 from dlunet.volumes import read_ct
 
 RESULTS = Path(__file__).parent / "results"
+#: What is compared: a part of the prepared CT that takes four tiles.
+PART = (70, 180, 160)
 SHAPE, SPACING = (129, 512, 512), (1.6, 0.57, 0.57)
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--flips", nargs="+", default=["none", "full"])
     parser.add_argument("--cases", type=int, default=3)
+    parser.add_argument("--image", type=Path, help="a CT of your own instead of a synthetic one")
     parser.add_argument("--without-monai", action="store_true")
     parser.add_argument("--nnunet-alone", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,7 +58,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = write_cases(folder, options.cases)
+        images = write_cases(folder, options.cases, options.image)
         for flips in options.flips:
             measure(options, flips, images, folder)
 
@@ -97,13 +100,13 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
     print(json.dumps({key: result[key] for key in ("seconds_a_case", "times_faster", "peak_rss_gib")}, indent=2))
 
 
-def write_cases(folder: Path, count: int) -> list[Path]:
+def write_cases(folder: Path, count: int, image: Path | None) -> list[Path]:
     """The same CT under several names; nothing is cached between cases on any side."""
-    image, _ = write_case(folder, SHAPE, SPACING)
-    paths = [image.with_name(f"case_{k}_0000.nii.gz") for k in range(count)]
+    image = image or write_case(folder, SHAPE, SPACING)[0]
+    (folder / "cases").mkdir()
+    paths = [folder / "cases" / f"case_{k}_0000.nii.gz" for k in range(count)]
     for path in paths:
         path.write_bytes(image.read_bytes())
-    image.unlink()
     return paths
 
 
@@ -185,7 +188,6 @@ def nnunet_files(predictor: Any, images: list[Path], output: Path) -> None:
 
 def monai_files(checkpoint: Path, images: list[Path], output: Path) -> None:
     """MONAI's window over our network in PyTorch's own layers; reading, preparing and writing are ours."""
-    from dlunet.networks import load_bundle
     from dlunet.volumes import write_labels
 
     bundle = load_bundle(checkpoint)
@@ -216,26 +218,19 @@ def eager(network: nn.Module | None) -> nn.Module:
 
 
 def compare(checkpoint: Path, flips: str, image: Path) -> dict[str, float]:
-    """Our network in nnU-Net's predictor, which sums in float16, and in MONAI's window, beside our own sums."""
-    bundle, engine = load_engine(checkpoint, device="cpu")
+    """Our engine, and MONAI's window, beside our own sums in PyTorch, on a part of a CT."""
+    bundle = load_bundle(checkpoint)
     assert bundle.network is not None
-    prepared = Predictor(bundle).prepare(read_ct(image))
+    prepared = Predictor(bundle).prepare(read_ct(image))[(slice(None), *map(slice, PART))]
     logits = predict_logits(TorchEngine(bundle.network), prepared, bundle.plan.patch_size, flips=flips)
-    by_engine = predict_logits(engine, prepared, bundle.plan.patch_size, flips=flips)
-    scale, labels = float(logits.max() - logits.min()), logits.argmax(0)
-    found = {
-        "engine, of range": float((by_engine - logits).abs().max()) / scale,
-        "engine, labels": float((by_engine.argmax(0) == labels).double().mean()),
-    }
-    if flips != "axes":
-        predictor = nnunet_predictor(bundle.network, bundle.plan, flips)
-        with contextlib.redirect_stdout(io.StringIO()):
-            theirs = predictor.predict_sliding_window_return_logits(prepared).float()
-        found["nnunet, of range"] = float((theirs - logits).abs().max()) / scale
-        found["nnunet, labels"] = float((theirs.argmax(0) == labels).double().mean())
-        assert found["nnunet, of range"] < 2e-2 and found["nnunet, labels"] >= 0.999, found
-    assert found["engine, labels"] >= 0.999, found
-    found["organs"] = float((labels > 0).double().mean())
+    others = {"engine": predict_logits(make_engine(bundle), prepared, bundle.plan.patch_size, flips=flips)}
+    if flips == "none":
+        others["monai"] = monai_logits(bundle.network, prepared, bundle.plan.patch_size)[0]
+    found = {}
+    for name, other in others.items():
+        found[f"{name}, of range"] = float((other - logits).abs().max() / (logits.max() - logits.min()))
+        found[f"{name}, labels"] = float((other.argmax(0) == logits.argmax(0)).double().mean())
+        assert found[f"{name}, labels"] >= 0.999, found
     return found
 
 
@@ -244,17 +239,9 @@ def peaks(checkpoint: Path, flips: str, image: Path, folder: Path) -> dict[str, 
     ours = ["-m", "dlunet", "predict", f"checkpoint={checkpoint}", f"input={image}", f"flips={flips}", "device=cpu"]
     theirs = [__file__, str(checkpoint), "--flips", flips, "--nnunet-alone", str(image), str(folder / "alone")]
     return {
-        "dlunet": peak([*ours, f"output={folder / 'peak'}"]),
-        "nnunet": peak(theirs),
+        "dlunet": peak_of([*ours, f"output={folder / 'peak'}"]),
+        "nnunet": peak_of(theirs),
     }
-
-
-def peak(arguments: list[str]) -> float:
-    """Peak resident memory of a Python process, GiB."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, arguments
-    return round(usage.ru_maxrss / 2**20, 3)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import SimpleITK as sitk
+from process_memory import peak_of
 
 from dlunet.errors import UserError
 from dlunet.inference import Predictor, load_engine, predict_files
@@ -48,14 +46,14 @@ def main() -> None:
         result: dict[str, Any] = {"spacing": SPACING, "slices": {}, "engines": {}}
         for slices in LENGTHS:
             image = write_ct(folder / f"{slices}.nii.gz", (slices, 512, 512))
-            peak = peak_of(checkpoint, image, folder / str(slices))
+            peak = peak_of(predict(checkpoint, image, folder / str(slices)))
             arrays = slices * 512 * 512 * 3 / 2**30  # two bytes a voxel of the CT, one of its labels
             result["slices"][slices] = {"peak_gib": round(peak, 3), "above_arrays_gib": round(peak - arrays, 3)}
             print(slices, result["slices"][slices], flush=True)
         short, long = (result["slices"][slices]["above_arrays_gib"] for slices in LENGTHS)
         result["long_to_short"] = round(long / short, 3)
         for engine, settings in ENGINES.items():
-            peak = peak_of(checkpoint, folder / f"{LENGTHS[0]}.nii.gz", folder / engine, *settings)
+            peak = peak_of(predict(checkpoint, folder / f"{LENGTHS[0]}.nii.gz", folder / engine, *settings))
             result["engines"][engine] = round(peak, 3)
             print(engine, result["engines"][engine], flush=True)
         result["many_cases"] = many_cases(checkpoint, folder / "many")
@@ -77,13 +75,10 @@ def write_ct(path: Path, shape: tuple[int, int, int]) -> Path:
     return path
 
 
-def peak_of(checkpoint: Path, image: Path, output: Path, *settings: str) -> float:
-    """Peak resident memory of the whole command, GiB."""
+def predict(checkpoint: Path, image: Path, output: Path, *settings: str) -> list[str]:
+    """The command that segments a CT."""
     words = [f"checkpoint={checkpoint}", f"input={image}", f"output={output}", "device=cpu", *settings]
-    process = subprocess.Popen([sys.executable, "-m", "dlunet", "predict", *words], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, words
-    return usage.ru_maxrss / 2**20
+    return ["-m", "dlunet", "predict", *words]
 
 
 def many_cases(checkpoint: Path, folder: Path) -> dict[str, float]:
