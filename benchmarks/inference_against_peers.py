@@ -71,13 +71,12 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
     agreement = compare(options.checkpoint, flips, images[0])
     print(flips, json.dumps(agreement, indent=2), flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    for name, side in chosen.items():
-        if name == "dlunet":  # the first tile of a process is slower: memory is fetched from the system
-            side(images[:1], folder / f"{flips}-{name}-first")
-        output = folder / f"{flips}-{name}"
+    # Ours before and after each peer: what else the machine does in between falls on all sides.
+    rounds = ["dlunet", *(name for peer in chosen if peer != "dlunet" for name in (peer, "dlunet"))]
+    for number, name in enumerate(rounds):
         begin = time.perf_counter()
-        side(images, output)
-        seconds[name].append((time.perf_counter() - begin) / len(images))
+        chosen[name](images, folder / f"{flips}-{number}-{name}")
+        seconds[name].append(round((time.perf_counter() - begin) / len(images), 2))
         print(name, seconds[name], flush=True)
     medians = {name: median(values) for name, values in seconds.items()}
     result: dict[str, Any] = {
@@ -87,6 +86,7 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
         "cases": len(images),
         "threads": torch.get_num_threads(),
         "agreement": agreement,
+        "rounds_seconds_a_case": seconds,
         "seconds_a_case": {name: round(value, 2) for name, value in medians.items()},
         "times_faster": {
             name: round(value / medians["dlunet"], 2) for name, value in medians.items() if name != "dlunet"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,7 +175,7 @@ def predict_files(
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
-        _outcome(written, path, failures)
+        _outcome(written.result, path, failures)
 
     with (
         Monitor() as monitor,
@@ -185,9 +185,9 @@ def predict_files(
     ):
         last: tuple[Path, Future[None]] | None = None
         for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay), todo):
-            read = _outcome(future, path, failures)
-            if read is not None:
-                labels = _label(predictor, read, bars)
+            read = _outcome(future.result, path, failures)
+            labels = None if read is None else _outcome(partial(_label, predictor, read, bars), path, failures)
+            if read is not None and labels is not None:
                 row = as_row(monitor.finish(case_name(path)))
                 if last:
                     done(*last)  # at most one case waits for the disk
@@ -225,14 +225,16 @@ def _one_ahead(
         yield item, current
 
 
-def _outcome(future: Future[Result], path: Path, failures: list[Path]) -> Result | None:
+def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Result | None:
     """The result; where the case failed, say so, note it, and return None."""
     try:
-        return future.result()
+        return work()
     except UserError as error:
         logger.error("%s", error)
-        failures.append(path)
-        return None
+    except (MemoryError, torch.OutOfMemoryError):
+        logger.error("%s: too little memory for this CT; free some, or choose device=cpu", path)
+    failures.append(path)
+    return None
 
 
 def _read(predictor: Predictor, path: Path, keep_image: bool) -> _Read:

@@ -5,8 +5,11 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +21,7 @@ from torch import nn
 from dlunet.errors import UserError
 from dlunet.inference import Extras, Predictor, find_images, labels_on_grid, predict_files, predict_logits
 from dlunet.labels import FLARE22
-from dlunet.networks import Bundle
+from dlunet.networks import Bundle, LightUNet
 from dlunet.preparation import Intensity, Plan, prepare_image
 from dlunet.volumes import read_ct
 
@@ -153,6 +156,50 @@ def test_few_slices_other_types_and_padding_outside_the_scan(predictor, tmp_path
     labels, written = read(tmp_path / "out" / "ct.nii.gz")
     np.testing.assert_array_equal(labels, expected_labels(hu))
     assert written.GetSpacing() == pytest.approx(spacing[::-1])
+
+
+def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, write_volume, caplog):
+    air = write_volume(tmp_path / "air.nii.gz", np.full((4, 40, 40), -1000, np.int16), spacing=(8.0, 8.0, 8.0))
+    predict_files(Predictor(Bundle(LightUNet(), PLAN, FLARE22)), [air], tmp_path / "air")
+    assert read(tmp_path / "air" / "air.nii.gz")[0].shape == (4, 40, 40)
+
+    class Full(nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(UserError, match="2 of 2 cases"):
+        predict_files(Predictor(Bundle(Full(), PLAN, FLARE22)), images, tmp_path / "full")
+    assert f"{images[0]}: too little memory" in caplog.text
+
+
+def test_killed_at_any_moment_and_run_again(images, tmp_path):
+    """The labels are those of an uninterrupted run, and nothing half-written stays."""
+    inputs, output = tmp_path / "inputs", tmp_path / "out"
+    inputs.mkdir()
+    for number in range(8):
+        (inputs / f"case_{number}.nii.gz").symlink_to(images[number % 2])
+    bundle = Bundle(BrighterThan(), PLAN, FLARE22)
+    predict_files(Predictor(bundle), find_images(inputs), tmp_path / "whole")
+    child = f"""
+import sys, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from test_predictor import *
+class Slow(BrighterThan):
+    def forward(self, x):
+        time.sleep(0.05)
+        return super().forward(x)
+predict_files(Predictor(Bundle(Slow(), PLAN, FLARE22)), find_images(Path({str(inputs)!r})), Path({str(output)!r}))
+"""
+    for finished in (1, 4):
+        with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.DEVNULL) as process:
+            while len(list(output.glob("case_*"))) < finished and process.poll() is None:
+                time.sleep(0.002)
+            process.kill()
+    assert 4 <= len(list(output.glob("case_*"))) < 8
+    predict_files(Predictor(bundle), find_images(inputs), output)
+    assert sorted(os.listdir(output)) == sorted(os.listdir(tmp_path / "whole"))
+    for path in output.glob("*.nii.gz"):
+        np.testing.assert_array_equal(read(path)[0], read(tmp_path / "whole" / path.name)[0])
 
 
 def test_what_the_extras_write(predictor, images, tmp_path):
