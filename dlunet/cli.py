@@ -144,9 +144,9 @@ def predict(config: DictConfig) -> None:
     steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
     if not set(steps) <= set(STEPS):
         raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
+    bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
     sources = config.input if isinstance(config.input, ListConfig) else [config.input]
     images = [image for source in sources for image in find_images(Path(str(source)))]
-    bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
     print(f"engine: {engine.name}")
     predictor = Predictor(bundle, config.step, config.flips, engine, tuple(steps))
     predict_files(predictor, images, Path(config.output), extras=Extras(config.volumes, config.overlay, plot=True))

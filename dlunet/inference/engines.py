@@ -119,7 +119,8 @@ def load_engine(
     Raises:
         UserError: The checkpoint cannot be used, or the engine is not installed or cannot do what is asked.
     """
-    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+    asked = (("engine", engine, ENGINES), ("device", device, DEVICES), ("precision", precision, PRECISIONS))
+    for name, value, known in asked:
         if value not in known:
             raise UserError(f"{name}: found {value}; expected one of {', '.join(known)}")
     if device == "auto":
@@ -185,8 +186,6 @@ ENGINES = ("auto", *NEEDS)
 
 def _chosen(engine: str, preferred: Sequence[str]) -> str:
     """The engine that the user named, if it is installed; else the first of the preferred ones that is."""
-    if engine not in ENGINES:
-        raise UserError(f"engine: found {engine}; expected one of {', '.join(ENGINES)}")
     if engine == "auto":
         return next((name for name in preferred if not _missing(name)), preferred[-1])
     missing = _missing(engine)

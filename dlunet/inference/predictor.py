@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,12 +218,10 @@ def _one_ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Future[Result]]]:
     """Each item with its result, where work on the next one has begun."""
-    following = pool.submit(work, items[0]) if items else None
-    for item, next_item in zip(items, [*items[1:], None], strict=True):
-        assert following is not None
-        current = following
-        following = None if next_item is None else pool.submit(work, next_item)
-        yield item, current
+    begun = deque(pool.submit(work, item) for item in items[:1])
+    for number, item in enumerate(items, start=1):
+        begun.extend(pool.submit(work, following) for following in items[number : number + 1])
+        yield item, begun.popleft()
 
 
 def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Result | None:

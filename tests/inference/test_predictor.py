@@ -102,6 +102,7 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
     ended.wait()
     (tmp_path / f".{platform.node()}.{ended.pid}.FLARETs_0002.nii.gz").write_text("half-written")
     predict_files(predictor, images, tmp_path)
+    predict_files(predictor, images, tmp_path)  # nothing is left to do
     assert sorted(os.listdir(tmp_path)) == WRITTEN
     assert first.stat().st_mtime_ns == stamp
     assert list(seconds(tmp_path)) == ["FLARETs_0001", "FLARETs_0002"]
