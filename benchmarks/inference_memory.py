@@ -53,7 +53,9 @@ def main() -> None:
         short, long = (result["slices"][slices]["above_arrays_gib"] for slices in LENGTHS)
         result["long_to_short"] = round(long / short, 3)
         for engine, settings in ENGINES.items():
-            peak = peak_of(predict(checkpoint, folder / f"{LENGTHS[0]}.nii.gz", folder / engine, *settings))
+            peak = peak_of(
+                predict(checkpoint, folder / f"{LENGTHS[0]}.nii.gz", folder / engine.replace(", ", "-"), *settings)
+            )
             result["engines"][engine] = round(peak, 3)
             print(engine, result["engines"][engine], flush=True)
         result["many_cases"] = many_cases(checkpoint, folder / "many")

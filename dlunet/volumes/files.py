@@ -85,9 +85,10 @@ def read_ct(path: Path) -> Volume:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
     canonical, stored = _read_canonical(path)
+    values = sitk.GetArrayViewFromImage(canonical)
     # Widened at the end, from a view: at most one copy of the file's own type, half as large, stands beside it.
-    volume = Volume(sitk.GetArrayViewFromImage(canonical).astype(np.float32), _spacing(canonical), stored)
-    if not np.isfinite(volume.array).all():
+    volume = Volume(values.astype(np.float32), _spacing(canonical), stored)
+    if values.dtype.kind == "f" and not np.isfinite(volume.array).all():
         count = int((~np.isfinite(volume.array)).sum())
         raise UserError(
             f"{path}: {count} voxels are NaN or infinite; expected finite Hounsfield units; repair the file"
