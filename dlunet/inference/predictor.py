@@ -237,7 +237,7 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
 
 
 def _read(predictor: Predictor, path: Path, keep_image: bool) -> _Read:
-    volume = read_ct(path)
+    volume = read_ct(path, keep_integers=True)
     image = volume.array if keep_image else None
     return _Read(predictor.prepare(volume), volume.array.shape, volume.spacing, volume.stored, image)
 

@@ -78,16 +78,22 @@ def unreadable_volumes(folder: Path) -> list[str]:
     return [message for message in messages if message]
 
 
-def read_ct(path: Path) -> Volume:
-    """Read a CT, a file or a folder of DICOM slices, in Hounsfield units as float32.
+def read_ct(path: Path, keep_integers: bool = False) -> Volume:
+    """Read a CT, a file or a folder of DICOM slices, in Hounsfield units.
+
+    Args:
+        path: The file or folder.
+        keep_integers: Leave voxels that are whole numbers of at most 16 bits as they are, in half the memory or less.
+            By default, and else, they become float32.
 
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
     canonical, stored = _read_canonical(path)
     values = sitk.GetArrayViewFromImage(canonical)
+    small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
     # Widened at the end, from a view: at most one copy of the file's own type, half as large, stands beside it.
-    volume = Volume(values.astype(np.float32), _spacing(canonical), stored)
+    volume = Volume(values.astype(values.dtype if keep_integers and small else np.float32), _spacing(canonical), stored)
     if values.dtype.kind == "f" and not np.isfinite(volume.array).all():
         count = int((~np.isfinite(volume.array)).sum())
         raise UserError(

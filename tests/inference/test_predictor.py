@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial.transform import Rotation
 from torch import nn
 
 from dlunet.errors import UserError
@@ -142,6 +143,35 @@ def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tmp_path, w
     logits = predict_logits(network, prepared, PLAN.patch_size, 0.5, flips)
     np.testing.assert_array_equal(labels, labels_on_grid([logits], logits.shape[1:], shape))
     assert labels.shape == shape and len(np.unique(labels)) > 3
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAI", "SLP"])
+def test_oblique_directions(predictor, tmp_path, write_volume, orientation):
+    """A turned gantry changes where the voxels lie, not what they are: the labels are those of the upright CT."""
+    hu = np.random.default_rng(0).normal(0, 200, (18, 34, 40)).astype(np.int16)
+    tilt = Rotation.from_euler("ZYX", [20, -15, 10], degrees=True).as_matrix()
+    for name, rotation in (("upright", None), ("oblique", tilt)):
+        grid = {"spacing": (8, 7, 9), "origin": (30, -20, 10), "orientation": orientation, "rotation": rotation}
+        predict_files(predictor, [write_volume(tmp_path / f"{name}.nii.gz", hu, **grid)], tmp_path / "out")
+    upright, oblique = (read(tmp_path / "out" / f"{name}.nii.gz") for name in ("upright", "oblique"))
+    np.testing.assert_array_equal(oblique[0], upright[0])
+    assert len(np.unique(oblique[0])) == 3
+    _, ct = read(tmp_path / "oblique.nii.gz")
+    for what in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(oblique[1], what)() == pytest.approx(getattr(ct, what)(), abs=1e-5)
+
+
+@pytest.mark.parametrize("inserts", [0, 900])
+def test_a_phantom_of_the_scanner(tmp_path, write_volume, inserts):
+    """Water in air, alone or with dense rods, as scanners are calibrated with: nothing that a body has."""
+    _, y, x = np.indices((12, 40, 40)) - np.array([0, 20, 20]).reshape(3, 1, 1, 1)
+    hu = np.where(np.hypot(y, x) < 14, 0, -1000)
+    hu[(np.hypot(y - 7, x) < 2) | (np.hypot(y + 7, x) < 2)] += inserts
+    path = write_volume(tmp_path / "water.nii.gz", hu.astype(np.int16), spacing=(5, 7, 7))
+    torch.manual_seed(0)
+    predict_files(Predictor(Bundle(LightUNet(), PLAN, FLARE22)), [path], tmp_path / "out", extras=Extras(overlay=True))
+    assert read(tmp_path / "out" / "water.nii.gz")[0].shape == hu.shape
+    assert plt.imread(tmp_path / "out" / "water.png").shape[2] == 4
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])

@@ -142,6 +142,20 @@ def test_other_formats_with_nan(tmp_path, write_volume, ending):
 
 
 @pytest.mark.parametrize(
+    ("stored", "kept"),
+    [("int16", "int16"), ("uint8", "uint8"), ("uint16", "uint16"), ("int32", "float32"), ("float64", "float32")],
+)
+def test_integers_are_kept_where_asked(tmp_path, write_volume, stored, kept):
+    """Whichever type comes back, the values are those that were stored."""
+    values = np.abs(HU).astype(stored) % 200
+    path = write_volume(tmp_path / "ct.nii.gz", values)
+    for keep_integers, dtype in ((True, kept), (False, "float32")):
+        ct = read_ct(path, keep_integers=keep_integers)
+        assert ct.array.dtype == dtype
+        np.testing.assert_array_equal(ct.array, values)
+
+
+@pytest.mark.parametrize(
     ("value", "dtype", "num_classes"),
     [(2.5, np.float32, None), (-1, np.int16, None), (256, np.int32, None), (14, np.uint8, 14), (4, np.float64, 4)],
 )
