@@ -49,7 +49,7 @@ def resample(
     shape: Sequence[int],
     order: int,
     nearest_axis: int | None = None,
-    before: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.float,
+    before: Callable[[Array], torch.Tensor] | None = None,
 ) -> Array:
     """Resample a volume to a new shape; the corners of both grids coincide.
 
@@ -58,21 +58,21 @@ def resample(
         shape: The new (z, y, x).
         order: Order of the spline: 3 for images, 1 for logits.
         nearest_axis: An axis (0 to 2) along which the nearest voxel is taken instead.
-        before: What is done to the voxels first, a few slices at a time: a copy of a large CT is never made.
+        before: What makes float32 of the voxels, a few slices at a time: a copy of a large CT is never made.
 
     Returns:
         (C, *shape), float32, of the same kind as ``volume``. A spline overshoots at edges: no value leaves the range
         of its channel, or, where an axis is apart, of the slice across it that the value comes from.
     """
-    values = torch.as_tensor(volume)
+    before = before or _as_float
     along_z, *in_plane = (
         resampling_matrix(n, n if axis == nearest_axis else m, order)
-        for axis, (n, m) in enumerate(zip(values.shape[1:], shape, strict=True))
+        for axis, (n, m) in enumerate(zip(volume.shape[1:], shape, strict=True))
     )
     across = [axis for axis in (1, 2, 3) if nearest_axis is None or axis != nearest_axis + 1]
     slices, lowest, highest = [], [], []
-    for slab in values.split(SLAB, dim=1):
-        slab = before(slab)
+    for begin in range(0, volume.shape[1], SLAB):
+        slab = before(volume[:, begin : begin + SLAB])
         slices.append(_along_last_axes(slab, in_plane))
         within = [axis for axis in across if axis > 1]
         lowest.append(slab.amin(within, keepdim=True))
@@ -84,9 +84,15 @@ def resample(
             limits = limits[0].amin(1, keepdim=True), limits[1].amax(1, keepdim=True)
         resampled.clamp_(*limits)
     if nearest_axis is not None:
-        taken = nearest_voxels(values.shape[nearest_axis + 1], shape[nearest_axis])
+        taken = nearest_voxels(volume.shape[nearest_axis + 1], shape[nearest_axis])
         resampled = resampled.index_select(nearest_axis + 1, taken)
     return resampled.numpy() if isinstance(volume, np.ndarray) else resampled
+
+
+def _as_float(voxels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    return (
+        voxels.float() if isinstance(voxels, torch.Tensor) else torch.from_numpy(voxels.astype(np.float32, order="C"))
+    )
 
 
 def resample_labels(labels: np.ndarray, shape: Sequence[int], nearest_axis: int | None = None) -> np.ndarray:

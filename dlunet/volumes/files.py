@@ -13,7 +13,7 @@ from dlunet.errors import UserError
 from dlunet.files import temporary_path
 from dlunet.volumes import metaimage, nifti
 from dlunet.volumes.dicom import is_series, is_slice, read_series
-from dlunet.volumes.geometry import CANONICAL_ORIENTATION, Geometry
+from dlunet.volumes.geometry import Geometry
 
 #: File endings that are read as volumes.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
@@ -83,17 +83,16 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
 
     Args:
         path: The file or folder.
-        keep_integers: Leave voxels that are whole numbers of at most 16 bits as they are, in half the memory or less.
-            By default, and else, they become float32.
+        keep_integers: Leave voxels that are whole numbers of at most 16 bits as they are: a read-only view of what was
+            read, in half the memory or less. By default, and else, they become float32.
 
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
-    canonical, stored = _read_canonical(path)
-    values = sitk.GetArrayViewFromImage(canonical)
-    small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
-    # Widened at the end, from a view: at most one copy of the file's own type, half as large, stands beside it.
-    volume = Volume(values.astype(values.dtype if keep_integers and small else np.float32), _spacing(canonical), stored)
+    values, stored = _read_canonical(path)
+    if not (keep_integers and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
+        values = values.astype(np.float32, order="C")
+    volume = Volume(values, stored.canonical_spacing, stored)
     if values.dtype.kind == "f" and not np.isfinite(volume.array).all():
         count = int((~np.isfinite(volume.array)).sum())
         raise UserError(
@@ -112,15 +111,14 @@ def read_labels(path: Path, num_classes: int | None = None) -> Volume:
     Raises:
         UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
     """
-    canonical, stored = _read_canonical(path)
-    values = sitk.GetArrayViewFromImage(canonical)
+    values, stored = _read_canonical(path)
     highest = 255 if num_classes is None else num_classes - 1
-    labels = values.astype(np.uint8)
+    labels = values.astype(np.uint8, order="C")
     wrong = values != labels
     if wrong.any() or labels.max(initial=0) > highest:
         value = values[wrong].flat[0] if wrong.any() else labels.max()
         raise UserError(f"{path}: found the label value {value}; expected whole numbers from 0 to {highest}")
-    return Volume(labels, _spacing(canonical), stored)
+    return Volume(labels, stored.canonical_spacing, stored)
 
 
 def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
@@ -131,10 +129,7 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    canonical = _orient(_blank(stored), CANONICAL_ORIENTATION)
-    image = sitk.GetImageFromArray(labels.astype(np.uint8, copy=False))
-    image.CopyInformation(canonical)
-    image = stored.apply_to(_orient(image, stored.orientation))
+    image = stored.apply_to(sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False)))
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,23 +222,19 @@ def _of_plausible_size(path: Path, image: sitk.Image) -> sitk.Image:
     return image
 
 
-def _read_canonical(path: Path) -> tuple[sitk.Image, Geometry]:
+def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry]:
+    """The voxels as they are in the file, in canonical orientation, and the file's grid."""
     image = _read_image(path)
-    return _orient(image, CANONICAL_ORIENTATION), Geometry.of(image)
+    stored = Geometry.of(image)
+    return stored.to_canonical(np.asarray(_Pixels(image))), stored
 
 
-def _spacing(image: sitk.Image) -> tuple[float, float, float]:
-    x, y, z = image.GetSpacing()
-    return z, y, x
+class _Pixels:
+    """An image's memory, for NumPy to look at: an array of it keeps the image alive."""
 
-
-def _orient(image: sitk.Image, orientation: str) -> sitk.Image:
-    """Permute and flip axes to the nearest orientation; voxel values stay as they are."""
-    return sitk.DICOMOrient(image, orientation)
-
-
-def _blank(geometry: Geometry) -> sitk.Image:
-    return geometry.apply_to(sitk.Image(list(geometry.size), sitk.sitkUInt8))
+    def __init__(self, image: sitk.Image) -> None:
+        self.image = image
+        self.__array_interface__ = sitk.GetArrayViewFromImage(image).__array_interface__
 
 
 def _last_line(error: Exception) -> str:

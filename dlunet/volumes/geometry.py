@@ -39,6 +39,31 @@ class Geometry:
         image.SetDirection(self.direction)
         return image
 
+    @property
+    def canonical_spacing(self) -> tuple[float, float, float]:
+        """Voxel size (z, y, x) in mm, once in canonical orientation."""
+        order, _ = self._turns()
+        z, y, x = (self.spacing[2 - axis] for axis in order)
+        return z, y, x
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        """A view of an array of the file's axes, (z, y, x), in the nearest canonical orientation."""
+        order, flipped = self._turns()
+        return np.flip(array.transpose(order), flipped)
+
+    def from_canonical(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`to_canonical`."""
+        order, flipped = self._turns()
+        return np.flip(array, flipped).transpose(np.argsort(order))
+
+    def _turns(self) -> tuple[list[int], tuple[int, ...]]:
+        """Which array axis becomes the canonical z, y and x, and which of those are flipped then."""
+        orient = sitk.DICOMOrientImageFilter()
+        orient.SetDesiredCoordinateOrientation(CANONICAL_ORIENTATION)
+        orient.Execute(self.apply_to(sitk.Image([1, 1, 1], sitk.sitkUInt8)))
+        order = [2 - axis for axis in reversed(orient.GetPermuteOrder())]
+        return order, tuple(2 - axis for axis, flipped in enumerate(orient.GetFlipAxes()) if flipped)
+
     def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
         """Whether both describe the same voxels: equal sizes, and corners that agree within ``tolerance`` voxels."""
         if self.size != other.size:
