@@ -1,4 +1,4 @@
-"""What runs a trained network: PyTorch, ONNX Runtime or OpenVINO, behind one small interface."""
+"""What runs a trained network: compiled code, OpenVINO, ONNX Runtime or PyTorch, behind one small interface."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dlunet.errors import UserError
 from dlunet.inference.export import is_export, read_export
+from dlunet.inference.native import NativeEngine, NativeUnavailable, can_run, find_compiler
 from dlunet.networks import Bundle, UNet, load_bundle
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def load_engine(
 
     Args:
         checkpoint: A checkpoint, a .safetensors file, or a folder that ``dlunet export`` wrote.
-        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: on a GPU torch, else the fastest installed.
+        engine: One of :data:`ENGINES`; ``auto``: on a GPU torch, else the fastest that can be used.
         device: ``cpu``, ``cuda``, or ``tensorrt`` (ONNX Runtime); ``auto``: the GPU, where there is one.
         precision: Of the network's own arithmetic. ``auto``: float16 on a GPU, else float32.
 
@@ -136,6 +137,14 @@ def load_engine(
 def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", precision: str = "auto") -> Engine:
     """Bring a bundle's network into an engine; see :func:`load_engine`."""
     assert bundle.network is not None
+    if engine == "native" or (engine == "auto" and device == "cpu" and precision in ("auto", "float32")):
+        try:
+            return _native(bundle, device, precision)
+        except NativeUnavailable as error:
+            if engine == "native":
+                raise UserError(f"engine=native: {error}; install a C++ compiler, or choose engine=openvino") from None
+            if can_run(bundle.network) and find_compiler():  # it should have worked
+                logger.warning("engine=native cannot be used: %s", error)
     name = _chosen(engine, ("torch",) if device == "cuda" else ("openvino", "onnxruntime", "torch"))
     if precision == "auto":
         precision = "float16" if device == "cuda" and name == "torch" else "float32"
@@ -147,6 +156,15 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
 
     assert isinstance(bundle.network, UNet)
     return _of_onnx(name, to_onnx(bundle.network, bundle.plan.patch_size).SerializeToString(), device, precision)
+
+
+def _native(bundle: Bundle, device: str, precision: str) -> Engine:
+    if device != "cpu":
+        raise UserError(f"device={device}: engine=native runs on the CPU; expected device=cpu")
+    if precision not in ("auto", "float32"):
+        raise UserError(f"precision={precision}: engine=native computes in float32; expected precision=float32")
+    assert bundle.network is not None
+    return NativeEngine(bundle.network, bundle.plan.patch_size)
 
 
 def _exported(folder: Path, engine: str, device: str, precision: str) -> tuple[Bundle, Engine]:
@@ -181,7 +199,7 @@ NEEDS: dict[str, tuple[Sequence[str], str]] = {
     "onnxruntime": (("onnx", "onnxruntime"), "onnx"),
     "openvino": (("onnx", "openvino"), "openvino"),
 }
-ENGINES = ("auto", *NEEDS)
+ENGINES = ("auto", "native", *NEEDS)
 
 
 def _chosen(engine: str, preferred: Sequence[str]) -> str:

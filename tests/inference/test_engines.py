@@ -11,6 +11,7 @@ from torch import nn
 
 from dlunet.errors import UserError
 from dlunet.inference import Predictor, engines, export_bundle, load_engine
+from dlunet.inference.native import find_compiler, library
 from dlunet.labels import FLARE22
 from dlunet.networks import build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
@@ -26,6 +27,7 @@ NETWORK = {
 }
 OTHERS = [name for name in ("onnxruntime", "openvino") if find_spec(name) and find_spec("onnx")]
 FORMATS = ["safetensors", *(["onnx"] if find_spec("onnx") else []), *(["openvino"] if "openvino" in OTHERS else [])]
+OTHERS += ["native"] if find_compiler() else []
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,10 @@ def test_a_safetensors_file_alone(checkpoint, volume, tmp_path):
 
 
 def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
+    if find_compiler():
+        assert load_engine(checkpoint, device="cpu")[1].name == "native on cpu, float32"
+    monkeypatch.setattr(library, "find_compiler", lambda: None)
+    library.load_library.cache_clear()
     for installed, expected in (
         ({"onnx", "openvino", "onnxruntime"}, "openvino"),
         ({"onnx", "onnxruntime"}, "onnxruntime"),
@@ -106,10 +112,15 @@ def no_engine(name, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "tensorflow"}, "engine: found tensorflow; expected one of auto, torch, onnxruntime, openvino"),
+        (
+            {"engine": "tensorflow"},
+            "engine: found tensorflow; expected one of auto, native, torch, onnxruntime, openvino",
+        ),
         ({"device": "tpu"}, "device: found tpu; expected one of auto, cpu, cuda, tensorrt"),
         ({"precision": "int3"}, "precision: found int3; expected one of auto, float32"),
         ({"engine": "torch", "device": "tensorrt"}, "device=tensorrt: expected engine=onnxruntime"),
+        ({"engine": "native", "device": "tensorrt"}, "engine=native runs on the CPU; expected device=cpu"),
+        ({"engine": "native", "precision": "bfloat16"}, "engine=native computes in float32"),
     ],
 )
 def test_settings_that_do_not_exist(settings, message, checkpoint):

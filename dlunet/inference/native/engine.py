@@ -1,0 +1,260 @@
+"""A light U-Net as the operations of ``light_unet.cpp``: its weights in their order, and the memory they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlunet.inference.native.library import FLAGS, NativeUnavailable, load_library
+from dlunet.networks import LightUNet
+from dlunet.networks.layers import InstanceNorm3d, SeparableConv3d, SeparableUpsampling
+from dlunet.networks.unet import LightStage
+
+#: The size of every kernel along x in the library; a smaller one is padded with zeros.
+TAPS_X = 3
+
+Int3 = c_int * 3
+
+
+class _Source(Structure):
+    _fields_ = (
+        ("values", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("upsampling", c_void_p),
+        ("shape", Int3),
+        ("step", Int3),
+        ("stored", c_int),
+        ("channels", c_int),
+    )
+
+
+class _Normalisation(Structure):
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("epsilon", c_float),
+    )
+
+
+class _Separable(Structure):
+    _fields_ = (
+        ("sources", _Source * 2),
+        ("count", c_int),
+        ("depthwise", c_void_p),
+        ("depthwise_bias", c_void_p),
+        ("pointwise", c_void_p),
+        ("bias", c_void_p),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("norm", _Normalisation),
+        ("depth", c_int),
+        ("kernel", c_int * 2),
+        ("stride", Int3),
+        ("shape", Int3),
+        ("channels", c_int),
+    )
+
+
+class _Head(Structure):
+    _fields_ = (("source", _Source), ("weight", c_void_p), ("out", c_void_p), ("depth", c_int), ("classes", c_int))
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A tensor of the network, before the normalisation and activation that its readers do.
+
+    Attributes:
+        data: (z, y, x, channels), channels padded.
+        real: Channels that are not padding.
+        norm: Scale and shift of the normalisation, or None: used as it is.
+        upsampling: What brings it to a finer grid, or None.
+    """
+
+    data: Tensor
+    real: int
+    norm: tuple[Tensor, Tensor] | None = None
+    upsampling: SeparableUpsampling | None = None
+
+
+class NativeEngine:
+    """The light U-Net as compiled code, on a CPU, in float32.
+
+    Its memory: the network's skips, one more tensor of the largest size, and the logits.
+
+    Args:
+        network: A light U-Net.
+        patch_size: (z, y, x) of every tile.
+        flags: For the compiler.
+
+    Raises:
+        NativeUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
+    """
+
+    def __init__(self, network: nn.Module, patch_size: Sequence[int], flags: tuple[str, ...] = FLAGS) -> None:
+        if not can_run(network):
+            raise NativeUnavailable("it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x")
+        assert isinstance(network, LightUNet)
+        self.device = "cpu"
+        self.name = "native on cpu, float32"
+        self._library = load_library(flags)
+        self._library.separable.argtypes = (POINTER(_Separable), c_int)
+        self._library.classify.argtypes = (POINTER(_Head), c_int)
+        self._width = self._library.width()
+        self._kept: list[Tensor] = []  # what the operations point to
+        self._operations: list[_Separable] = []
+        self._lay_out(network, tuple(patch_size))
+
+    def __call__(self, tile: Tensor) -> Tensor:
+        """Logits of a tile."""
+        self._input.copy_(tile[0].movedim(0, -1))
+        threads = torch.get_num_threads()
+        for operation in self._operations:
+            self._library.separable(byref(operation), threads)
+        self._library.classify(byref(self._head), threads)
+        return self._logits
+
+    def _lay_out(self, network: LightUNet, patch_size: tuple[int, ...]) -> None:
+        shapes = [patch_size]
+        for stride in network.strides:
+            shapes.append(tuple(size // step for size, step in zip(shapes[-1], stride, strict=True)))
+        skips = [
+            torch.empty(*shape, self._padded(channels))
+            for shape, channels in zip(shapes, network.features, strict=True)
+        ]
+        # A stage's first result is read by its second convolution alone: all stages can use the same memory.
+        between = torch.empty(max(skip.numel() for skip in skips))
+        self._input = torch.empty(*patch_size, network.in_channels)
+
+        values, encoded = _Values(self._input, network.in_channels), []
+        for stage, skip, stride in zip(network.encoder, skips, [(1, 1, 1), *network.strides], strict=True):
+            values = self._add_stage(cast(LightStage, stage), [values], stride, between, skip)
+            encoded.append(values)
+        for level, fine in zip(network.decoder, reversed(encoded[:-1]), strict=True):
+            parts = cast(nn.ModuleDict, level)
+            up = _Values(values.data, values.real, values.norm, cast(SeparableUpsampling, parts["up"]))
+            # The skip is read for the last time by the stage's first convolution, so the second can overwrite it.
+            values = self._add_stage(cast(LightStage, parts["stage"]), [up, fine], (1, 1, 1), between, fine.data)
+
+        self._logits = torch.empty(1, network.num_classes, *patch_size)
+        weight = cast(nn.Conv3d, parts["head"]).weight.detach().flatten(1)
+        self._head = _Head(
+            source=self._source(values),
+            weight=self._keep(self._packed(weight, values)),
+            out=self._logits.data_ptr(),
+            depth=values.real,
+            classes=network.num_classes,
+        )
+
+    def _add_stage(
+        self, stage: LightStage, sources: list[_Values], stride: Sequence[int], between: Tensor, out: Tensor
+    ) -> _Values:
+        first = self._add(stage.conv1, stage.norm1, sources, stride, between[: out.numel()].view_as(out))
+        return self._add(stage.conv2, stage.norm2, [first], (1, 1, 1), out, residual=first.data)
+
+    def _add(
+        self,
+        layers: SeparableConv3d,
+        norm: InstanceNorm3d,
+        sources: list[_Values],
+        stride: Sequence[int],
+        out: Tensor,
+        residual: Tensor | None = None,
+    ) -> _Values:
+        """Add a separable convolution of one source, or of two sources' channels together."""
+        depthwise, pointwise = (cast(nn.Conv3d, layer) for layer in layers)
+        assert depthwise.bias is not None and pointwise.bias is not None
+        count, channels = len(sources), out.shape[-1]
+        kernels = torch.cat([self._pad(part) for part in depthwise.weight.detach()[:, 0].chunk(count)])
+        kernels = F.pad(kernels, [(TAPS_X - kernels.shape[3]) // 2] * 2)  # (channels, z, y, TAPS_X)
+        biases = torch.cat([self._pad(part) for part in depthwise.bias.detach().chunk(count)])
+        matrix = pointwise.weight.detach().flatten(1)
+        scale, shift = torch.empty(channels), torch.empty(channels)
+        operation = _Separable(
+            count=count,
+            depthwise=self._keep(kernels.unflatten(0, (-1, self._width)).permute(0, 2, 3, 4, 1)),
+            depthwise_bias=self._keep(biases),
+            pointwise=self._keep(self._packed(matrix, *sources)),
+            bias=self._keep(self._pad(pointwise.bias.detach())),
+            residual=None if residual is None else residual.data_ptr(),
+            out=self._keep(out),
+            norm=_Normalisation(
+                weight=self._keep(self._pad(norm.weight.detach())),
+                bias=self._keep(self._pad(norm.bias.detach())),
+                scale=self._keep(scale),
+                shift=self._keep(shift),
+                epsilon=norm.eps,
+            ),
+            depth=self._depth(sources),
+            kernel=tuple(depthwise.kernel_size[:2]),
+            stride=tuple(stride),
+            shape=tuple(out.shape[:3]),
+            channels=channels,
+        )
+        for place, source in enumerate(sources):
+            operation.sources[place] = self._source(source)
+        self._operations.append(operation)
+        return _Values(out, pointwise.out_channels, (scale, shift))
+
+    def _source(self, values: _Values) -> _Source:
+        scale, shift = values.norm or (None, None)
+        stored = values.data.shape[3]
+        source = _Source(
+            values=self._keep(values.data),
+            scale=None if scale is None else scale.data_ptr(),
+            shift=None if shift is None else shift.data_ptr(),
+            shape=tuple(values.data.shape[:3]),
+            step=(1, 1, 1),
+            stored=stored,
+            channels=self._padded(stored),
+        )
+        if values.upsampling:
+            weight = self._pad(self._pad(values.upsampling.combined_weight().detach()).transpose(0, 1))
+            weight = weight.unflatten(0, (-1, self._width))  # (out / WIDTH, WIDTH, in, step z, step y, step x)
+            source.upsampling = self._keep(weight.permute(3, 4, 5, 0, 2, 1))
+            source.step, source.channels = tuple(weight.shape[3:]), weight.shape[0] * self._width
+        return source
+
+    def _packed(self, matrix: Tensor, *sources: _Values) -> Tensor:
+        """A matrix (out, in of all sources) as (out / WIDTH, depth, WIDTH)."""
+        columns = [self._pad(part.T) for part in matrix.chunk(len(sources), dim=1)]
+        rows = self._pad(torch.cat(columns)[: self._depth(sources)].T)
+        return rows.unflatten(0, (-1, self._width)).transpose(1, 2)
+
+    def _depth(self, sources: Sequence[_Values]) -> int:
+        """The channels that a pointwise layer has to multiply: padding at the end is left out."""
+        return sources[0].real if len(sources) == 1 else sum(self._source_channels(source) for source in sources)
+
+    def _source_channels(self, values: _Values) -> int:
+        up = values.upsampling
+        return self._padded(values.data.shape[3] if up is None else cast(nn.Conv3d, up[1]).out_channels)
+
+    def _padded(self, channels: int) -> int:
+        return math.ceil(channels / self._width) * self._width
+
+    def _pad(self, tensor: Tensor) -> Tensor:
+        """Pad the first axis with zeros."""
+        return F.pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, self._padded(len(tensor)) - len(tensor)])
+
+    def _keep(self, tensor: Tensor) -> int:
+        """The address of a tensor's values, which are kept for as long as the engine."""
+        self._kept.append(tensor.float().contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def can_run(network: nn.Module | None) -> bool:
+    """Whether the library has what a network needs."""
+    if not isinstance(network, LightUNet):
+        return False
+    depthwise = [module for module in network.modules() if isinstance(module, nn.Conv3d) and module.groups > 1]
+    depthwise.append(cast(nn.Conv3d, cast(LightStage, network.encoder[0]).conv1[0]))
+    return all(layer.kernel_size[2] in (1, TAPS_X) and layer.stride[2] in (1, 2) for layer in depthwise)

@@ -1,0 +1,159 @@
+"""The compiled network gives PyTorch's logits, for every shape of light U-Net; where it cannot run, others do."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dlunet.errors import UserError
+from dlunet.inference import make_engine
+from dlunet.inference.native import NativeEngine, NativeUnavailable, can_run, find_compiler, library
+from dlunet.labels import FLARE22
+from dlunet.networks import Bundle, LightUNet, PlainUNet
+from dlunet.preparation import Intensity, Plan
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+#: The same code for processors with shorter registers.
+SHORT = (*library.FLAGS, "-mno-avx512f")
+FLAGS = [library.FLAGS, *([SHORT] if platform.machine() == "x86_64" else [])]
+
+THREE, FLAT = (3, 3, 3), (1, 3, 3)
+NETWORKS = {
+    "as for two cores": (
+        {
+            "features": (8, 16, 32, 64, 80),
+            "strides": ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+            "kernel_sizes": (FLAT, THREE, THREE, THREE, THREE),
+        },
+        (16, 48, 64),
+    ),
+    "two channels, many classes, sizes that nothing divides": (
+        {
+            "in_channels": 2,
+            "num_classes": 35,
+            "features": (3, 6, 41),
+            "strides": ((1, 2, 1), (2, 2, 2)),
+            "kernel_sizes": ((1, 1, 1), THREE, THREE),
+            "deep_supervision": False,
+        },
+        (6, 20, 46),
+    ),
+    "odd strides and kernels": (
+        {"features": (8, 40), "strides": ((2, 1, 2),), "kernel_sizes": ((5, 3, 3), (1, 3, 1))},
+        (4, 3, 22),
+    ),
+    "a single voxel at the coarsest": (
+        {"features": (4, 8), "strides": ((1, 2, 2),), "kernel_sizes": (THREE, THREE)},
+        (1, 2, 2),
+    ),
+}
+
+
+def network(**settings):
+    torch.manual_seed(0)
+    made = LightUNet(**settings).eval()
+    for module in made.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias)
+    return made
+
+
+def difference(found, expected):
+    """The largest, as a part of the range."""
+    return float((found - expected).abs().max() / (expected.max() - expected.min()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", FLAGS, ids=["this processor", "shorter registers"][: len(FLAGS)])
+@pytest.mark.parametrize(("settings", "shape"), NETWORKS.values(), ids=NETWORKS)
+def test_it_gives_pytorchs_logits(settings, shape, flags):
+    made = network(**settings)
+    engine = NativeEngine(made, shape, flags)
+    for _ in range(2):  # whatever a tile leaves behind does not matter to the next
+        tile = 3 * torch.randn(1, made.in_channels, *shape) + 1
+        with torch.inference_mode():
+            expected = made.double()(tile.double())
+        made.float()
+        assert difference(engine(tile), expected) < 1e-5
+
+
+@needs_compiler
+def test_the_papers_network_and_any_number_of_threads():
+    made, tile = network(), torch.randn(1, 1, 16, 64, 96)
+    engine = NativeEngine(made, tile.shape[2:])
+    with torch.inference_mode():
+        expected = made(tile)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert difference(engine(tile), expected) < 1e-5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_it_cannot_run():
+    assert can_run(LightUNet()) and not can_run(PlainUNet()) and not can_run(nn.Identity()) and not can_run(None)
+    for settings in (
+        {"features": (4, 8), "strides": ((1, 2, 4),), "kernel_sizes": (THREE, THREE)},
+        {"features": (4, 8), "strides": ((1, 2, 2),), "kernel_sizes": ((3, 3, 5), THREE)},
+    ):
+        assert not can_run(LightUNet(**settings))
+        with pytest.raises(NativeUnavailable, match="light U-Nets with kernels"):
+            NativeEngine(LightUNet(**settings), (8, 16, 16))
+
+
+@pytest.fixture
+def bundle():
+    settings, shape = NETWORKS["as for two cores"]
+    return Bundle(network(**settings), Plan((8.0, 8.0, 8.0), shape, Intensity(0, 1, 0, 1)), FLARE22)
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    library.load_library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "dlunet"
+    library.load_library.cache_clear()
+
+
+@needs_compiler
+def test_it_is_compiled_once(empty_cache, monkeypatch):
+    library.load_library()
+    (compiled,) = empty_cache.iterdir()
+    stamp = compiled.stat().st_mtime_ns
+    library.load_library.cache_clear()
+    library.load_library()
+    assert list(empty_cache.iterdir()) == [compiled] and compiled.stat().st_mtime_ns == stamp
+    # Where the home folder cannot be written, a folder for this process does.
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    library.load_library.cache_clear()
+    assert library.load_library().width() in (8, 16)
+
+
+@needs_compiler
+def test_a_damaged_library_is_named(empty_cache):
+    path = library.library_path(find_compiler())
+    path.write_bytes(b"")
+    with pytest.raises(NativeUnavailable, match=f"{path}.*delete that file"):
+        library.load_library()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [("", "no C++ compiler is installed"), ("/bin/false", "false fails"), (__file__, "no C++ compiler is installed")],
+)
+def test_without_a_compiler_that_works(compiler, message, bundle, empty_cache, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    works = Path(compiler).name == "false"
+    with pytest.raises(UserError, match="engine=native: ") as caught:
+        make_engine(bundle, "native")
+    assert message in str(caught.value) and "install a C++ compiler, or choose engine=" in str(caught.value)
+    assert not make_engine(bundle).name.startswith("native")
+    # Nobody needs to be told that there is no compiler; one that fails is worth a word.
+    assert ("engine=native cannot be used" in caplog.text) is works
