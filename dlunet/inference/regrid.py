@@ -16,6 +16,9 @@ from torch import Tensor
 
 from dlunet.preparation.resampling import resampling_matrix
 
+#: How many voxels are interpolated at once: few enough for their logits to stay in a processor's cache.
+TOGETHER = 2**13
+
 
 @torch.inference_mode()
 def labels_on_grid(slabs: Iterable[Tensor], grid: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -39,9 +42,12 @@ def labels_on_grid(slabs: Iterable[Tensor], grid: Sequence[int], shape: Sequence
         cell = np.ix_(along_y.lower, along_x.lower)
         labels[between] = certain[cell]
         rows, columns = np.nonzero(~sure[cell])
-        for z in between:
-            slice_ = torch.lerp(below.logits, above.logits, along_z.weight[z].item())
-            labels[z, rows, columns] = _largest(_mixed(slice_, along_y.at(rows), along_x.at(columns)))
+        slices = [torch.lerp(below.logits, above.logits, along_z.weight[z].item()) for z in between]
+        for begin in range(0, len(rows), TOGETHER):
+            y, x = rows[begin : begin + TOGETHER], columns[begin : begin + TOGETHER]
+            at_y, at_x = along_y.at(y), along_x.at(x)
+            for z, logits in zip(between, slices, strict=True):
+                labels[z, y, x] = _largest(_mixed(logits, at_y, at_x))
     return labels
 
 
