@@ -13,6 +13,9 @@
 #include <cstring>
 #include <memory>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -32,6 +35,22 @@ typedef float Lanes __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias
 
 INLINE Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 INLINE void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+
+// Store at a multiple of the size of Lanes what is not read again before all is written: past the caches.
+INLINE void store_past_caches(float* to, Lanes value) {
+#ifdef __AVX512F__
+    _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
+#else
+    store(to, value);
+#endif
+}
+
+// Before another thread reads what was stored past the caches.
+INLINE void finish_stores() {
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
 
 }  // namespace
 
@@ -64,7 +83,7 @@ struct Separable {
     const float* pointwise;       // (out / WIDTH, depth, WIDTH)
     const float* bias;            // (out,)
     const float* residual;        // added to the result, of its shape, or null
-    float* out;                   // (z, y, x, out)
+    float* out;                   // (z, y, x, out), aligned to WIDTH values
     Normalisation norm;           // of the result
     int depth;                    // leading channels of the depthwise result that matter
     int kernel[2], stride[3];     // kernel: z, y
@@ -303,7 +322,7 @@ INLINE void pointwise(const Separable& op, const float* in, size_t voxel, int n,
             const size_t at = (voxel + m) * op.channels + c;
             Lanes value = sum[m][b];
             if (op.residual) value += load(op.residual + at);
-            store(op.out + at, value);
+            store_past_caches(op.out + at, value);
             total += value;
             squares += value * value;
         }
@@ -381,6 +400,7 @@ void separable(const Separable* operation, int threads) {
                 for (int c = 0; c < 2 * op.channels; ++c) own[c] += sums[c];
             }
         }
+        finish_stores();
 #pragma omp critical
         for (int c = 0; c < 2 * op.channels; ++c) total[c] += own[c];
     }
