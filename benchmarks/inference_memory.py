@@ -97,7 +97,8 @@ def many_cases(checkpoint: Path, folder: Path) -> dict[str, float]:
         memory.append(psutil.Process().memory_info().rss / 2**30)
         return engine(tile)
 
-    watched.device, watched.name = engine.device, engine.name  # type: ignore[attr-defined]
+    for name in ("device", "name", "tiles_at_once"):
+        setattr(watched, name, getattr(engine, name))
     try:
         predict_files(Predictor(bundle, engine=watched), images, folder / "labels")  # type: ignore[arg-type]
     except UserError as error:

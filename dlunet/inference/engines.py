@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from dlunet.networks import Bundle, UNet, load_bundle
 
 logger = logging.getLogger(__name__)
 
+PAPERS_PATCH = (56, 160, 160)
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
@@ -31,38 +33,44 @@ ONNX_PROVIDERS = {
 
 
 class Engine(Protocol):
-    """Maps a tile (1, 1, z, y, x) to logits (1, C, z, y, x), which may be overwritten when it is called again.
+    """Maps tiles (n, 1, z, y, x) to logits (n, C, z, y, x), which may be overwritten when it is called again.
 
     Attributes:
         name: What it is and where it runs, such as ``openvino on cpu, float32``.
         device: Where it takes tiles from and leaves logits, as PyTorch names it.
+        tiles_at_once: The most tiles that it takes.
     """
 
     name: str
     device: str
+    tiles_at_once: int
 
-    def __call__(self, tile: Tensor) -> Tensor:
-        """Logits of a tile."""
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Logits of tiles."""
         ...
 
 
 class TorchEngine:
     """PyTorch itself."""
 
-    def __init__(self, network: nn.Module, device: str = "cpu", precision: str = "float32") -> None:
+    def __init__(
+        self, network: nn.Module, device: str = "cpu", precision: str = "float32", tiles_at_once: int = 1
+    ) -> None:
         self.network = network.to(device).eval()
-        self.device = device
+        self.device, self.tiles_at_once = device, tiles_at_once
         self.dtype: torch.dtype = getattr(torch, precision)
         self.name = f"torch on {device}, {precision}"
 
-    def __call__(self, tile: Tensor) -> Tensor:
-        """Logits of a tile."""
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Logits of tiles."""
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            return self.network(tile)
+            return self.network(tiles)
 
 
 class OnnxRuntimeEngine:
     """ONNX Runtime."""
+
+    tiles_at_once = 1
 
     def __init__(self, model: bytes, device: str = "cpu") -> None:
         import onnxruntime
@@ -81,13 +89,15 @@ class OnnxRuntimeEngine:
         self.device = "cpu"
         self.name = f"onnxruntime on {device}, float32"
 
-    def __call__(self, tile: Tensor) -> Tensor:
+    def __call__(self, tiles: Tensor) -> Tensor:
         """Logits of a tile."""
-        return torch.from_numpy(self.session.run(None, {self.input: _contiguous(tile)})[0])
+        return torch.from_numpy(self.session.run(None, {self.input: _contiguous(tiles)})[0])
 
 
 class OpenVinoEngine:
     """OpenVINO on a CPU."""
+
+    tiles_at_once = 1
 
     #: What OpenVINO calls the precisions.
     HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # noqa: RUF012
@@ -101,9 +111,9 @@ class OpenVinoEngine:
         self.device = "cpu"
         self.name = f"openvino on cpu, {precision}"
 
-    def __call__(self, tile: Tensor) -> Tensor:
+    def __call__(self, tiles: Tensor) -> Tensor:
         """Logits of a tile."""
-        return torch.from_numpy(self.request.infer([_contiguous(tile)], share_inputs=True, share_outputs=True)[0])
+        return torch.from_numpy(self.request.infer([_contiguous(tiles)], share_inputs=True, share_outputs=True)[0])
 
 
 def load_engine(
@@ -151,11 +161,16 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
     if name == "torch":
         if device == "tensorrt":
             raise UserError("device=tensorrt: expected engine=onnxruntime, which TensorRT belongs to")
-        return TorchEngine(bundle.network, device, precision)
+        return TorchEngine(bundle.network, device, precision, _tiles_at_once(bundle.plan.patch_size, device))
     from dlunet.networks.onnx_graph import to_onnx
 
     assert isinstance(bundle.network, UNet)
     return _of_onnx(name, to_onnx(bundle.network, bundle.plan.patch_size).SerializeToString(), device, precision)
+
+
+def _tiles_at_once(patch_size: Sequence[int], device: str) -> int:
+    """As many tiles as have the voxels of the paper's patch, which fits a GPU of 2 GB. A CPU is no faster with more."""
+    return max(1, prod(PAPERS_PATCH) // prod(patch_size)) if device == "cuda" else 1
 
 
 def _native(bundle: Bundle, device: str, precision: str) -> Engine:

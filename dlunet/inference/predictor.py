@@ -98,14 +98,15 @@ class Predictor:
     def label(self, prepared: Tensor, shape: Sequence[int], after_tile: Callable[[], None] | None = None) -> np.ndarray:
         """Labels on a CT's grid of ``shape`` (z, y, x), from what :meth:`prepare` made of the CT."""
 
-        def network(tile: Tensor) -> Tensor:
-            logits = self.network(tile)
+        def network(tiles: Tensor) -> Tensor:
+            logits = self.network(tiles)
             if after_tile:
-                after_tile()
+                for _ in tiles:
+                    after_tile()
             return logits
 
-        on_device = prepared.to(self.network.device)
-        slabs = stream_logits(network, on_device, self.bundle.plan.patch_size, self.step, self.flips)
+        on_device, patch = prepared.to(self.network.device), self.bundle.plan.patch_size
+        slabs = stream_logits(network, on_device, patch, self.step, self.flips, self.network.tiles_at_once)
         return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.steps)
 
     def count_tiles(self, prepared: Tensor) -> int:

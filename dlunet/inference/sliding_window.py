@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 Flips = Literal["none", "axes", "full"]
 
-#: Maps a tile (1, 1, z, y, x) to logits (1, C, z, y, x): a PyTorch module, or an engine.
+#: Maps tiles (n, 1, z, y, x) to logits (n, C, z, y, x): a PyTorch module, or an engine.
 Network = Callable[[Tensor], Tensor]
 
 #: The sets of axes (of z, y, x) that are mirrored; the predictions are averaged.
@@ -61,7 +61,12 @@ def predict_logits(
 
 @torch.inference_mode()
 def stream_logits(
-    network: Network, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
+    network: Network,
+    volume: Tensor,
+    patch_size: Sequence[int],
+    step: float = 0.5,
+    flips: Flips = "none",
+    tiles_at_once: int = 1,
 ) -> Iterator[Tensor]:
     """Segment a volume from its first slice to its last, holding only the slab that is still being summed.
 
@@ -71,6 +76,7 @@ def stream_logits(
         patch_size: (z, y, x).
         step: Distance between tiles as a part of the patch.
         flips: Test-time flips.
+        tiles_at_once: How many tiles, flipped or not, the network gets in one call.
 
     Yields:
         Logits (C, n, y, x) of the next n slices, on the volume's device. They are overwritten when the next slab is
@@ -81,7 +87,6 @@ def stream_logits(
     """
     if flips not in FLIPPED_AXES:
         raise ValueError(f"flips must be one of {', '.join(FLIPPED_AXES)}, not {flips!r}")
-    variants = FLIPPED_AXES[flips]
     padded, inside = _pad(volume, patch_size)
     _, depth, height, width = padded.shape
     starts_z, *starts_yx = tile_starts((depth, height, width), patch_size, step)
@@ -90,23 +95,34 @@ def stream_logits(
     weight_sum = torch.zeros((patch_size[0], height, width), device=volume.device)
     with _evaluating(network):
         for z, next_z in pairwise([*starts_z, depth]):
-            for corner in product(*starts_yx):
-                rows, columns = (slice(k, k + size) for k, size in zip(corner, patch_size[1:], strict=True))
-                tile = padded[:, None, z : z + patch_size[0], rows, columns]
-                for axes in variants:
-                    dims = [axis + 2 for axis in axes]
-                    logits = network(tile.flip(dims)).flip(dims)[0] if dims else network(tile)[0]
-                    if total is None:
-                        total = torch.zeros((len(logits), *weight_sum.shape), device=volume.device)
-                    # Added up at once: an engine may use the memory of its answer for the next one.
-                    total[..., rows, columns].addcmul_(logits.float(), weights, value=1 / len(variants))
-                weight_sum[..., rows, columns] += weights
+            slab = padded[:, z : z + patch_size[0]]
+            places = [
+                tuple(slice(k, k + size) for k, size in zip(corner, patch_size[1:], strict=True))
+                for corner in product(*starts_yx)
+            ]
+            tiles = list(product(places, FLIPPED_AXES[flips]))
+            for begin in range(0, len(tiles), tiles_at_once):
+                together = tiles[begin : begin + tiles_at_once]
+                answers = network(torch.stack([_mirrored(slab[:, :, *place], axes) for place, axes in together]))
+                if total is None:
+                    total = torch.zeros((answers.shape[1], *weight_sum.shape), device=volume.device)
+                # Added up at once: an engine may use the memory of its answer for the next one.
+                for logits, (place, axes) in zip(answers, together, strict=True):
+                    part = total[:, :, *place]
+                    part.addcmul_(_mirrored(logits, axes).float(), weights, value=1 / len(FLIPPED_AXES[flips]))
+            for place in places:
+                weight_sum[:, *place] += weights
             assert total is not None
             finished = next_z - z
             # Where z is padded there is one slab only, so that the volume's slices can be cut out of any slab alike.
             yield total[:, :finished].div_(weight_sum[:finished])[:, *inside]
             _move_up(total, finished, axis=1)
             _move_up(weight_sum, finished, axis=0)
+
+
+def _mirrored(values: Tensor, axes: Sequence[int]) -> Tensor:
+    """Flip axes (of z, y, x) of (C, z, y, x); without any, it is not copied."""
+    return values.flip([axis + 1 for axis in axes]) if axes else values
 
 
 @contextmanager

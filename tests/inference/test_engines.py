@@ -105,6 +105,14 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
             assert load_engine(checkpoint, device="cpu")[1].name.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("patch", "device", "tiles"),
+    [((56, 160, 160), "cuda", 1), ((28, 80, 80), "cuda", 8), ((128,) * 3, "cuda", 1), ((28, 80, 80), "cpu", 1)],
+)
+def test_a_gpu_takes_as_many_tiles_as_fill_the_papers_patch(patch, device, tiles):
+    assert engines._tiles_at_once(patch, device) == tiles
+
+
 def no_engine(name, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda package: None if package == name else package)
 

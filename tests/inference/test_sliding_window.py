@@ -79,6 +79,23 @@ def test_a_stream_is_the_whole_in_slabs_no_thicker_than_the_patch(shape, flips):
 
 
 @pytest.mark.parametrize("flips", FLIPS)
+def test_several_tiles_at_once_give_the_same_logits(flips):
+    network, counts = Context().eval(), []
+    volume = torch.randn(1, 9, 13, 27, generator=torch.Generator().manual_seed(0))
+
+    def watched(tiles):
+        counts.append(len(tiles))
+        return network(tiles)
+
+    found = [
+        torch.cat([slab.clone() for slab in stream_logits(watched, volume, PATCH, STEP, flips, most)], dim=1)
+        for most in (1, 5)
+    ]
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+    assert max(counts) == 5 and counts.count(1) >= sum(counts) / 2
+
+
+@pytest.mark.parametrize("flips", FLIPS)
 @pytest.mark.parametrize("shape", [(9, 13, 17), (3, 21, 10)], ids=str)
 def test_a_pointwise_network_is_applied_to_the_volume(shape, flips):
     """What sees one voxel at a time cannot tell tiles, weights, padding or flips."""

@@ -100,6 +100,8 @@ class NativeEngine:
         NativeUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
     """
 
+    tiles_at_once = 1
+
     def __init__(self, network: nn.Module, patch_size: Sequence[int], flags: tuple[str, ...] = FLAGS) -> None:
         if not can_run(network):
             raise NativeUnavailable("it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x")
@@ -114,9 +116,9 @@ class NativeEngine:
         self._operations: list[_Separable] = []
         self._lay_out(network, tuple(patch_size))
 
-    def __call__(self, tile: Tensor) -> Tensor:
+    def __call__(self, tiles: Tensor) -> Tensor:
         """Logits of a tile."""
-        self._input.copy_(tile[0].movedim(0, -1))
+        self._input.copy_(tiles[0].movedim(0, -1))
         threads = torch.get_num_threads()
         for operation in self._operations:
             self._library.separable(byref(operation), threads)
