@@ -43,7 +43,7 @@ bench: $(STAMP)  ## The measurements behind what the README says
 	$(BIN)/python benchmarks/phantom_gallery.py time
 	$(BIN)/python benchmarks/preparation_memory.py
 	$(BIN)/python benchmarks/patch_queue.py
-	$(BIN)/python benchmarks/torch_engine.py
+	$(BIN)/python benchmarks/engine_speed.py
 	test -z "$(CHECKPOINT)" || $(BIN)/python benchmarks/inference_memory.py $(CHECKPOINT)
 
 bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an environment of their own

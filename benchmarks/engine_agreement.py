@@ -24,6 +24,7 @@ from dlunet.volumes import read_ct, read_labels
 
 RESULTS = Path(__file__).parent / "results" / "engine_agreement.json"
 ENGINES = {
+    "native, float32": {"engine": "native"},
     "onnxruntime, float32": {"engine": "onnxruntime"},
     "openvino, float32": {"engine": "openvino"},
     "openvino, bfloat16": {"engine": "openvino", "precision": "bfloat16"},

@@ -4,9 +4,10 @@
     python benchmarks/inference_against_peers.py CHECKPOINT [--flips none full] [--cases 3] [--without-monai]
 
 CHECKPOINT is a light network with the paper's plan. Every side segments the same CTs of 512×512×129 in one process;
-imports and the engine's compilation are outside on every side. Checked first: our engine and MONAI's window give the
-logits of our own sums in PyTorch; that nnU-Net's predictor does is window_against_nnunet.py's to check. The peak memory
-is that of a process of its own.
+imports and the engine's compilation are outside on every side. A peer takes one case at a time, and before each of them
+we take all: what else the machine does in between falls on all sides. Checked first: our engine and MONAI's window give
+the logits of our own sums in PyTorch; that nnU-Net's predictor does is window_against_nnunet.py's to check. Peak memory
+is that of a process of its own; `cold_command` is what the whole command takes for one case from the second time on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,9 +33,11 @@ from preparation_against_nnunet import write_case
 from process_memory import peak_of
 from torch import nn
 
+from dlunet.files import read_case_table
 from dlunet.inference import Predictor, TorchEngine, load_engine, make_engine, predict_files, predict_logits
 from dlunet.labels import FLARE22
-from dlunet.networks import PlainUNet, load_bundle
+from dlunet.networks import load_bundle
+from dlunet.networks.unet import FEATURES, KERNEL_SIZES, STRIDES
 from dlunet.provenance import provenance
 from dlunet.volumes import read_ct
 
@@ -40,6 +45,8 @@ RESULTS = Path(__file__).parent / "results"
 #: What is compared: a part of the prepared CT that takes four tiles.
 PART = (70, 180, 160)
 SHAPE, SPACING = (129, 512, 512), (1.6, 0.57, 0.57)
+
+Side = Callable[[list[Path], Path], None]
 
 
 def main() -> None:
@@ -71,13 +78,11 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
     agreement = compare(options.checkpoint, flips, images[0])
     print(flips, json.dumps(agreement, indent=2), flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    # Ours before and after each peer: what else the machine does in between falls on all sides.
-    rounds = ["dlunet", *(name for peer in chosen if peer != "dlunet" for name in (peer, "dlunet"))]
-    for number, name in enumerate(rounds):
-        begin = time.perf_counter()
-        chosen[name](images, folder / f"{flips}-{number}-{name}")
-        seconds[name].append(round((time.perf_counter() - begin) / len(images), 2))
-        print(name, seconds[name], flush=True)
+    for number, image in enumerate(images):
+        for peer in (name for name in chosen if name != "dlunet"):
+            for name, cases in (("dlunet", images), (peer, [image])):
+                seconds[name].append(timed(chosen[name], cases, folder / f"{flips}-{number}-{peer}-{name}"))
+                print(name, seconds[name], flush=True)
     medians = {name: median(values) for name, values in seconds.items()}
     result: dict[str, Any] = {
         "shape": SHAPE,
@@ -86,18 +91,50 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
         "cases": len(images),
         "threads": torch.get_num_threads(),
         "agreement": agreement,
+        "engine": load_engine(options.checkpoint, device="cpu")[1].name,
         "rounds_seconds_a_case": seconds,
         "seconds_a_case": {name: round(value, 2) for name, value in medians.items()},
         "times_faster": {
             name: round(value / medians["dlunet"], 2) for name, value in medians.items() if name != "dlunet"
         },
+        "cold_command": cold_command(options.checkpoint, flips, images[0], folder),
         "peak_rss_gib": peaks(options.checkpoint, flips, images[0], folder),
         "peers": {name: version(name) for name in ("nnunetv2", "monai", "openvino")},
         **provenance(),
     }
     path = RESULTS / f"inference_against_peers_{flips}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("seconds_a_case", "times_faster", "peak_rss_gib")}, indent=2))
+    print(
+        json.dumps(
+            {key: result[key] for key in ("seconds_a_case", "times_faster", "cold_command", "peak_rss_gib")}, indent=2
+        )
+    )
+
+
+def timed(side: Side, images: list[Path], output: Path) -> float:
+    """Seconds a case."""
+    begin = time.perf_counter()
+    side(images, output)
+    return round((time.perf_counter() - begin) / len(images), 2)
+
+
+def cold_command(checkpoint: Path, flips: str, image: Path, folder: Path) -> dict[str, float]:
+    """The whole command for one case, seconds, and how much of it is not the case's own, which it times itself."""
+    adds, whole = [], []
+    for number in range(4):
+        output = folder / f"cold-{flips}-{number}"
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *predict(checkpoint, flips, image, output)], check=True, capture_output=True)
+        whole.append(time.perf_counter() - begin)
+        (row,) = read_case_table(output / "efficiency.csv").values()
+        adds.append(whole[-1] - float(row["seconds"]))
+    return {"seconds": round(median(whole[1:]), 2), "adds": round(median(adds[1:]), 2)}
+
+
+def predict(checkpoint: Path, flips: str, image: Path, output: Path) -> list[str]:
+    """The arguments of the command that segments a CT."""
+    words = [f"checkpoint={checkpoint}", f"input={image}", f"output={output}", f"flips={flips}", "device=cpu"]
+    return ["-m", "dlunet", "predict", *words]
 
 
 def write_cases(folder: Path, count: int, image: Path | None) -> list[Path]:
@@ -110,20 +147,28 @@ def write_cases(folder: Path, count: int, image: Path | None) -> list[Path]:
     return paths
 
 
-Side = Callable[[list[Path], Path], None]
-
-
 def sides(checkpoint: Path, flips: str) -> dict[str, Side]:
     """From CT files to label files, each with its network in memory and its engine compiled."""
     bundle, engine = load_engine(checkpoint, device="cpu")
     ours = Predictor(bundle, flips=flips, engine=engine)
+    network = eager(load_bundle(checkpoint).network)
+    nnunet = nnunet_predictor(nnunet_network(), bundle.plan, flips)
     return {
         "dlunet": lambda images, output: predict_files(ours, images, output),
-        "monai": lambda images, output: monai_files(checkpoint, images, output),
-        "nnunet": lambda images, output: nnunet_files(
-            nnunet_predictor(PlainUNet(), bundle.plan, flips), images, output
-        ),
+        "monai": lambda images, output: monai_files(ours, network, images, output),
+        "nnunet": lambda images, output: nnunet_files(nnunet, images, output),
     }
+
+
+def nnunet_network() -> nn.Module:
+    """nnU-Net's own network, as its planner would lay it out for the paper's patch."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(
+        1, len(FEATURES), FEATURES, nn.Conv3d, KERNEL_SIZES, ((1, 1, 1), *STRIDES), 2, FLARE22.num_classes, 2, True,
+        nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True},
+        deep_supervision=False,
+    )  # fmt: skip
 
 
 def nnunet_predictor(
@@ -186,18 +231,15 @@ def nnunet_files(predictor: Any, images: list[Path], output: Path) -> None:
         predictor.predict_from_files_sequential([[str(path)] for path in images], targets)
 
 
-def monai_files(checkpoint: Path, images: list[Path], output: Path) -> None:
+def monai_files(ours: Predictor, network: nn.Module, images: list[Path], output: Path) -> None:
     """MONAI's window over our network in PyTorch's own layers; reading, preparing and writing are ours."""
     from dlunet.volumes import write_labels
 
-    bundle = load_bundle(checkpoint)
-    network = eager(bundle.network)
-    predictor = Predictor(bundle)
     for path in images:
         volume = read_ct(path)
-        prepared = predictor.prepare(volume)
+        prepared = ours.prepare(volume)
         with torch.inference_mode():
-            logits = monai_logits(network, prepared, bundle.plan.patch_size)
+            logits = monai_logits(network, prepared, ours.bundle.plan.patch_size)
             size = volume.array.shape
             labels = nn.functional.interpolate(logits, size, mode="trilinear", align_corners=False)[0].argmax(0)
         write_labels(labels.numpy().astype(np.uint8), output / f"{path.name[:-12]}.nii.gz", volume.stored)
@@ -212,7 +254,7 @@ def monai_logits(network: nn.Module, prepared: torch.Tensor, patch_size: tuple[i
 
 def eager(network: nn.Module | None) -> nn.Module:
     """Our network as its users would write it: PyTorch's own layers, default layout."""
-    from torch_engine import in_default_layout
+    from engine_speed import in_default_layout
 
     return in_default_layout(network)  # type: ignore[arg-type]
 
@@ -236,9 +278,8 @@ def compare(checkpoint: Path, flips: str, image: Path) -> dict[str, float]:
 
 def peaks(checkpoint: Path, flips: str, image: Path, folder: Path) -> dict[str, float]:
     """Peak resident memory, GiB, of a process that segments one case: of ours, the whole command."""
-    ours = ["-m", "dlunet", "predict", f"checkpoint={checkpoint}", f"input={image}", f"flips={flips}", "device=cpu"]
     theirs = [__file__, str(checkpoint), "--flips", flips, "--nnunet-alone", str(image), str(folder / "alone")]
-    found = {"dlunet": peak_of([*ours, f"output={folder / 'peak'}"])}
+    found = {"dlunet": peak_of(predict(checkpoint, flips, image, folder / f"peak-{flips}"))}
     if flips == "none":  # flips take nnU-Net a quarter of an hour more, and no more memory
         found["nnunet"] = peak_of(theirs)
     return found

@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "inference_memory.json"
 SPACING = (1.6, 0.57, 0.57)
 LENGTHS = (129, 1000)
 ENGINES: dict[str, list[str]] = {
+    "native": ["engine=native"],
     "openvino": ["engine=openvino"],
     "openvino, bfloat16": ["engine=openvino", "precision=bfloat16"],
     "onnxruntime": ["engine=onnxruntime"],

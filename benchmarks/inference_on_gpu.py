@@ -22,7 +22,6 @@ from inference_memory import write_ct
 
 from dlunet.files import read_case_table
 from dlunet.inference import Predictor, load_engine, predict_files
-from dlunet.networks import PlainUNet
 from dlunet.provenance import provenance
 from dlunet.volumes import read_ct
 
@@ -54,10 +53,10 @@ def main() -> None:
             results[flips]["network_seconds"] = seconds_of(lambda p=predictor: p.label(prepared, (2, 2, 2)))
             print(flips, results[flips], flush=True)
         if find_spec("nnunetv2"):
-            from inference_against_peers import nnunet_predictor
+            from inference_against_peers import nnunet_network, nnunet_predictor
 
             for flips in ("none", "full"):
-                theirs = nnunet_predictor(PlainUNet(), bundle.plan, flips, torch.device("cuda"))
+                theirs = nnunet_predictor(nnunet_network(), bundle.plan, flips, torch.device("cuda"))
                 run = lambda p=theirs: p.predict_sliding_window_return_logits(prepared)  # noqa: E731
                 results[flips]["nnunet_network_seconds"] = seconds_of(run)
     results["provenance"] = provenance()
