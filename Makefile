@@ -56,7 +56,7 @@ bench-peers: $(PEERS)/.installed  ## The measurements beside the peers, in an en
 $(PEERS)/.installed: benchmarks/constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint $< torch
-	$(PEERS)/bin/python -m pip install --quiet --constraint $< nnunetv2 monai zarr --editable '.[openvino,onnx]'
+	$(PEERS)/bin/python -m pip install --quiet --constraint $< nnunetv2 monai zarr nncf --editable '.[openvino,onnx]'
 	@touch $@
 
 clean:  ## Remove the environment and caches; data and runs stay
