@@ -378,32 +378,34 @@ void separable(const Separable* operation, int threads) {
     const int rows = std::max(1, std::min(ROWS, op.shape[1] / 4)), slices = std::min(SLICES, op.shape[0]);
     const int blocks_y = (op.shape[1] + rows - 1) / rows, blocks_z = (op.shape[0] + slices - 1) / slices;
     const int all = op.sources[0].channels + (op.count > 1 ? op.sources[1].channels : 0);
-    std::vector<double> total(2 * op.channels, 0.0);
+    const int counts = 2 * op.channels;
+    // One for each block, added up in their order: the result does not depend on which thread took which.
+    std::vector<double> block_sums(size_t(blocks_y) * blocks_z * counts, 0.0);
 #pragma omp parallel num_threads(threads)
     {
         Window window(op, rows);
-        Buffer between(aligned(size_t(TOGETHER) * all)), sums(aligned(2 * op.channels));
-        std::vector<double> own(2 * op.channels, 0.0);
+        Buffer between(aligned(size_t(TOGETHER) * all)), sums(aligned(counts));
 #pragma omp for schedule(dynamic)
         for (int block = 0; block < blocks_y * blocks_z; ++block) {
             const int y_begin = block % blocks_y * rows, y_end = std::min(y_begin + rows, op.shape[1]);
             const int z_begin = block / blocks_y * slices, z_end = std::min(z_begin + slices, op.shape[0]);
+            double* own = &block_sums[size_t(block) * counts];
             window.start_block(y_begin);
             for (int z = z_begin; z < z_end; ++z) {
                 window.advance(z);
-                std::memset(sums.get(), 0, 2 * op.channels * sizeof(float));
+                std::memset(sums.get(), 0, counts * sizeof(float));
                 if (op.stride[2] == 1)
                     convolve_rows<1>(op, window, z, y_begin, y_end, between.get(), sums.get());
                 else
                     convolve_rows<2>(op, window, z, y_begin, y_end, between.get(), sums.get());
                 // In double from here on: float loses digits over a million voxels.
-                for (int c = 0; c < 2 * op.channels; ++c) own[c] += sums[c];
+                for (int c = 0; c < counts; ++c) own[c] += sums[c];
             }
         }
         finish_stores();
-#pragma omp critical
-        for (int c = 0; c < 2 * op.channels; ++c) total[c] += own[c];
     }
+    std::vector<double> total(counts, 0.0);
+    for (size_t k = 0; k < block_sums.size(); ++k) total[k % counts] += block_sums[k];
     finish(op, total);
 }
 
