@@ -2,9 +2,9 @@
 
     python benchmarks/window_against_nnunet.py CHECKPOINT CT [CT …]
 
-nnU-Net sums in float16, in which the weights at a tile's corners have one digit or none; so it is compared as it is, and
-once more with its sums in float32. It knows no single-axis flips (``axes``). Both sides call the network through the
-engine that ``auto`` takes: what is compared is the window.
+nnU-Net sums in float16, in which the weights at a tile's corners have one digit or none; so it is compared as it is,
+and once more with its sums in float32. It knows no single-axis flips (``axes``). Both sides call the network through
+the engine that ``auto`` takes: what is compared is the window.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
             return _native(bundle, device, precision)
         except NativeUnavailable as error:
             if engine == "native":
-                raise UserError(f"engine=native: {error}; install a C++ compiler, or choose engine=openvino") from None
+                raise UserError(f"engine=native: {error}; or choose another engine") from None
             if can_run(bundle.network) and find_compiler():  # it should have worked
                 logger.warning("engine=native cannot be used: %s", error)
     name = _chosen(engine, ("torch",) if device == "cuda" else ("openvino", "onnxruntime", "torch"))

@@ -126,6 +126,15 @@ class UNet(nn.Module):
         z, y, x = map(math.prod, zip((1, 1, 1), *self.strides, strict=True))
         return z, y, x
 
+    def check_size(self, patch_size: Sequence[int]) -> None:
+        """Refuse a patch (z, y, x) that the strides do not divide.
+
+        Raises:
+            ValueError: Its size is not a multiple of the total stride.
+        """
+        if any(size % step or not size for size, step in zip(patch_size, self.total_stride, strict=True)):
+            raise ValueError(f"patch {tuple(patch_size)} is not a multiple of the total stride {self.total_stride}")
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment ``x`` (B, in_channels, z, y, x).
 
@@ -136,8 +145,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: The size of ``x`` is not a multiple of the network's total stride.
         """
-        if any(size % step for size, step in zip(x.shape[2:], self.total_stride, strict=True)):
-            raise ValueError(f"patch {tuple(x.shape[2:])} is not a multiple of the total stride {self.total_stride}")
+        self.check_size(x.shape[2:])
         if x.is_cpu:
             # A CPU computes depthwise convolutions several times faster when the channels of a voxel lie together.
             x = x.contiguous(memory_format=torch.channels_last_3d)

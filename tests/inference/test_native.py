@@ -44,6 +44,10 @@ NETWORKS = {
         {"features": (8, 40), "strides": ((2, 1, 2),), "kernel_sizes": ((5, 3, 3), (1, 3, 1))},
         (4, 3, 22),
     ),
+    "more slices and rows than a thread takes at a time": (
+        {"features": (4, 8), "strides": ((2, 2, 2),), "kernel_sizes": (THREE, THREE)},
+        (60, 44, 22),
+    ),
     "a single voxel at the coarsest": (
         {"features": (4, 8), "strides": ((1, 2, 2),), "kernel_sizes": (THREE, THREE)},
         (1, 2, 2),
@@ -100,13 +104,36 @@ def test_the_papers_network_and_any_number_of_threads():
 
 def test_what_it_cannot_run():
     assert can_run(LightUNet()) and not can_run(PlainUNet()) and not can_run(nn.Identity()) and not can_run(None)
+    plan = Plan((8.0, 8.0, 8.0), (16, 48, 64), Intensity(0, 1, 0, 1))
+    with pytest.raises(UserError, match="engine=native: it runs light U-Nets"):
+        make_engine(Bundle(PlainUNet(), plan, FLARE22), "native")
     for settings in (
         {"features": (4, 8), "strides": ((1, 2, 4),), "kernel_sizes": (THREE, THREE)},
         {"features": (4, 8), "strides": ((1, 2, 2),), "kernel_sizes": ((3, 3, 5), THREE)},
+        {"features": (1, 8), "strides": ((1, 2, 4),), "kernel_sizes": (THREE, THREE)},
     ):
         assert not can_run(LightUNet(**settings))
         with pytest.raises(NativeUnavailable, match="light U-Nets with kernels"):
             NativeEngine(LightUNet(**settings), (8, 16, 16))
+
+
+@needs_compiler
+def test_a_patch_that_the_strides_do_not_divide():
+    for shape in ((16, 47, 64), (1, 16, 16), (0, 16, 16)):
+        with pytest.raises(ValueError, match="not a multiple of the total stride"):
+            NativeEngine(network(**NETWORKS["as for two cores"][0]), shape)
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", [-7.0, 0.0, 100.0])
+def test_air_and_other_almost_constant_tiles(level):
+    """Variances far below the squared mean: where sums in float32 would lose their digits."""
+    settings, shape = NETWORKS["as for two cores"]
+    made, tile = network(**settings), level + 0.05 * torch.randn(1, 1, *shape)
+    with torch.inference_mode():
+        expected = made.double()(tile.double())
+    made.float()
+    assert difference(NativeEngine(made, shape)(tile), expected) < 1e-3
 
 
 @pytest.fixture
@@ -124,24 +151,47 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @needs_compiler
-def test_it_is_compiled_once(empty_cache, monkeypatch):
+def test_it_is_compiled_once(empty_cache):
     library.load_library()
     (compiled,) = empty_cache.iterdir()
     stamp = compiled.stat().st_mtime_ns
     library.load_library.cache_clear()
     library.load_library()
     assert list(empty_cache.iterdir()) == [compiled] and compiled.stat().st_mtime_ns == stamp
-    # Where the home folder cannot be written, a folder for this process does.
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    library.load_library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("spoil", ["no folder", "others can write to it"])
+def test_a_cache_that_cannot_be_used_or_trusted(spoil, empty_cache, tmp_path, monkeypatch):
+    """The library is compiled for this process alone, and nothing is left behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(library.tempfile, "tempdir", str(temporary))
+    if spoil == "no folder":
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    else:
+        empty_cache.mkdir(parents=True)
+        empty_cache.chmod(0o777)
+        library.library_path(find_compiler()).write_bytes(b"what somebody else put there")
     assert library.load_library().width() in (8, 16)
+    assert list(temporary.iterdir()) == []
+
+
+@needs_compiler
+def test_nowhere_to_compile(empty_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(NativeUnavailable, match="cannot be compiled"):
+        library.load_library()
 
 
 @needs_compiler
 def test_a_damaged_library_is_named(empty_cache):
     path = library.library_path(find_compiler())
+    path.parent.mkdir(parents=True, mode=0o700)
     path.write_bytes(b"")
-    with pytest.raises(NativeUnavailable, match=f"{path}.*delete that file"):
+    path.chmod(0o700)
+    with pytest.raises(NativeUnavailable, match=f"{path}: cannot be loaded.*delete it"):
         library.load_library()
 
 
@@ -155,7 +205,7 @@ def test_without_a_compiler_that_works(compiler, message, bundle, empty_cache, m
     works = Path(compiler).name == "false"
     with pytest.raises(UserError, match="engine=native: ") as caught:
         make_engine(bundle, "native")
-    assert message in str(caught.value) and "install a C++ compiler, or choose engine=" in str(caught.value)
+    assert message in str(caught.value) and "choose another engine" in str(caught.value)
     assert not make_engine(bundle).name.startswith("native")
     # Nobody needs to be told that there is no compiler; one that fails is worth a word.
     assert ("engine=native cannot be used" in caplog.text) is works

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dlunet.inference.native.library import FLAGS, NativeUnavailable, load_library
 from dlunet.networks import LightUNet
-from dlunet.networks.layers import InstanceNorm3d, SeparableConv3d, SeparableUpsampling
+from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, SeparableConv3d, SeparableUpsampling
 from dlunet.networks.unet import LightStage
 
 #: The size of every kernel along x in the library; a smaller one is padded with zeros.
@@ -96,8 +96,11 @@ class NativeEngine:
         patch_size: (z, y, x) of every tile.
         flags: For the compiler.
 
+    Not to be called from two threads at once: every call uses the same memory.
+
     Raises:
         NativeUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
+        ValueError: The patch size is not a multiple of the network's total stride.
     """
 
     tiles_at_once = 1
@@ -106,6 +109,7 @@ class NativeEngine:
         if not can_run(network):
             raise NativeUnavailable("it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x")
         assert isinstance(network, LightUNet)
+        network.check_size(patch_size)
         self.device = "cpu"
         self.name = "native on cpu, float32"
         self._library = load_library(flags)
@@ -117,7 +121,8 @@ class NativeEngine:
         self._lay_out(network, tuple(patch_size))
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits of a tile."""
+        """Logits of a tile (1, in_channels, *patch_size)."""
+        assert tiles.movedim(1, -1).shape[1:] == self._input.shape and len(tiles) == 1, tiles.shape
         self._input.copy_(tiles[0].movedim(0, -1))
         threads = torch.get_num_threads()
         for operation in self._operations:
@@ -257,6 +262,5 @@ def can_run(network: nn.Module | None) -> bool:
     """Whether the library has what a network needs."""
     if not isinstance(network, LightUNet):
         return False
-    depthwise = [module for module in network.modules() if isinstance(module, nn.Conv3d) and module.groups > 1]
-    depthwise.append(cast(nn.Conv3d, cast(LightStage, network.encoder[0]).conv1[0]))
+    depthwise = (module for module in network.modules() if isinstance(module, DepthwiseConv3d))
     return all(layer.kernel_size[2] in (1, TAPS_X) and layer.stride[2] in (1, 2) for layer in depthwise)

@@ -17,6 +17,9 @@ SOURCE = Path(__file__).with_name("light_unet.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 
+#: Permissions of a group or of others to write.
+OTHERS_WRITE = 0o022
+
 
 class NativeUnavailable(Exception):
     """There is no compiler, or it cannot make the library, or the network is not one that the library can run."""
@@ -32,41 +35,73 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     """The library, compiled for this processor unless that was done before.
 
     It is kept in the user's cache folder, under a name that changes with the source, the compiler and what the
-    processor can do: a home folder may be shared by machines of several kinds.
+    processor can do: a home folder may be shared by machines of several kinds. Where that folder cannot be used, the
+    library is compiled for this process alone.
 
     Raises:
         NativeUnavailable: There is no compiler, or it fails.
     """
+    if os.name == "nt":
+        raise NativeUnavailable("it does not run on Windows")
     compiler = find_compiler()
     if compiler is None:
-        raise NativeUnavailable(f"no C++ compiler is installed ({', '.join(COMPILERS)})")
+        raise NativeUnavailable(f"no C++ compiler is installed ({', '.join(COMPILERS)}); install one, such as g++")
     library = library_path(compiler, flags)
-    if not library.exists():
-        temporary = temporary_path(library)
-        _run([compiler, *flags, str(SOURCE), "-o", str(temporary)])
-        temporary.replace(library)
     try:
-        return ctypes.CDLL(str(library))
+        if _is_ours(library.parent) and _is_ours(library):
+            return _load(library)
+        if _is_usable(library.parent):
+            _compile(compiler, flags, library)
+            return _load(library)
+        with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once it is loaded, its file is not needed
+            return _load(_compile(compiler, flags, Path(folder) / library.name))
     except OSError as error:
-        raise NativeUnavailable(f"{error}; delete that file") from None
+        raise NativeUnavailable(f"the library cannot be compiled ({error})") from None
 
 
 def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
     """Where the library is kept once it is compiled."""
     target = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # what the compiler would compile for
     digest = hashlib.sha256(SOURCE.read_bytes() + target + repr(flags).encode()).hexdigest()
-    return _cache_folder() / f"light_unet-{digest[:16]}.so"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # never fails
+    return caches / "dlunet" / f"light_unet-{digest[:16]}.so"
 
 
-def _cache_folder() -> Path:
-    """Where libraries are kept; where that cannot be written, a folder that this process alone uses."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlunet"
+def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
+    temporary = temporary_path(library)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):
-        return Path(tempfile.mkdtemp(prefix="dlunet-"))
+        _run([compiler, *flags, str(SOURCE), "-o", str(temporary)])
+        temporary.replace(library)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return library
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise NativeUnavailable(
+            f"{library}: cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME to where programs may lie"
+        ) from None
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether the library can be kept there; the folder is made if need be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _is_ours(folder) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is there, and nobody but this user and root can have written it: the library is code that runs."""
+    try:
+        status = path.stat()
+        return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_WRITE
+    except OSError:
+        return False
 
 
 def _run(command: list[str]) -> bytes:

@@ -317,7 +317,7 @@ INLINE void pointwise(const Separable& op, const float* in, size_t voxel, int n,
     multiply<VOXELS, BLOCKS>(in, VOXELS * WIDTH, op.pointwise + size_t(n) * op.depth, op.depth, sum);
     for (int b = 0; b < BLOCKS; ++b) {
         const int c = n + b * WIDTH;
-        Lanes total = load(sums + c), squares = load(sums + op.channels + c);
+        Lanes total = {}, squares = {};  // of few values at first: float loses digits over many
         for (int m = 0; m < VOXELS; ++m) {
             const size_t at = (voxel + m) * op.channels + c;
             Lanes value = sum[m][b];
@@ -326,8 +326,8 @@ INLINE void pointwise(const Separable& op, const float* in, size_t voxel, int n,
             total += value;
             squares += value * value;
         }
-        store(sums + c, total);
-        store(sums + op.channels + c, squares);
+        store(sums + c, load(sums + c) + total);
+        store(sums + op.channels + c, load(sums + op.channels + c) + squares);
     }
 }
 
