@@ -200,7 +200,8 @@ def predict_files(
     if todo and extras.plot:
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
-        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {failures[0]}, …")
+        names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
+        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {names}")
 
 
 def _targets(images: Sequence[Path], output: Path) -> dict[Path, Path]:

@@ -166,7 +166,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way: IndexError, struct.error, AssertionError, …
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({reason}); expected one that training wrote"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from dlunet.volumes import read_ct, read_labels
 WINDOW_CENTER, WINDOW_WIDTH = 40, 400
 #: How much of the CT the organs' colours hide.
 OPACITY = 0.6
+#: The width of an entry of the legend, and the height of a line of them, in inches.
+LEGEND_ENTRY, LEGEND_LINE = 1.8, 0.19
 #: Best and worst cases shown, where there are enough.
 CASES_PER_END = 2
 
@@ -84,7 +87,7 @@ def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float],
     """
     z = most_organs_slice(labels) if labels.any() else len(labels) // 2
     row = _Row(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
-    return png(_draw([row], ["image", "labels"], label_set))
+    return png(_draw([row], ["image", "labels"], label_set, width=4.6))
 
 
 def most_organs_slice(reference: np.ndarray) -> int:
@@ -125,12 +128,13 @@ def _grey(slice_: np.ndarray) -> np.ndarray:
     return np.clip((slice_ - (WINDOW_CENTER - WINDOW_WIDTH / 2)) / WINDOW_WIDTH, 0, 1)
 
 
-def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet) -> Figure:
-    """A row a case and a column for the image and each label map."""
+def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet, width: float = 2.3) -> Figure:
+    """A row a case and a column, ``width`` inches wide, for the image and each label map."""
     heights = [row.grey.shape[0] * row.aspect / row.grey.shape[1] for row in rows]
-    width = 2.3
+    entries_a_line = min(5, int(width * len(columns) / LEGEND_ENTRY))
+    around = 0.5 + LEGEND_LINE * math.ceil(len(labels) / entries_a_line)
     with house_style():
-        figure = Figure(figsize=(width * len(columns) + 0.6, width * sum(heights) + 1.1), layout="constrained")
+        figure = Figure(figsize=(width * len(columns) + 0.6, width * sum(heights) + around), layout="constrained")
         grid = figure.subplots(len(rows), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
         for row, line in zip(rows, grid, strict=True):
             for axes, column in zip(line, columns, strict=True):
@@ -146,7 +150,7 @@ def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet) -> Fig
         for axes, column in zip(grid[0], columns, strict=True):
             axes.set_title(column, fontsize=10)
         handles = [Patch(color=label.color, label=f"{label.name} ({label.abbreviation})") for label in labels]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, 2 * len(columns) - 3), fontsize=8)
+        figure.legend(handles=handles, loc="outside lower center", ncols=entries_a_line, fontsize=8)
     return figure
 
 
