@@ -28,7 +28,6 @@ ENGINES = {
     "onnxruntime, float32": {"engine": "onnxruntime"},
     "openvino, float32": {"engine": "openvino"},
     "openvino, bfloat16": {"engine": "openvino", "precision": "bfloat16"},
-    "torch, bfloat16": {"engine": "torch", "precision": "bfloat16"},
 }
 
 
