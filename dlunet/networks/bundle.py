@@ -95,6 +95,7 @@ def load_bundle(path: Path) -> Bundle:
         prefix = "networks.0."
         weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(weights)
+        network.check_size(plan.patch_size)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

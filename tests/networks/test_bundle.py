@@ -110,6 +110,7 @@ CHANGES = {
     "a weight too many": lambda values: values["state_dict"].update({"networks.0.extra": torch.zeros(1)}),
     "of a newer version": lambda values: values["dlunet"].update(format=2, version="9.0"),
     "another number of classes": lambda values: values["dlunet"]["labels"]["labels"].pop(),
+    "a patch that the strides do not divide": lambda values: values["dlunet"]["plan"].update(patch_size=[16, 33, 32]),
     "no plan": lambda values: values["dlunet"].pop("plan"),
     "labels with a gap": lambda values: values["dlunet"]["labels"]["labels"].pop(3),
 }

@@ -222,13 +222,13 @@ class NativeEngine:
             shape=tuple(values.data.shape[:3]),
             step=(1, 1, 1),
             stored=stored,
-            channels=self._padded(stored),
+            channels=self._source_channels(values),
         )
         if values.upsampling:
             weight = self._pad(self._pad(values.upsampling.combined_weight().detach()).transpose(0, 1))
             weight = weight.unflatten(0, (-1, self._width))  # (out / WIDTH, WIDTH, in, step z, step y, step x)
             source.upsampling = self._keep(weight.permute(3, 4, 5, 0, 2, 1))
-            source.step, source.channels = tuple(weight.shape[3:]), weight.shape[0] * self._width
+            source.step = tuple(weight.shape[3:])
         return source
 
     def _packed(self, matrix: Tensor, *sources: _Values) -> Tensor:
