@@ -27,7 +27,7 @@ test: $(STAMP)  ## The tests that take minutes at most
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-full: $(STAMP)  ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --hypothesis-profile=full
 
 lint: $(STAMP)  ## Style, formatting and types
 	$(BIN)/ruff check .

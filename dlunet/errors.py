@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class WriteError(UserError):
     """A result could not be written: no fault of the case at hand, and a reason to stop."""
+
+
+class NotReadable(Exception):
+    """What is wrong with a file, as the part of a message that follows the file's name."""

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import settings
 
 # OpenVINO brings absl, whose log handler closes what it found as stderr when Hydra sets up logging anew: not pytest's.
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
     import openvino  # noqa: F401
+
+# For `pytest --hypothesis-profile=full`.
+settings.register_profile("full", max_examples=2000)
 
 #: The axis of a canonical array (z, y, x) along which a letter runs, and whether it runs against the canonical sense.
 LETTERS = {"L": (2, False), "R": (2, True), "P": (1, False), "A": (1, True), "S": (0, False), "I": (0, True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlunet.datasets.cases import Case
 from dlunet.errors import UserError
-from dlunet.volumes import Geometry, Volume, read_ct, read_labels
+from dlunet.volumes import Volume, read_ct, read_labels
 
 
 def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
@@ -24,12 +24,7 @@ def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
     label = read_labels(path, num_classes)
     if not image.stored.same_grid(label.stored):
         raise UserError(
-            f"{path}: lies on another grid than {case.image}: found {_grid(label.stored)}, "
-            f"expected {_grid(image.stored)}; resample the labels to the CT"
+            f"{path}: lies on another grid than {case.image}: found {label.stored.differences(image.stored)}; resample "
+            "the labels to the CT"
         )
     return image, label
-
-
-def _grid(geometry: Geometry) -> str:
-    spacing = "×".join(f"{mm:.3g}" for mm in geometry.spacing)
-    return f"{'×'.join(map(str, geometry.size))} voxels of {spacing} mm, {geometry.orientation}"

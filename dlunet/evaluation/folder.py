@@ -15,7 +15,7 @@ from dlunet.evaluation.scores import DECIMALS, OrganScore, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.parallel import for_each_case
-from dlunet.volumes import Geometry, case_name, list_volumes, read_labels
+from dlunet.volumes import case_name, list_volumes, read_labels
 
 SCORE_COLUMNS = ["case", "organ", "dsc", "nsd"]
 
@@ -147,20 +147,12 @@ def _score_job(job: _Job) -> list[OrganScore]:
     reference = read_labels(pair.reference, labels.num_classes)
     if not prediction.stored.same_grid(reference.stored):
         raise UserError(
-            f"{pair.prediction}: found {_describe(prediction.stored)}; expected the grid of {pair.reference}: "
-            f"{_describe(reference.stored)}; write the prediction on the CT's own grid"
+            f"{pair.prediction}: lies on another grid than {pair.reference}: found "
+            f"{prediction.stored.differences(reference.stored)}; write the prediction on the CT's own grid"
         )
     # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     return score_case(prediction.array, reference.array, reference.spacing, labels, slices_descend)
-
-
-def _describe(grid: Geometry) -> str:
-    """A grid in words. The file's own order x, y, z is kept, since this is about files."""
-    size = "×".join(str(n) for n in grid.size)
-    spacing = "×".join(f"{mm:.4g}" for mm in grid.spacing)
-    origin = ", ".join(f"{mm:.4g}" for mm in grid.origin)
-    return f"{size} voxels of {spacing} mm, orientation {grid.orientation}, origin ({origin})"
 
 
 def _make_folder(folder: Path) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import UserError
+from dlunet.errors import NotReadable, UserError
 from dlunet.files import temporary_path
-from dlunet.volumes import metaimage, nifti
-from dlunet.volumes.dicom import is_series, is_slice, read_series
+from dlunet.volumes import dicom, itk, nifti
+from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
 
-#: File endings that are read as volumes.
+#: File endings that are read as volumes; DICOM files are known by their contents.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 #: File endings of volumes that are not read.
@@ -23,9 +23,6 @@ OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".n
 
 #: How wide a CT may be at its widest, in mm: from a small phantom to more than a whole patient.
 WIDTH_LIMITS = (1.0, 3000.0)
-
-# What ITK warns of on the way is either harmless, or ends in an error that names the file.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,13 @@ class Volume:
         array: Voxels, (z, y, x): z grows to superior, y to posterior, x to the patient's left.
         spacing: Voxel size (z, y, x) in mm.
         stored: The grid of the file it came from, so that a result can be written back on it.
+        warnings: What the file leaves open, such as its orientation.
     """
 
     array: np.ndarray
     spacing: tuple[float, float, float]
     stored: Geometry
+    warnings: tuple[str, ...] = ()
 
 
 def case_name(path: Path) -> str:
@@ -71,7 +70,7 @@ def unreadable_volumes(folder: Path) -> list[str]:
         UserError: The folder is missing.
     """
     others = [path for path in _entries(folder) if not _is_volume(path)]
-    slices = [path for path in others if is_slice(path)]
+    slices = [path for path in others if is_dicom(path)]
     messages = [_why_unreadable(path) for path in others if path not in slices]
     if slices:
         messages.append(f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series")
@@ -89,16 +88,10 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
-    values, stored = _read_canonical(path)
+    values, stored, warnings = _read_canonical(path)
     if not (keep_integers and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
-        values = values.astype(np.float32, order="C")
-    volume = Volume(values, stored.canonical_spacing, stored)
-    if values.dtype.kind == "f" and not np.isfinite(volume.array).all():
-        count = int((~np.isfinite(volume.array)).sum())
-        raise UserError(
-            f"{path}: {count} voxels are NaN or infinite; expected finite Hounsfield units; repair the file"
-        )
-    return volume
+        values = values.astype(np.float32, order="C", copy=False)
+    return Volume(values, stored.canonical_spacing, stored, warnings)
 
 
 def read_labels(path: Path, num_classes: int | None = None) -> Volume:
@@ -111,14 +104,14 @@ def read_labels(path: Path, num_classes: int | None = None) -> Volume:
     Raises:
         UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
     """
-    values, stored = _read_canonical(path)
+    values, stored, warnings = _read_canonical(path)
     highest = 255 if num_classes is None else num_classes - 1
     labels = values.astype(np.uint8, order="C")
     wrong = values != labels
     if wrong.any() or labels.max(initial=0) > highest:
         value = values[wrong].flat[0] if wrong.any() else labels.max()
         raise UserError(f"{path}: found the label value {value}; expected whole numbers from 0 to {highest}")
-    return Volume(labels, stored.canonical_spacing, stored)
+    return Volume(labels, stored.canonical_spacing, stored, warnings)
 
 
 def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
@@ -137,7 +130,7 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
         temporary.replace(path)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"{path}: could not be written ({_last_line(error)}); check permissions and free space"
+            f"{path}: could not be written ({itk.last_line(error)}); check permissions and free space"
         ) from None
     finally:
         with suppress(OSError):
@@ -181,61 +174,46 @@ def _why_unreadable(path: Path) -> str | None:
     return None
 
 
-def _read_image(path: Path) -> sitk.Image:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)}, or a folder of DICOM slices)")
-    if path.is_dir():
-        return _of_plausible_size(path, read_series(path))
-    if not path.is_file():
-        raise UserError(f"{path}: is no file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
+def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
+    """The voxels as they are in the file, in canonical orientation; the file's grid; and what to warn of."""
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        message = (
-            f"{path}: cannot be read as a volume ({_last_line(error)}); expected an intact {', '.join(SUFFIXES)} file"
-        )
-        raise UserError(message) from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        shape = "×".join(str(n) for n in image.GetSize())
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)}, or a folder of DICOM slices)"
+            )
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is no file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
+        values, stored, warnings = _read_stored(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions and its disk") from None
+    except NotReadable as error:
         raise UserError(
-            f"{path}: found {image.GetDimension()} dimensions ({shape}) with {image.GetNumberOfComponentsPerPixel()} "
-            "values a voxel; expected one 3-D scalar volume"
-        )
-    is_nifti = image.HasMetaDataKey("vox_offset")
-    damage = nifti.find_damage(path, image) if is_nifti else metaimage.find_damage(path)
-    if damage:
-        raise UserError(
-            f"{path}: found {damage}; expected a whole file of finite values with voxel sizes above 0; copy or repair "
-            "the file"
-        )
-    return _of_plausible_size(path, image)
+            f"{path}: {error}; expected an intact CT or label map whose header places it in the patient; copy it "
+            "again, or export it anew"
+        ) from None
+    _check_width(path, stored)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise UserError(f"{path}: {count} voxels are NaN or infinite; expected finite values; repair the file")
+    return stored.to_canonical(values), stored, warnings
 
 
-def _of_plausible_size(path: Path, image: sitk.Image) -> sitk.Image:
-    width = max(n * mm for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True))
+def _read_stored(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
+    if path.is_dir() or is_dicom(path):
+        return dicom.read(path)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return nifti.read(path)
+    if not name.endswith(tuple(itk.READERS)):
+        raise UserError(f"{path}: is not read; expected {', '.join(SUFFIXES)}, or DICOM; convert it")
+    return (*itk.read(path), ())
+
+
+def _check_width(path: Path, grid: Geometry) -> None:
+    width = max(n * mm for n, mm in zip(grid.size, grid.spacing, strict=True))
     least, most = WIDTH_LIMITS
     if not least <= width <= most:
         raise UserError(
-            f"{path}: is {width:.3g} mm wide: found voxels of {'×'.join(f'{mm:.3g}' for mm in image.GetSpacing())} mm; "
+            f"{path}: is {width:.3g} mm wide: found voxels of {'×'.join(f'{mm:.3g}' for mm in grid.spacing)} mm; "
             f"expected a volume of {least:g} to {most:g} mm; correct the voxel size, which is in mm"
         )
-    return image
-
-
-def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry]:
-    """The voxels as they are in the file, in canonical orientation, and the file's grid."""
-    image = _read_image(path)
-    stored = Geometry.of(image)
-    return stored.to_canonical(np.asarray(_Pixels(image))), stored
-
-
-class _Pixels:
-    """An image's memory, for NumPy to look at: an array of it keeps the image alive."""
-
-    def __init__(self, image: sitk.Image) -> None:
-        self.image = image
-        self.__array_interface__ = sitk.GetArrayViewFromImage(image).__array_interface__
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
 
 #: The axis order every case is brought to: x grows to the patient's left, y to posterior, z to superior.
 CANONICAL_ORIENTATION = "LPS"
+
+#: Descriptions of a grid that place no voxel further apart than this part of a voxel are the same up to rounding.
+ROUNDING_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Geometry:
         size: Voxels along x, y, z.
         spacing: Voxel size along x, y, z in mm.
         origin: Centre of the first voxel in mm (LPS).
-        direction: Row-major 3×3 matrix whose columns are the axes' directions (LPS).
+        direction: Row-major 3×3 matrix whose columns are the axes' directions (LPS), at right angles.
     """
 
     size: tuple[int, ...]
@@ -29,8 +34,41 @@ class Geometry:
 
     @classmethod
     def of(cls, image: sitk.Image) -> Geometry:
-        """The geometry of a SimpleITK image."""
-        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        """The geometry of a SimpleITK image.
+
+        Raises:
+            ValueError: As :meth:`of_affine`.
+        """
+        matrix = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+        return cls.of_affine(image.GetSize(), matrix, image.GetOrigin())
+
+    @classmethod
+    def of_affine(cls, size: Sequence[int], matrix: np.ndarray, origin: Sequence[float]) -> Geometry:
+        """The grid whose voxel (x, y, z) lies at ``matrix @ (x, y, z) + origin``, in mm (LPS).
+
+        Axes that are not quite at right angles, as rounding in a header leaves them, are replaced by the nearest ones
+        that are; the volume's middle stays where it is.
+
+        Raises:
+            ValueError: An axis has no length, or a voxel would be moved by more than :data:`ROUNDING_VOXELS`.
+        """
+        spacing = np.linalg.norm(matrix, axis=0)
+        if not (np.isfinite(matrix).all() and np.isfinite(origin).all() and (spacing > 0).all()):
+            raise ValueError("axes that are not finite or have no length")
+        left, _, right = np.linalg.svd(matrix / spacing)
+        direction = left @ right
+        shear = matrix - direction * spacing
+        middle = (np.array(size) - 1) / 2
+        moved = (_corners(size) - middle) @ shear.T
+        if np.abs(moved @ direction / spacing).max() > ROUNDING_VOXELS:
+            off = np.linalg.norm(moved, axis=1).max()
+            raise ValueError(f"axes that are not at right angles (sheared: voxels lie up to {off:.3g} mm off)")
+        return cls(
+            tuple(int(n) for n in size),
+            tuple(spacing.tolist()),
+            tuple((origin + shear @ middle).tolist()),
+            tuple(direction.ravel().tolist()),
+        )
 
     def apply_to(self, image: sitk.Image) -> sitk.Image:
         """Set this geometry on an image of the same size and return it."""
@@ -42,9 +80,20 @@ class Geometry:
     @property
     def canonical_spacing(self) -> tuple[float, float, float]:
         """Voxel size (z, y, x) in mm, once in canonical orientation."""
-        order, _ = self._turns()
-        z, y, x = (self.spacing[2 - axis] for axis in order)
+        x, y, z = self.canonical.spacing
         return z, y, x
+
+    @property
+    def canonical(self) -> Geometry:
+        """The same voxels with their axes in the nearest canonical orientation."""
+        order, flipped = self._turns()
+        axes = [2 - axis for axis in reversed(order)]
+        matrix, origin = self._matrix[:, axes], np.array(self.origin)
+        size = [self.size[axis] for axis in axes]
+        for axis in (2 - axis for axis in flipped):
+            origin = origin + matrix[:, axis] * (size[axis] - 1)
+            matrix[:, axis] *= -1
+        return Geometry.of_affine(size, matrix, origin.tolist())
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """A view of an array of the file's axes, (z, y, x), in the nearest canonical orientation."""
@@ -65,19 +114,64 @@ class Geometry:
         return order, tuple(2 - axis for axis, flipped in enumerate(orient.GetFlipAxes()) if flipped)
 
     def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
-        """Whether both describe the same voxels: equal sizes, and corners that agree within ``tolerance`` voxels."""
-        if self.size != other.size:
-            return False
-        corners = np.abs(self._corners() - other._corners()).max()
-        return bool(corners <= tolerance * min(self.spacing))
+        """Whether both are the same voxels, in whatever order their axes are stored.
 
-    def _corners(self) -> np.ndarray:
-        matrix = np.array(self.direction).reshape(3, 3) * np.array(self.spacing)
-        last = np.array(self.size) - 1
-        index = np.array([[x, y, z] for x in (0, last[0]) for y in (0, last[1]) for z in (0, last[2])])
-        return index @ matrix.T + np.array(self.origin)
+        That is: in canonical orientation their sizes are equal, and their corners agree within ``tolerance`` voxels.
+        """
+        ours, theirs = self.canonical, other.canonical
+        return ours.size == theirs.size and ours.voxels_apart(theirs) <= tolerance
+
+    def voxels_apart(self, other: Geometry) -> float:
+        """How far apart two grids of the same size place a voxel at most, along any axis, in voxels."""
+        apart = self._corner_points - other._corner_points
+        return float(np.abs(apart @ np.array(self.direction).reshape(3, 3) / self.spacing).max())
+
+    def differences(self, other: Geometry, its: str = "expected") -> str:
+        """In which numbers two grids differ: ``size 512×512×129 (expected 512×512×130)``, …, this grid's first.
+
+        Grids whose axes are stored in different order are compared in canonical orientation.
+
+        Args:
+            other: The other grid.
+            its: What to call the other's numbers.
+        """
+        ours, theirs = self, other
+        if self.orientation != other.orientation:
+            ours, theirs = self.canonical, other.canonical
+        parts = [
+            ("size", ours.size, theirs.size, "×"),
+            ("spacing in mm", ours.spacing, theirs.spacing, "×"),
+            ("origin in mm", ours.origin, theirs.origin, ", "),
+            ("directions", ours.direction, theirs.direction, ", "),
+        ]
+        return "; ".join(f"{name} {found} ({its} {others})" for name, found, others in _different_parts(parts))
+
+    @property
+    def _matrix(self) -> np.ndarray:
+        return np.array(self.direction).reshape(3, 3) * self.spacing
+
+    @property
+    def _corner_points(self) -> np.ndarray:
+        return _corners(self.size) @ self._matrix.T + self.origin
 
     @property
     def orientation(self) -> str:
         """Three letters for the directions in which x, y and z grow, such as ``LPS``."""
         return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
+
+
+def _corners(size: Sequence[int]) -> np.ndarray:
+    """The voxels (8, 3) at the corners, as x, y, z."""
+    return np.array(list(product(*((0, n - 1) for n in size))))
+
+
+def _different_parts(
+    parts: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
+) -> Iterator[tuple[str, str, str]]:
+    """The names of the parts that differ, and both as text, with as many digits as show it."""
+    for name, ours, theirs, separator in parts:
+        for digits in range(4, 8):
+            one, other = (separator.join(f"{value:.{digits}g}" for value in part) for part in (ours, theirs))
+            if one != other and not np.allclose(ours, theirs, rtol=10.0**-digits, atol=10.0**-digits):
+                yield name, one, other
+                break

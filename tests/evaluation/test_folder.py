@@ -91,14 +91,22 @@ def test_a_prediction_without_reference_is_left_out_with_a_warning(folders, caps
     assert "1 predictions without a reference are left out: b" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("other", [grid(origin=(0.0, 0.0, 9.0)), grid(spacing=(1.0, 1.5, 3.0)), grid(RAI)])
-def test_different_grids_are_an_error_that_names_both_files(folders, other):
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (grid(origin=(0.0, 0.0, 9.0)), "found origin in mm 0, 0, 9 (expected 0, 0, 0);"),
+        (grid(origin=(0.0, 0.0, 0.005)), "found origin in mm 0, 0, 0.005 (expected 0, 0, 0);"),
+        (grid(spacing=(1.0, 1.5, 3.0)), "found spacing in mm 1×1.5×3 (expected 1×1.5×2.5);"),
+        (grid(RAI), "found origin in mm -7, -13.5, -27.5 (expected -7, -13.5, 0);"),  # canonical
+    ],
+)
+def test_different_grids_are_an_error_that_names_both_files(folders, other, difference):
     write_labels(label_map(0), folders / "predictions" / "a_0000.nii.gz", other)
     with pytest.raises(UserError) as error:
         evaluate(folders, workers=1)
     message = str(error.value)
-    assert "predictions/a_0000.nii.gz: found 8×10×12 voxels" in message
-    assert f"expected the grid of {folders / 'references' / 'a.nii.gz'}: 8×10×12 voxels" in message
+    assert f"predictions/a_0000.nii.gz: lies on another grid than {folders / 'references' / 'a.nii.gz'}" in message
+    assert difference in message
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -89,7 +89,7 @@ def make_everything_wrong(root):
     shutil.copy(label(0), root / "labelsTr" / "nobody.nii.gz")
     shutil.copy(root / "imagesUn" / "more_1_0000.nii.gz", root / "imagesUn" / "more_1.nii.gz")
     return {
-        "case_03_0000.nii.gz": "damaged or cut off",
+        "case_03_0000.nii.gz": "damaged or truncated",
         "case_04_0000.nii.gz": "cannot be read as a volume",
         "case_05_0000.nii.gz": "1 voxels are NaN or infinite",
         "case_06_0000.nii.gz": "all voxels are 0",

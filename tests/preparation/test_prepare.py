@@ -117,7 +117,7 @@ def test_a_case_that_breaks_later_is_not_used_as_it_was(root, prepare):
 
 def test_labels_on_another_grid_leave_their_case_out(root, prepare, caplog, write_volume):
     label = root / "Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0002.nii.gz"
-    write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), orientation="LPS")
+    write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), origin=(0, 0, 8))
     assert [case.name for case in prepare().labelled] == ["FLARE22_Tr_0001", "FLARE22_Tr_0003"]
     assert f"{label}: lies on another grid" in caplog.text
 

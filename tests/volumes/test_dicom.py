@@ -1,8 +1,13 @@
 """DICOM series, written slice by slice, beside the arrays that they were written from."""
 
+import os
+
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.dataset import Dataset as Header
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from dlunet.datasets import Case, Dataset
 from dlunet.errors import UserError
@@ -161,3 +166,245 @@ def test_what_is_no_upright_even_ct_is_refused(tmp_path, settings, change, messa
 def test_a_folder_without_a_series(tmp_path):
     with pytest.raises(UserError, match="holds no DICOM series"):
         read_ct(tmp_path)
+
+
+def edit(path, **values):
+    """Set values in a DICOM file, or with ``None`` take them out."""
+    header = pydicom.dcmread(path)
+    for keyword, value in values.items():
+        if value is None:
+            del header[keyword]
+        else:
+            setattr(header, keyword, value)
+    header.save_as(path)
+
+
+def edit_all(folder, **values):
+    for path in folder.iterdir():
+        edit(path, **values)
+    return folder
+
+
+def enhanced(path, hu, order=None, gap_after=None, rescale=None, syntax=ExplicitVRLittleEndian, **values):
+    """An enhanced CT of voxels of 4×4×5 mm whose frames are stored in some order, each with a place of its own."""
+    groups, stored = [], []
+    for k in range(len(hu)) if order is None else order:
+        slope, intercept = (1, -1024) if rescale is None else rescale(k)
+        height = 100 + 5 * k + (50 if gap_after is not None and k > gap_after else 0)
+        groups.append(
+            functional_group(
+                PlanePositionSequence={"ImagePositionPatient": [-20, 30, height]},
+                PixelValueTransformationSequence={"RescaleSlope": slope, "RescaleIntercept": intercept},
+            )
+        )
+        stored.append(np.rint((hu[k] - intercept) / slope).astype(np.int16))
+    header = Header()
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.EnhancedCTImageStorage, "1.2.3.4.5"
+    header.Modality, header.SeriesInstanceUID, header.StudyInstanceUID = "CT", "1.2.3.4", "1.2.3"
+    header.NumberOfFrames, header.Rows, header.Columns = len(stored), *hu.shape[1:]
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+    header.SharedFunctionalGroupsSequence = [
+        functional_group(
+            PixelMeasuresSequence={"PixelSpacing": [4, 4], "SliceThickness": 5},
+            PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+        )
+    ]
+    header.PerFrameFunctionalGroupsSequence = groups
+    header.PixelData = np.stack(stored).tobytes()
+    for keyword, value in values.items():
+        setattr(header, keyword, value)
+    if syntax != ExplicitVRLittleEndian:
+        header.compress(syntax)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def functional_group(**sequences):
+    group = Header()
+    for name, values in sequences.items():
+        item = Header()
+        for keyword, value in values.items():
+            setattr(item, keyword, value)
+        setattr(group, name, [item])
+    return group
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("order", [None, [3, 0, 7, 1, 6, 2, 5, 4]], ids=["in order", "out of order"])
+@pytest.mark.parametrize("rescale", [None, lambda k: (1 + k % 2, -1000 - k)], ids=["one rescale", "rescale by frame"])
+def test_an_enhanced_ct_as_a_file_and_in_a_folder(tmp_path, syntax, order, rescale):
+    hu = np.random.default_rng(0).integers(-500, 500, SHAPE) * 2 - 1000
+    hu = hu if rescale is None else hu - (np.arange(8) % 2)[:, None, None]  # so that every value can be stored
+    hu[0, 0, 0] = -2000
+    path = enhanced(tmp_path / "ct" / "enhanced.dcm", hu, order, rescale=rescale, syntax=syntax)
+    for ct in (read_ct(path), read_ct(path.parent)):
+        expected = hu if rescale is None else [rounded(hu[k], *rescale(k)) for k in range(8)]
+        np.testing.assert_array_equal(ct.array, expected)
+        assert ct.spacing == (5, 4, 4)
+        assert ct.stored.origin == (-20, 30, 100) and ct.stored.direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert find_images(path) == [path] and case_name(path) == "enhanced"
+
+
+def rounded(hu, slope, intercept):
+    return np.rint((hu - intercept) / slope) * slope + intercept
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gap_after": 3}, r"found 55 mm between enhanced\.dcm .frame 4. and enhanced\.dcm .frame 5.; expected 5 mm"),
+        ({"order": [0, 1, 2, 2, 3, 4]}, "found 0 mm between"),
+        ({"Modality": "MR"}, "found modality MR; expected CT"),
+        ({"PerFrameFunctionalGroupsSequence": []}, "has no ImagePositionPatient"),
+        ({"SharedFunctionalGroupsSequence": []}, "has no ImageOrientationPatient"),
+        ({"NumberOfFrames": 7}, "describes 8 frames; expected 7"),
+        ({"PixelData": bytes(16 * 20 * 7 * 2)}, "found 4480 bytes of pixels; expected 5120"),
+    ],
+)
+def test_an_enhanced_ct_gets_the_checks_of_a_folder(tmp_path, settings, message):
+    path = enhanced(tmp_path / "enhanced.dcm", voxels(), **settings)
+    with pytest.raises(UserError, match=f"^{path}: .*{message}"):
+        read_ct(path)
+
+
+def test_one_slice_as_a_file(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels()[:1])
+    (path,) = folder.iterdir()
+    np.testing.assert_array_equal(read_ct(path).array, voxels()[:1])
+    edit(path, Modality="MR")
+    with pytest.raises(UserError, match=f"^{path}: found modality MR"):
+        read_ct(path)
+
+
+def no_slice(content):
+    return lambda path: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        no_slice(b""),
+        no_slice(bytes(5000)),
+        no_slice(b"<html>404</html>"),
+        no_slice(b"x" * 100),
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes()[:132]),
+        lambda path: path.write_bytes(path.read_bytes()[:400]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: (path.unlink(), path.symlink_to(path.with_name("gone"))),
+        lambda path: path.rename(path.with_name(path.name + ".part")).write_bytes(b"half of it"),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+)
+def test_a_file_that_is_not_what_its_neighbours_are(tmp_path, change):
+    """The uppermost slice: without it, the others would still be an even stack."""
+    folder = write_series(tmp_path / "ct", voxels())
+    change(folder / "1.2.3.4-001.dcm")
+    with pytest.raises(UserError, match=rf"^{folder}/1\.2\.3\.4-001\.dcm(\.part)?: .*; expected .*copy it again"):
+        read_ct(folder)
+
+
+def test_what_may_lie_beside_slices(tmp_path):
+    """Objects without pixels of a volume, texts and hidden files do not hinder; their slices are read as before."""
+    folder = write_series(tmp_path / "ct", voxels())
+    for number, (kind, modality) in enumerate(
+        [
+            (pydicom.uid.RTStructureSetStorage, "RTSTRUCT"),
+            (pydicom.uid.ComprehensiveSRStorage, "SR"),
+            (pydicom.uid.GrayscaleSoftcopyPresentationStateStorage, "PR"),
+            (pydicom.uid.RTDoseStorage, "RTDOSE"),
+            (pydicom.uid.EncapsulatedPDFStorage, "DOC"),
+        ]
+    ):
+        header = Header()
+        header.file_meta = pydicom.dataset.FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.SOPClassUID, header.SOPInstanceUID, header.Modality = kind, f"1.2.9.{number}", modality
+        header.SeriesInstanceUID = f"1.2.8.{number}"
+        header.save_as(folder / f"other{number}.dcm", enforce_file_format=True)
+    for name in ("notes.txt", "DICOMDIR", ".DS_Store", "LICENSE", "series.json", "Thumbs.db"):
+        (folder / name).write_text("x")
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_slices_without_the_preamble(tmp_path, syntax):
+    folder = write_series(tmp_path / "ct", voxels())
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        bare = Header()
+        bare.update(dict(header.items()))
+        bare.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+        assert path.read_bytes()[:2] == b"\x08\x00"
+    assert is_series(folder) and list_volumes(tmp_path) == [folder]
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
+        ({"ImageOrientationPatient": None}, "has no ImageOrientationPatient"),
+        ({"PixelSpacing": None}, "has no PixelSpacing"),
+        ({"PixelSpacing": [0, 0.7]}, "found pixels of 0.7×0 mm"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "found the orientation"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 1, 0]}, "not at right angles"),
+        ({"Modality": "", "SOPClassUID": pydicom.uid.SecondaryCaptureImageStorage}, "found no modality"),
+        ({"Rows": None}, "has no pixels"),
+        ({"RescaleSlope": 0}, "found the rescale slope 0"),
+        ({"SamplesPerPixel": 3, "PixelData": bytes(1920)}, "found 3 values per pixel"),
+    ],
+)
+def test_a_series_that_lacks_something(tmp_path, values, message):
+    folder = edit_all(write_series(tmp_path / "ct", voxels()), **values)
+    with pytest.raises(UserError, match=f"^{folder}.*{message}.*; expected"):
+        read_ct(folder)
+
+
+@pytest.mark.parametrize("modality", ["", None])
+def test_a_ct_whose_modality_is_blank(tmp_path, modality):
+    """Its class says what it is."""
+    folder = edit_all(write_series(tmp_path / "ct", voxels()), Modality=modality)
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(None, -1024), (2, None), (None, None), (0.5, -3.25)])
+def test_a_rescale_that_is_half_stated(tmp_path, slope, intercept):
+    folder = write_series(tmp_path / "ct", voxels())
+    stored = np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir(), reverse=True)])
+    edit_all(folder, RescaleSlope=slope or 1, RescaleIntercept=intercept or 0)
+    edit_all(
+        folder, **{k: None for k, v in {"RescaleSlope": slope, "RescaleIntercept": intercept}.items() if v is None}
+    )
+    np.testing.assert_array_equal(read_ct(folder).array, stored * (slope or 1.0) + (intercept or 0.0))
+
+
+def test_values_that_are_not_hu(tmp_path):
+    folder = edit_all(write_series(tmp_path / "ct", voxels()), RescaleType="Z_EFF")
+    assert read_ct(folder).warnings == ("its header states values in Z_EFF, not in HU",)
+    assert read_ct(edit_all(folder, RescaleType="HU")).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("distance", "decimals"), [(0.625, 2), (0.625, 1), (1.171875, 2), (1.171875, 1), (1.0 / 3, 3), (2.5, 0), (0.8, 1)]
+)
+def test_positions_that_are_rounded(tmp_path, distance, decimals):
+    """The distance is that of the whole stack: no slice lies further off than its own rounding and that of the ends."""
+    heights = [round(-100.3 + distance * k, decimals) for k in range(60)]
+    array = np.random.default_rng(0).integers(-1000, 1000, (60, 4, 4)).astype(np.int16)
+    folder = write_series(
+        tmp_path / "ct", array, step=(0, 0, 0), t0020_0032=lambda k: f"-20\\30\\{heights[k]}", t0018_0050="1"
+    )
+    ct = read_ct(folder)
+    assert ct.spacing[0] == pytest.approx((heights[-1] - heights[0]) / 59, rel=1e-9)
+    np.testing.assert_array_equal(ct.array, array)
+    off = heights - (ct.stored.origin[2] + np.arange(60) * ct.stored.spacing[2])
+    assert np.abs(off).max() <= 10.0**-decimals
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[30]).unlink()
+    with pytest.raises(UserError, match="slices are missing or there twice"):
+        read_ct(folder)
