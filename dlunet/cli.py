@@ -149,7 +149,8 @@ def predict(config: DictConfig) -> None:
     images = [image for source in sources for image in find_images(Path(str(source)))]
     print(f"engine: {engine.name}")
     predictor = Predictor(bundle, config.step, config.flips, engine, tuple(steps))
-    predict_files(predictor, images, Path(config.output), extras=Extras(config.volumes, config.overlay, plot=True))
+    extras = Extras(config.volumes, config.overlay, plot=True)
+    predict_files(predictor, images, Path(config.output), extras=extras, strict=config.strict)
     print(f"labels: {config.output}")
 
 

@@ -1,13 +1,16 @@
-"""Files that appear whole or not at all, tables of cases, and stamps that tell whether a file changed."""
+"""Files that appear whole or not at all, and tables of cases."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
 import platform
 import re
+import shutil
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from dlunet.errors import UserError
@@ -36,18 +39,38 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
-def temporary_path(path: Path) -> Path:
-    """Where this process writes a file until it is whole: beside it, hidden, with its ending."""
-    return path.with_name(f".{platform.node()}.{os.getpid()}.{path.name}")
+def read_any_text(path: Path) -> str:
+    """A text that somebody wrote with whatever program: UTF-8, UTF-16 or Latin-1, with a byte-order mark or without."""
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", errors="replace")
+    if b"\0" in raw:
+        return raw.decode("utf-16-le" if raw.find(b"\0") % 2 else "utf-16-be", errors="replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def temporary_path(path: Path, ending: str = "") -> Path:
+    """Where this process writes a file or folder until it is whole: beside it, hidden.
+
+    The name does not grow with that of the file, which may be as long as names can be.
+    """
+    short = blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    return path.with_name(f".{platform.node()}.{os.getpid()}.{short}{ending}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove files that processes of this machine that no longer run left half-written in a folder."""
+    """Remove what processes of this machine that no longer run left half-written in a folder."""
     pattern = re.compile(re.escape(f".{platform.node()}.") + r"(\d+)\.")
     for path in folder.glob(f".{platform.node()}.*"):
         match = pattern.match(path.name)
         if match and not is_running(int(match[1])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_running(process: int) -> bool:
@@ -84,13 +107,3 @@ def write_case_table(path: Path, rows: dict[str, dict[str, str]]) -> None:
     table.writeheader()
     table.writerows(rows.values())
     write_text(path, text.getvalue())
-
-
-def file_stamp(*paths: Path | None) -> list[list[int]]:
-    """Size and time of modification of files, or of the files in a folder; a change in either marks a changed file."""
-    return [_stamp(path) for path in paths if path is not None]
-
-
-def _stamp(path: Path) -> list[int]:
-    stats = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]
-    return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dlunet.errors import UserError
-from dlunet.files import file_stamp, write_text
+from dlunet.files import write_text
 
 
 def test_text_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
@@ -26,10 +26,3 @@ def test_a_place_that_cannot_be_written(tmp_path, occupied):
     with pytest.raises(UserError, match=f"{target}: could not be written"):
         write_text(target, "text")
     assert os.listdir(tmp_path) == ["target"]
-
-
-def test_a_stamp_tells_size_and_time(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("1234")
-    os.utime(path, ns=(5, 7_000_000_000))
-    assert file_stamp(path, None) == [[4, 7_000_000_000]]

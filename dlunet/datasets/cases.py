@@ -39,6 +39,7 @@ class Dataset:
         validation: Cases with labels, used to choose the best checkpoint.
         test: Held-out cases; their labels, if any, are used for scores only.
         problems: What is wrong with files that were left out, a message each.
+        pool: Where folds were drawn, the cases that they were drawn from.
     """
 
     labels: LabelSet
@@ -47,6 +48,12 @@ class Dataset:
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
     problems: tuple[str, ...] = ()
+    pool: tuple[Case, ...] = ()
+
+    @property
+    def fingerprinted(self) -> tuple[Case, ...]:
+        """The cases whose statistics the plan is made from: in nnU-Net's way those of all folds, which share it."""
+        return self.pool or self.labelled
 
 
 def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[Case]:

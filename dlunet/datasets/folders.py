@@ -51,7 +51,7 @@ def read_folders(
     others = [case for case in cases if case.label is None]
     others += unlabelled_cases(root, unlabelled, problems)
     others_alone = unique_cases(without_labelled(others, labelled, problems), problems)
-    return Dataset(_label_set(root, names), training, others_alone, validation, (), tuple(problems))
+    return Dataset(_label_set(root, names), training, others_alone, validation, (), tuple(problems), tuple(labelled))
 
 
 def _label_set(root: Path, names: Sequence[str]) -> LabelSet:

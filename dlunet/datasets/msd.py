@@ -58,7 +58,7 @@ def read_msd(
         )
     training, validation = split_cases(cases, Path(splits), fold, folds)
     others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
-    return Dataset(labels, training, others, validation, _existing(test, problems), tuple(problems))
+    return Dataset(labels, training, others, validation, _existing(test, problems), tuple(problems), tuple(cases))
 
 
 def _existing(listed: Sequence[tuple[Path, Path | None]], problems: list[str]) -> tuple[Case, ...]:

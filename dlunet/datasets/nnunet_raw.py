@@ -49,7 +49,7 @@ def read_nnunet_raw(
     training, validation = split_cases(cases, Path(splits), fold, folds)
     others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
     test = list_cases(root / "imagesTs", root / "labelsTs", problems) if (root / "imagesTs").is_dir() else []
-    return Dataset(labels, training, others, validation, tuple(test), tuple(problems))
+    return Dataset(labels, training, others, validation, tuple(test), tuple(problems), tuple(cases))
 
 
 def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dlunet.errors import UserError
-from dlunet.files import read_case_table, remove_leftovers, write_bytes, write_case_table, write_text
+from dlunet.files import read_any_text, read_case_table, remove_leftovers, write_bytes, write_case_table, write_text
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.engines import Engine, TorchEngine
 from dlunet.inference.postprocessing import organ_volumes, postprocess, swapped_sides
@@ -139,6 +140,7 @@ class _Read:
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
     stored: Geometry
+    warnings: tuple[str, ...]
     image: np.ndarray | None
 
 
@@ -148,6 +150,7 @@ def predict_files(
     output: Path,
     replace: bool = False,
     extras: Extras = Extras(),
+    strict: bool = False,
 ) -> None:
     """Segment CT files; a case that already has its labels is skipped.
 
@@ -160,6 +163,8 @@ def predict_files(
             :class:`dlunet.inference.efficiency.Cost`.
         replace: Delete labels of another network or other settings instead of refusing the folder.
         extras: What else is written.
+        strict: Segment no CT of which there is something to warn, such as values that are hardly HU. By default it is
+            segmented, and the warning is logged and kept in ``prediction.json``.
 
     Raises:
         UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
@@ -186,7 +191,7 @@ def predict_files(
         ThreadPoolExecutor(1) as writing,
     ):
         last: tuple[Path, Future[None]] | None = None
-        for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay), todo):
+        for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay, strict), todo):
             read = _outcome(future.result, path, failures)
             labels = None if read is None else _outcome(partial(_label, predictor, read, bars), path, failures)
             if read is not None and labels is not None:
@@ -213,6 +218,12 @@ def _targets(images: Sequence[Path], output: Path) -> dict[Path, Path]:
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
+    longest = os.pathconf(output, "PC_NAME_MAX") - len(".nii.gz")
+    for path, name in zip(images, names, strict=True):
+        if len(os.fsencode(name)) > longest:
+            raise UserError(
+                f"{path}: has a name of {len(os.fsencode(name))} bytes; expected at most {longest}; rename it"
+            )
     return {path: output / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
 
@@ -238,10 +249,13 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
     return None
 
 
-def _read(predictor: Predictor, path: Path, keep_image: bool) -> _Read:
+def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _Read:
     volume = read_ct(path, keep_integers=True)
+    if strict and volume.warnings:
+        raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
     image = volume.array if keep_image else None
-    return _Read(predictor.prepare(volume), volume.array.shape, volume.spacing, volume.stored, image)
+    prepared = predictor.prepare(volume)
+    return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
 
 
 def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
@@ -259,8 +273,10 @@ class _Writer:
 
     def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
         name = case_name(target)
-        for message in swapped_sides(labels, self.labels):
-            logger.warning("%s: %s", name, message)
+        warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
+        for message in warnings:
+            logger.warning("warning: %s: %s", name, message)
+        self._record(name, warnings)
         if self.extras.volumes:
             volumes = organ_volumes(labels, read.spacing, self.labels)
             self._add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
@@ -271,6 +287,15 @@ class _Writer:
             write_bytes(self.output / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
         self._add(COSTS, cost)
         write_labels(labels, target, read.stored)
+
+    def _record(self, name: str, warnings: Sequence[str]) -> None:
+        """Keep what there is to warn of in the folder's record."""
+        record = _read_record(self.output / RECORD)
+        known = record.get("warnings", {})
+        if warnings or name in known:
+            others = {case: messages for case, messages in known.items() if case != name}
+            changed = {**others, name: list(warnings)} if warnings else others
+            write_text(self.output / RECORD, json.dumps({**record, "warnings": changed}, indent=2))
 
     def _add(self, table: str, row: dict[str, str]) -> None:
         path = self.output / table
@@ -286,11 +311,17 @@ def find_images(source: Path) -> list[Path]:
     Raises:
         UserError: It does not exist, or the folder holds no volume.
     """
-    if source.is_file() and source.suffix == ".txt":
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise UserError(f"{source}: is empty; expected a path a line")
-        return [image for line in lines for image in find_images(source.parent / line)]
+    return _listed(source) if source.is_file() and source.suffix.lower() == ".txt" else _images_of(source)
+
+
+def _listed(file: Path) -> list[Path]:
+    lines = [line.strip() for line in read_any_text(file).splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{file}: is empty; expected a path a line")
+    return [image for line in lines for image in _images_of(file.parent / Path(line).expanduser())]
+
+
+def _images_of(source: Path) -> list[Path]:
     if source.is_file() or is_series(source):
         return [source]
     if not source.exists():
@@ -324,24 +355,26 @@ def _claim_folder(output: Path, settings: dict[str, Any], images: Mapping[str, P
     Which CT each label map is of is recorded too: the report shows them together.
     """
     known: dict[str, str] = {}
+    warnings: dict[str, list[str]] = {}
     record = output / RECORD
     labels = list(output.glob("[!.]*.nii.gz"))
     if record.exists() and labels:
         found = _read_record(record)
-        known = found.get("images", {})
+        known, warnings = found.get("images", {}), found.get("warnings", {})
         changed = [
             f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
         ]
         if changed and replace:
-            known = {}
+            known, warnings = {}, {}
             for path in labels:
                 path.unlink()
         elif changed:
             raise UserError(
-                f"{output}: holds labels made otherwise ({'; '.join(changed)}); choose another output, or empty it"
+                f"{output}: contains predictions made with different settings ({'; '.join(changed)}); choose another "
+                "output, or empty it"
             )
     known = known | {name: str(path.resolve()) for name, path in images.items()}
-    write_text(record, json.dumps({**settings, "images": known}, indent=2))
+    write_text(record, json.dumps({**settings, "images": known, "warnings": warnings}, indent=2))
 
 
 def _read_record(path: Path) -> dict[str, Any]:

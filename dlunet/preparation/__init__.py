@@ -5,6 +5,7 @@ from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.prepare import PreparedDataset, normalise, prepare_dataset, prepare_image
 from dlunet.preparation.resampling import resample, resample_labels
+from dlunet.preparation.sharing import SharedFolder
 from dlunet.preparation.store import PreparedCase
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Plan",
     "PreparedCase",
     "PreparedDataset",
+    "SharedFolder",
     "examine",
     "normalise",
     "prepare_dataset",

@@ -16,9 +16,6 @@ from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
 from dlunet.preparation.fingerprint import CaseFacts, read_facts
 
-#: A CT in Hounsfield units has voxels below: air around the patient or in the bowel.
-AIR_HU = -200
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -28,18 +25,18 @@ class Diagnosis:
         labels: The organs.
         parts: For each part of the dataset, its usable cases by name.
         problems: A message for each file or case that cannot be used.
-        doubts: A message for each thing that can be used and is most likely not meant so.
+        warnings: A message for each thing that can be used and is most likely not meant so.
     """
 
     labels: LabelSet
     parts: dict[str, dict[str, CaseFacts]]
     problems: tuple[str, ...]
-    doubts: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def print(self, console: Console) -> None:
-        """Print the tables, then the doubts and the problems."""
+        """Print the tables, then the warnings and the problems."""
         console.print(_parts_table(self.parts), _labels_table(self.labels, self.parts))
-        lines = [(f"is it meant so? {doubt}", "yellow") for doubt in self.doubts]
+        lines = [(f"warning: {warning}", "yellow") for warning in self.warnings]
         lines += [(f"cannot be used: {problem}", "red") for problem in self.problems]
         for line, color in lines:
             console.print(line, style=color, markup=False, highlight=False, soft_wrap=True)
@@ -67,18 +64,14 @@ def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
             problems.append(str(outcome))
         else:
             parts[job.part][job.case.name] = outcome
-    return Diagnosis(dataset.labels, parts, tuple(problems), tuple(_doubts(dataset.labels, parts)))
+    return Diagnosis(dataset.labels, parts, tuple(problems), tuple(_warnings(dataset.labels, parts)))
 
 
-def _doubts(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Iterator[str]:
+def _warnings(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Iterator[str]:
     cases = {f"{part} case {name}": facts for part, named in parts.items() for name, facts in named.items()}
     first: dict[bytes, str] = {}
     for case, facts in cases.items():
-        if facts.hu_range[0] > AIR_HU:
-            yield (
-                f"{case}: its lowest value is {facts.hu_range[0]:g}; a CT in Hounsfield units shows air, about −1000; "
-                "check how it was exported"
-            )
+        yield from (f"{case}: {warning}" for warning in facts.warnings)
         if facts.voxels == {}:
             yield f"{case}: its label map shows no organ"
         twin = first.setdefault(facts.digest, case)

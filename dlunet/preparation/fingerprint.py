@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dlunet import stamps
 from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
-from dlunet.files import file_stamp, write_text
+from dlunet.files import write_text
 from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
 
@@ -33,6 +34,7 @@ class CaseFacts:
         voxels: For each label that the case shows, its voxels; none for an unlabelled case.
         foreground: HU of voxels under labels, float32, at most :data:`VOXELS_A_CASE` of them.
         digest: The same for CTs of the same voxels, whatever their names.
+        warnings: What is most likely not meant so of the CT's file, see :class:`dlunet.volumes.Volume`.
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +44,7 @@ class CaseFacts:
     voxels: dict[int, int] | None
     foreground: np.ndarray
     digest: bytes
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
         values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]
     hu_range = float(image.array.min()), float(image.array.max())
     digest = blake2b(np.ascontiguousarray(image.array).data, digest_size=16).digest()
-    return CaseFacts((z, y, x), image.spacing, image.stored.orientation, hu_range, voxels, values, digest)
+    return CaseFacts(
+        (z, y, x), image.spacing, image.stored.orientation, hu_range, voxels, values, digest, image.warnings
+    )
 
 
 def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, workers: int | None = None) -> Fingerprint:
@@ -85,17 +90,19 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     Raises:
         UserError: No case is fit, or none shows an organ.
     """
-    stamps = {case.name: file_stamp(case.image, case.label) for case in cases}
-    kept = _read_cache(cache, stamps)
+    kept = _read_cache(cache, cases)
     if kept is not None:
         return kept
-    read, failures = {}, []
+    read: dict[str, CaseFacts] = {}
+    files: dict[str, stamps.Stamps] = {}
+    failures = []
     jobs = [_Job(case, num_classes) for case in cases]
-    for job, facts in for_each_case("reading labelled cases", _read_job, jobs, workers):
-        if isinstance(facts, UserError):
-            failures.append(str(facts))
+    for job, outcome in for_each_case("reading labelled cases", _read_job, jobs, workers):
+        if isinstance(outcome, UserError):
+            failures.append(str(outcome))
+            files[job.case.name] = _stamps(job.case)
         else:
-            read[job.case.name] = facts
+            read[job.case.name], files[job.case.name] = outcome
     if not read:
         raise UserError(f"none of the {len(cases)} labelled cases can be read; the first: {failures[0]}")
     # In the cases' own order, whichever was read first: the mean of the same voxels is the same to the last digit.
@@ -109,7 +116,9 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
         tuple(facts.spacing for facts in facts_in_order),
         Intensity(float(lower), float(upper), float(values.mean()), float(max(values.std(), 1e-6))),
     )
-    write_text(cache, json.dumps({**asdict(result), "cases": stamps}, indent=2))
+    write_text(
+        cache, json.dumps({**asdict(result), "cases": {case.name: files[case.name] for case in cases}}, indent=2)
+    )
     return result
 
 
@@ -119,16 +128,33 @@ class _Job:
     num_classes: int
 
 
-def _read_job(job: _Job) -> CaseFacts:
-    return read_facts(job.case, job.num_classes)
+def _read_job(job: _Job) -> tuple[CaseFacts, stamps.Stamps]:
+    return read_facts(job.case, job.num_classes), _stamps(job.case)
 
 
-def _read_cache(path: Path, stamps: dict[str, Any]) -> Fingerprint | None:
+def _sources(case: Case) -> list[Path]:
+    return [path for path in (case.image, case.label) if path is not None]
+
+
+def _stamps(case: Case) -> stamps.Stamps:
+    try:
+        return stamps.stamp(_sources(case))
+    except OSError:  # a case that cannot be read is left out, with a message
+        return []
+
+
+def _read_cache(path: Path, cases: Sequence[Case]) -> Fingerprint | None:
+    """What was found in the same files before; where they only lie elsewhere or have another time, that is noted."""
     try:
         values = json.loads(path.read_text())
-        if values["cases"] != stamps:
+        followed = {case.name: stamps.follow(values["cases"].get(case.name), _sources(case)) for case in cases}
+        if None in followed.values() or followed.keys() != values["cases"].keys():
             return None
         shapes, spacings = (tuple(tuple(row) for row in values[key]) for key in ("shapes", "spacings"))
-        return Fingerprint(shapes, spacings, Intensity(**values["intensity"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Fingerprint(shapes, spacings, Intensity(**values["intensity"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # it is made anew
+    if followed != values["cases"]:
+        with suppress(UserError):  # in a folder that cannot be written the files are read again next time
+            write_text(path, json.dumps({**values, "cases": followed}, indent=2))
+    return found

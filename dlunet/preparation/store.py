@@ -1,12 +1,14 @@
 """The prepared case on disk: memory-mapped arrays, so that a patch is read without reading the case.
 
-A folder a case, which appears whole or not at all::
+A folder per case, which appears whole or not at all::
 
     image.npy    (1, z, y, x) int16, in units that     label.npy    (z, y, x) uint8, if the case has labels
                  case.json states
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
 
-An unlabelled case may have the index of its pseudo-labels; its label map is not there.
+The index of an unlabelled case's pseudo-labels, which say where to crop, lies in a folder of its own that holds
+index.npy and case.json: other pseudo-labels leave the case as it is. The pseudo-labels themselves are not stored, so
+that they can never become a target.
 
 Plain .npy because a patch comes from it 16 times faster than from blosc2's b2nd and 27 times faster than from zarr, for
 four times the space (``benchmarks/patch_store.py``).
@@ -16,10 +18,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +28,15 @@ from typing import Any
 
 import numpy as np
 
+from dlunet import stamps
 from dlunet.errors import UserError, WriteError
-from dlunet.files import is_running
+from dlunet.files import temporary_path, write_text
+
+#: The files of a case.
+IMAGE, LABEL, INDEX, CASE = "image.npy", "label.npy", "index.npy", "case.json"
 
 #: Voxels of a class that are remembered at most; a crop centre is drawn from these.
 VOXELS_A_CLASS = 10_000
-
-#: How the name of a case begins while it is written; then machine, process and the case's own name follow.
-UNFINISHED = ".unfinished."
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,40 @@ class PreparedCase:
         shape: (z, y, x) of the prepared volume.
         ranges: For each class that the case shows, its rows in the index.
         unit: Normalised values are those of :attr:`image` times this.
+        index_folder: Where the index lies: with the case, or with its pseudo-labels.
+        warnings: What is most likely not meant so of its CT.
     """
 
     folder: Path
     shape: tuple[int, int, int]
     ranges: dict[int, tuple[int, int]]
     unit: float
+    index_folder: Path
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path) -> PreparedCase:
+    def open(cls, folder: Path, index_folder: Path | None = None) -> PreparedCase:
         """Open a prepared case.
 
+        Args:
+            folder: Where it lies.
+            index_folder: Where the index of its pseudo-labels lies, for a case without labels.
+
         Raises:
-            UserError: The folder is not a prepared case.
+            UserError: A folder is not what it should be.
         """
+        index_folder = index_folder or folder
+        at = folder
         try:
-            values = json.loads((folder / "case.json").read_text())
+            values = json.loads((folder / CASE).read_text())
             z, y, x = values["shape"]
-            ranges = {int(label): (start, stop) for label, (start, stop) in values["ranges"].items()}
-            unit = float(values["unit"])
+            unit, warnings = float(values["unit"]), tuple(map(str, values.get("warnings", ())))
+            at = index_folder
+            ranges = json.loads((at / CASE).read_text())["ranges"]
+            rows = {int(label): (int(start), int(stop)) for label, (start, stop) in ranges.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder}: is not a prepared case ({error}); delete it and prepare again") from None
-        return cls(folder, (z, y, x), ranges, unit)
+            raise UserError(f"{at}: is not a prepared case ({error}); delete it and prepare again") from None
+        return cls(folder, (z, y, x), rows, unit, index_folder, warnings)
 
     @property
     def name(self) -> str:
@@ -77,12 +91,13 @@ class PreparedCase:
     @cached_property
     def image(self) -> np.ndarray:
         """(1, z, y, x) int16, to be multiplied by :attr:`unit`; memory-mapped."""
-        return self._mapped("image", (1, *self.shape), np.int16)
+        return _mapped(self.folder / IMAGE, (1, *self.shape), np.int16)
 
     @cached_property
     def label(self) -> np.ndarray | None:
         """(z, y, x) uint8, memory-mapped; none for an unlabelled case."""
-        return self._mapped("label", self.shape, np.uint8) if (self.folder / "label.npy").exists() else None
+        path = self.folder / LABEL
+        return _mapped(path, self.shape, np.uint8) if path.exists() else None
 
     def class_voxels(self, label: int) -> np.ndarray:
         """Some voxels (n, 3) of a class, as z, y, x."""
@@ -100,20 +115,20 @@ class PreparedCase:
     @cached_property
     def _index(self) -> np.ndarray:
         rows = max((stop for _, stop in self.ranges.values()), default=0)
-        return self._mapped("index", (rows, 3), np.int16)
+        return _mapped(self.index_folder / INDEX, (rows, 3), np.int16)
 
-    def _mapped(self, part: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        path = self.folder / f"{part}.npy"
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: is damaged ({error}); delete {self.folder} and prepare again") from None
-        if array.shape != shape or array.dtype != dtype:
-            raise UserError(
-                f"{path}: found {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}, as case.json says; "
-                f"delete {self.folder} and prepare again"
-            )
-        return array
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and prepare again") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise UserError(
+            f"{path}: found {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}, as case.json says; "
+            f"delete {path.parent} and prepare again"
+        )
+    return array
 
 
 def save_prepared(
@@ -121,7 +136,7 @@ def save_prepared(
     image: np.ndarray,
     label: np.ndarray | None,
     made_from: dict[str, Any],
-    pseudo_label: np.ndarray | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write a prepared case.
 
@@ -129,52 +144,64 @@ def save_prepared(
         folder: Where; replaced if it exists.
         image: (z, y, x), normalised.
         label: (z, y, x), uint8, or none.
-        made_from: What the case was made from; a case made from something else is not up to date.
-        pseudo_label: (z, y, x), uint8, for a case without labels. Where its classes lie is remembered for crops; it is
-            not stored itself, so that it can never become a target.
+        made_from: What the case was made from, see :func:`is_up_to_date`.
+        warnings: What is most likely not meant so of its CT.
 
     Raises:
         WriteError: The folder cannot be written.
     """
-    index, ranges = _class_index(pseudo_label if label is None else label)
-    temporary = folder.with_name(f"{UNFINISHED}{platform.node()}.{os.getpid()}.{folder.name}")
+    index, ranges = _class_index(label)
+    unit = _unit(image)
+    arrays = {IMAGE: np.rint(image[None] / unit).astype(np.int16), INDEX: index}
+    if label is not None:
+        arrays[LABEL] = label
+    values = {"shape": image.shape, "ranges": ranges, "unit": unit, "warnings": list(warnings), "made_from": made_from}
+    _save(folder, arrays, values)
+
+
+def save_index(folder: Path, label: np.ndarray, made_from: dict[str, Any]) -> None:
+    """Write where the classes of a label map (z, y, x) lie, and nothing else of it; see :func:`save_prepared`."""
+    index, ranges = _class_index(label)
+    _save(folder, {INDEX: index}, {"ranges": ranges, "made_from": made_from})
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+    temporary = temporary_path(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        unit = _unit(image)
-        np.save(temporary / "image.npy", np.rint(image[None] / unit).astype(np.int16))
-        if label is not None:
-            np.save(temporary / "label.npy", label)
-        np.save(temporary / "index.npy", index)
-        values = {"shape": image.shape, "ranges": ranges, "unit": unit, "made_from": made_from}
-        (temporary / "case.json").write_text(json.dumps(values))
+        for name, array in arrays.items():
+            np.save(temporary / name, array)
+        (temporary / CASE).write_text(json.dumps(values))
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if is_up_to_date(folder, made_from):
-            return  # another process, such as a worker that outlived its run, was quicker with the same case
         raise WriteError(f"{folder}: could not be written ({error}); check permissions and free space") from None
 
 
-def remove_unfinished(part: Path) -> None:
-    """Remove what processes of this machine that no longer run left half-written in a folder of cases."""
-    pattern = re.compile(re.escape(f"{UNFINISHED}{platform.node()}.") + r"(\d+)\.")
-    for path in part.glob(f"{UNFINISHED}*"):
-        match = pattern.match(path.name)
-        if match and not is_running(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
+def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path]) -> bool:
+    """Whether a finished case or index stands in ``folder`` that was made with these settings from these files.
 
-
-def is_up_to_date(folder: Path, made_from: dict[str, Any]) -> bool:
-    """Whether a finished case stands in ``folder`` that was made from the same files and plan."""
+    Where the files are the same and only lie elsewhere or have another time, that is noted in the folder.
+    """
     try:
-        if json.loads((folder / "case.json").read_text())["made_from"] != made_from:
+        values = json.loads((folder / CASE).read_text())
+        made_from = values["made_from"]
+        if {key: value for key, value in made_from.items() if key != "files"} != settings:
             return False
-        PreparedCase.open(folder).check()
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+        if "shape" in values:
+            PreparedCase.open(folder).check()
+        else:
+            rows = max((stop for _, stop in values["ranges"].values()), default=0)
+            _mapped(folder / INDEX, (rows, 3), np.int16)
+        files = stamps.follow(made_from["files"], sources)
+        if files is not None and files != made_from["files"]:
+            with suppress(UserError):  # in a folder that cannot be written the files are read again next time
+                write_text(folder / CASE, json.dumps({**values, "made_from": {**made_from, "files": files}}))
+        return files is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False  # it is made anew
-    return True
 
 
 def _unit(image: np.ndarray) -> float:

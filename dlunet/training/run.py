@@ -23,7 +23,7 @@ from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.networks import UNet, build_network
 from dlunet.networks.bundle import read_checkpoint
-from dlunet.preparation import Fingerprint, PreparedDataset, prepare_dataset, take_fingerprint
+from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
 from dlunet.provenance import provenance
 from dlunet.sampling import PatchDataModule
@@ -60,7 +60,14 @@ def train(config: DictConfig) -> Path:
     resume_from = _claim_folder(config, output)
     log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    prepared = prepare(config)
+    shared = SharedFolder(prepared_folder(config))
+    try:
+        return _fit(config, output, prepare(config, shared), resume_from)
+    finally:
+        shared.close()
+
+
+def _fit(config: DictConfig, output: Path, prepared: PreparedDataset, resume_from: Path | None) -> Path:
     write_text(output / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     datamodule = PatchDataModule(
@@ -94,15 +101,25 @@ def complete_plan(config: DictConfig) -> None:
         network[part] = network[part] or getattr(chosen, part)
 
 
-def prepare(config: DictConfig) -> PreparedDataset:
-    """Open the dataset and bring its cases up to date; without the unlabelled ones where the method uses none."""
+def prepared_folder(config: DictConfig) -> Path:
+    """Where the cases of a config whose plan is complete are prepared: another spacing has a folder of its own."""
+    return Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
+
+
+def prepare(config: DictConfig, shared: SharedFolder | None = None) -> PreparedDataset:
+    """Open the dataset and bring its cases up to date; without the unlabelled ones where the method uses none.
+
+    Args:
+        config: The composed config.
+        shared: See :func:`dlunet.preparation.prepare_dataset`.
+    """
     complete_plan(config)
     dataset = instantiate(config.data.source)
     if instantiate(config.method).num_networks == 1:
         dataset = replace(dataset, unlabelled=())
     elif config.data.pseudo_labels is not None:
         dataset = with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
-    folder = Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
+    folder = prepared_folder(config)
     prepared = prepare_dataset(
         dataset,
         folder,
@@ -111,6 +128,7 @@ def prepare(config: DictConfig) -> PreparedDataset:
         config.data.workers,
         config.strict,
         _fingerprint(config, dataset),
+        shared,
     )
     described = {"plan": prepared.plan.to_dict(), "network": _plain(config.network)}
     write_text(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
@@ -119,7 +137,7 @@ def prepare(config: DictConfig) -> PreparedDataset:
 
 def _fingerprint(config: DictConfig, dataset: Dataset) -> Fingerprint:
     cache = Path(config.data.prepared) / "fingerprint.json"
-    return take_fingerprint(dataset.labelled, dataset.labels.num_classes, cache, config.data.workers)
+    return take_fingerprint(dataset.fingerprinted, dataset.labels.num_classes, cache, config.data.workers)
 
 
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:

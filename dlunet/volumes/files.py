@@ -14,6 +14,7 @@ from dlunet.files import temporary_path
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
+from dlunet.volumes.hounsfield import doubt_units
 
 #: File endings that are read as volumes; DICOM files are known by their contents.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
@@ -33,7 +34,7 @@ class Volume:
         array: Voxels, (z, y, x): z grows to superior, y to posterior, x to the patient's left.
         spacing: Voxel size (z, y, x) in mm.
         stored: The grid of the file it came from, so that a result can be written back on it.
-        warnings: What the file leaves open, such as its orientation.
+        warnings: What is most likely not meant so: a header without an orientation, values that are hardly HU.
     """
 
     array: np.ndarray
@@ -89,6 +90,8 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
     values, stored, warnings = _read_canonical(path)
+    doubt = doubt_units(values)
+    warnings += (doubt,) if doubt else ()
     if not (keep_integers and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
         values = values.astype(np.float32, order="C", copy=False)
     return Volume(values, stored.canonical_spacing, stored, warnings)
@@ -123,7 +126,7 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
         UserError: The folder cannot be written.
     """
     image = stored.apply_to(sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False)))
-    temporary = temporary_path(path)
+    temporary = temporary_path(path, ".nii.gz")  # ITK goes by the ending
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)

@@ -1,9 +1,11 @@
 """From CT files to label files."""
 
 import csv
+import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -113,7 +115,7 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
 
 def test_labels_made_otherwise_are_not_taken_for_finished(predictor, images, tmp_path):
     predict_files(predictor, images[:1], tmp_path)
-    with pytest.raises(UserError, match=f"^{tmp_path}: holds labels made otherwise .flips: found none, now full"):
+    with pytest.raises(UserError, match=f"^{tmp_path}: contains predictions made with different settings .flips: found none, now full"):
         predict_files(Predictor(predictor.bundle, flips="full"), images, tmp_path)
     other = Predictor(replace(predictor.bundle, digest="other"))
     with pytest.raises(UserError, match=r"holds labels made otherwise \(weights"):
@@ -256,6 +258,68 @@ def test_a_list_of_inputs(predictor, images, tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match=r"empty\.txt: is empty"):
         find_images(tmp_path / "empty.txt")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"], ids=lambda name: name
+)
+def test_a_list_in_whatever_encoding(images, tmp_path, encoding):
+    for name in ("Größe ß.nii.gz", "plain.nii.gz"):
+        (tmp_path / name).symlink_to(images[0])
+    (tmp_path / "list.TXT").write_bytes("Größe ß.nii.gz\r\nplain.nii.gz\r\n".encode(encoding))
+    assert find_images(tmp_path / "list.TXT") == [tmp_path / "Größe ß.nii.gz", tmp_path / "plain.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.img", "scan.hdr", "a.b.c", "x" * 248, "ä" * 124, " blank "])
+def test_names_that_a_writer_might_not_like(predictor, images, tmp_path, name):
+    ct = tmp_path / "ct" / f"{name}.nii.gz"
+    ct.parent.mkdir()
+    shutil.copy(images[0], ct)
+    predict_files(predictor, [ct], tmp_path / "out", extras=Extras(volumes=True, overlay=True))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        [f"{name}.nii.gz", f"{name}.png", *WRITTEN[2:], "volumes.csv"]
+    )
+    labels, _ = read(tmp_path / "out" / f"{name}.nii.gz")
+    np.testing.assert_array_equal(labels, expected_labels(read(images[0])[0]))
+
+
+def test_a_name_that_is_too_long_for_its_labels(predictor, tmp_path):
+    with pytest.raises(UserError, match="has a name of 249 bytes; expected at most 248; rename it"):
+        predict_files(predictor, [tmp_path / ("x" * 249 + ".mha")], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda hu: hu + 1024, "its lowest value is 0"),
+        (lambda hu: hu + 1024.0, "its lowest value is 0"),
+        (lambda hu: (hu + 1024) / 2048, "its lowest value is 0"),
+        (lambda hu: hu / 1000, "its lowest value is -1"),
+        (lambda hu: hu.clip(-160, 240), "its lowest value is -160"),
+        (lambda hu: hu - 1024, "of its voxels lie between -200 and 300"),
+        (lambda hu: hu.astype(np.uint16), "its lowest value is"),
+    ],
+)
+def test_a_ct_that_is_not_in_hu_is_segmented_with_a_warning_or_not_at_all(
+    predictor, tiny_abdomen, tmp_path, write_volume, caplog, change, said
+):
+    hu = np.maximum(tiny_abdomen(0).hu, -1024)
+    hu[0, 0, 0] = -1024
+    odd, sound = (
+        write_volume(tmp_path / f"{name}.nii.gz", values, spacing=(8.0, 8.0, 8.0))
+        for name, values in (("odd", change(hu)), ("sound", hu))
+    )
+    predict_files(predictor, [odd, sound], tmp_path / "out")
+    assert said in caplog.text and "sound" not in caplog.text
+    ((case, (message,)),) = json.loads((tmp_path / "out" / "prediction.json").read_text())["warnings"].items()
+    assert case == "odd" and said in message
+    with pytest.raises(UserError, match=f"1 of 2 cases could not be segmented.*{odd}"):
+        predict_files(predictor, [odd, sound], tmp_path / "strict", strict=True)
+    assert [path.name for path in (tmp_path / "strict").glob("*.nii.gz")] == ["sound.nii.gz"]
+    shutil.copy(sound, odd)  # put right and segmented anew
+    (tmp_path / "out" / "odd.nii.gz").unlink()
+    predict_files(predictor, [odd, sound], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "prediction.json").read_text())["warnings"] == {}
 
 
 def test_an_organ_on_the_wrong_side_is_noticed(tmp_path, write_volume, caplog):

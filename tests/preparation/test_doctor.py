@@ -160,13 +160,13 @@ def test_what_is_most_likely_not_meant(root, tmp_path):
     assert diagnosis.problems == ()
     expected = (
         "case_00: its label map shows no organ",
-        "case_01: its lowest value is 0; a CT in Hounsfield units shows air",
+        "case_01: its lowest value is 0; a CT in HU shows air",
         "unlabelled case again: has the same voxels as labelled case case_02",
         "spleen: no labelled case shows it",
     )
-    assert len(diagnosis.doubts) == len(expected)
-    for said, doubt in zip(expected, diagnosis.doubts, strict=True):
-        assert said in doubt
+    assert len(diagnosis.warnings) == len(expected)
+    for said, warning in zip(expected, diagnosis.warnings, strict=True):
+        assert said in warning
 
 
 def test_the_command(root):

@@ -142,8 +142,8 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     killed, cut = first.labelled[0].folder, first.labelled[1].folder
     ended = subprocess.Popen(["true"])
     ended.wait()
-    killed.rename(killed.with_name(f".unfinished.{platform.node()}.{ended.pid}.{killed.name}"))
-    running, elsewhere = (f".unfinished.{machine}.{os.getppid()}.x" for machine in (platform.node(), "elsewhere"))
+    killed.rename(killed.with_name(f".{platform.node()}.{ended.pid}.{killed.name}"))
+    running, elsewhere = (f".{machine}.{os.getppid()}.x" for machine in (platform.node(), "elsewhere"))
     (killed.parent / running).mkdir()
     (killed.parent / elsewhere).mkdir()
     (cut / "case.json").unlink()
@@ -151,7 +151,7 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     assert [case.name for case in again.labelled] == [case.name for case in first.labelled]
     assert (killed / "case.json").exists() and (cut / "case.json").exists()
     np.testing.assert_array_equal(PreparedCase.open(cut).image, first.labelled[1].image)
-    left = {path.name for path in cut.parent.glob(".unfinished.*")}
+    left = {path.name for path in cut.parent.glob(".*")}
     assert left == {running, elsewhere}  # what may still be being written stays
 
 
@@ -166,3 +166,20 @@ def test_the_fingerprint_follows_the_labels(root, prepare, tmp_path, write_volum
     stored = [json.loads((case.folder / "case.json").read_text())["made_from"]["plan"] for case in after.unlabelled]
     assert {plan["intensity"]["mean"] for plan in stored} == {after.plan.intensity.mean}
     assert replace(after.plan, intensity=before.plan.intensity) == before.plan
+
+
+def test_a_ct_that_is_not_in_hu_is_warned_of_each_time_and_refused_where_strict(root, tmp_path, caplog, write_volume):
+    odd = sorted((root / "Training/FLARE22_UnlabeledCase1-1000").iterdir())[1]
+    hu = sitk.GetArrayFromImage(sitk.ReadImage(str(odd)))[:, ::-1, ::-1]
+    write_volume(odd, hu + 1024, spacing=(8, 8, 8), orientation="RAS")
+
+    def prepare(strict):
+        caplog.clear()
+        return prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=1, strict=strict)
+
+    for _ in range(2):
+        assert len(prepare(strict=False).unlabelled) == 4
+        assert caplog.text.count("warning: Case_00002: its lowest value is") == 1
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"strict=true.*\n  Case_00002: its lowest value is"):
+            prepare(strict=True)

@@ -1,10 +1,12 @@
 """The prepared case on disk."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
+from dlunet import stamps
 from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase
 from dlunet.preparation.store import VOXELS_A_CLASS, is_up_to_date, save_prepared
@@ -17,7 +19,7 @@ LABEL[3:5, 4, 55:] = 13
 
 @pytest.fixture
 def folder(tmp_path):
-    save_prepared(tmp_path / "case", IMAGE, LABEL, {"from": [1, 2.5]})
+    save_prepared(tmp_path / "case", IMAGE, LABEL, {"from": [1, 2.5], "files": []})
     return tmp_path / "case"
 
 
@@ -57,16 +59,28 @@ def test_a_case_without_labels(tmp_path):
     assert case.label is None and case.ranges == {}
 
 
-def test_up_to_date_means_made_from_the_same(folder):
-    assert is_up_to_date(folder, {"from": [1, 2.5]})
-    assert not is_up_to_date(folder, {"from": [1, 2.6]})
-    assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]})
+def test_up_to_date_means_made_from_the_same(folder, tmp_path):
+    assert is_up_to_date(folder, {"from": [1, 2.5]}, [])
+    assert not is_up_to_date(folder, {"from": [1, 2.6]}, [])
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [tmp_path / "more"])
+    assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]}, [])
+
+
+def test_where_the_files_lie_does_not_matter(tmp_path):
+    """That they lie elsewhere now is noted, so that they are read once and not at every start."""
+    (tmp_path / "a").write_text("CT")
+    save_prepared(tmp_path / "case", IMAGE, LABEL, {"files": stamps.stamp([tmp_path / "a"])})
+    (tmp_path / "b").write_text("CT")
+    assert is_up_to_date(tmp_path / "case", {}, [tmp_path / "b"])
+    noted = json.loads((tmp_path / "case" / "case.json").read_text())["made_from"]["files"]
+    assert noted == stamps.stamp([tmp_path / "b"])
+    np.testing.assert_array_equal(PreparedCase.open(tmp_path / "case").label, LABEL)
 
 
 @pytest.mark.parametrize("content", ["", '{"shape": [8, 30', "null", '{"shape": 3, "ranges": {}}', '{"ranges": {}}'])
 def test_a_damaged_description(folder, content):
     (folder / "case.json").write_text(content)
-    assert not is_up_to_date(folder, {"from": [1, 2.5]})
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
     with pytest.raises(UserError, match=f"^{folder}: is not a prepared case.*prepare again"):
         PreparedCase.open(folder)
 
@@ -87,4 +101,4 @@ def test_a_failed_write_leaves_the_old_case_and_nothing_else(folder, monkeypatch
     with pytest.raises(UserError, match=f"{folder}: could not be written .No space left"):
         save_prepared(folder, IMAGE, LABEL, {"from": "new"})
     assert os.listdir(folder.parent) == ["case"]
-    assert is_up_to_date(folder, {"from": [1, 2.5]})
+    assert is_up_to_date(folder, {"from": [1, 2.5]}, [])

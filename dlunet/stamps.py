@@ -1,0 +1,71 @@
+"""Whether files are still what they were: by what the disk says of them, and, where that changed, by their contents.
+
+Size and time alone do not tell: two files that are swapped, or one that is edited and given its old time, keep both.
+The disk's own number and time of change tell that something happened, and the contents whether it matters: a dataset
+that was moved or touched is read once, and not taken for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 2**22
+
+#: For each file or folder: what the disk says of it, and what is in it.
+Stamps = list[dict[str, str]]
+
+
+def stamp(paths: Sequence[Path]) -> Stamps:
+    """The stamps of files or folders of files; all are read.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    return [{"disk": _on_disk(path), "contents": _contents(path)} for path in paths]
+
+
+def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:
+    """The stamps of files whose contents are those that earlier stamps tell, or None if some are not.
+
+    Args:
+        known: Earlier stamps of the same files; anything else is as good as none.
+        paths: Files or folders of files.
+    """
+    if not isinstance(known, list) or len(known) != len(paths):
+        return None
+    followed = []
+    for before, path in zip(known, paths, strict=True):
+        try:
+            disk = _on_disk(path)
+            if before["disk"] != disk and before["contents"] != _contents(path):
+                return None
+        except (OSError, KeyError, TypeError):
+            return None
+        followed.append({"disk": disk, "contents": before["contents"]})
+    return followed
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _on_disk(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    for file in _files(path):
+        stat = file.stat()
+        facts = (file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        digest.update(repr(facts).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _contents(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    for file in _files(path):
+        digest.update(f"{file.stat().st_size} ".encode())
+        with file.open("rb") as contents:
+            while chunk := contents.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Several runs on one folder of prepared cases: each gets exactly its cases, or is told that the folder is in use."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from dlunet.datasets import read_folders, with_pseudo_labels
+from dlunet.errors import UserError
+from dlunet.preparation import SharedFolder, prepare_dataset
+
+SPACING, PATCH = (10.0, 8.0, 6.0), (16, 32, 32)
+GRID = {"spacing": (8.0, 8.0, 8.0)}
+
+
+@pytest.fixture
+def root(tmp_path, write_volume, tiny_abdomen):
+    """Five labelled cases and two unlabelled ones, in plain folders."""
+    for seed in range(7):
+        abdomen = tiny_abdomen(seed)
+        write_volume(tmp_path / "mine" / "images" / f"{seed}.nii.gz", abdomen.hu, **GRID)
+        if seed < 5:
+            labels = np.minimum(abdomen.labels, 3)
+            write_volume(tmp_path / "mine" / "labels" / f"{seed}.nii.gz", labels, **GRID)
+    return tmp_path / "mine"
+
+
+def dataset(root, fold=0):
+    return read_folders(root, ["a", "b", "c"], root.parent / "splits.json", fold=fold)
+
+
+def prepare(root, fold=0, shared=None, pseudo_labels=None, **settings):
+    cases = dataset(root, fold)
+    if pseudo_labels is not None:
+        cases = with_pseudo_labels(cases, pseudo_labels)
+    return prepare_dataset(cases, root.parent / "prepared", SPACING, PATCH, workers=1, shared=shared, **settings)
+
+
+def written(root):
+    return {path: path.stat().st_mtime_ns for path in (root.parent / "prepared").rglob("case.json")}
+
+
+def names(prepared):
+    return [[case.name for case in part] for part in (prepared.labelled, prepared.unlabelled, prepared.validation)]
+
+
+def test_folds_share_cases_and_statistics(root):
+    whole = prepare(root, "all")
+    before = written(root)
+    for fold in range(5):
+        prepared = prepare(root, fold)
+        assert prepared.plan == whole.plan
+        assert names(prepared) == names_of(dataset(root, fold))
+    assert written(root) == before
+
+
+def names_of(cases):
+    return [[case.name for case in part] for part in (cases.labelled, cases.unlabelled, cases.validation)]
+
+
+def change_a_label(root, write_volume):
+    """Other labels: other statistics, so that every case has to be prepared anew."""
+    write_volume(root / "labels" / "0.nii.gz", np.full((24, 40, 40), 3, np.uint8), **GRID)
+
+
+def test_cases_that_are_in_use_are_not_replaced(root, write_volume):
+    shared = SharedFolder(root.parent / "prepared")
+    reading = prepare(root, shared=shared)
+    before = written(root)
+    assert prepare(root, "all").plan == reading.plan  # the same cases: no reason to wait
+    change_a_label(root, write_volume)
+    with pytest.raises(
+        UserError, match=r"prepared: is in use by another run, and 7 of its cases.*data\.prepared=FOLDER"
+    ):
+        prepare(root, "all")
+    assert written(root) == before
+    shared.close()
+    assert prepare(root, "all").plan != reading.plan
+    assert all(time > before[path] for path, time in written(root).items())
+
+
+def test_cases_can_be_added_while_others_are_read(root, write_volume, tiny_abdomen):
+    shared = SharedFolder(root.parent / "prepared")
+    prepare(root, shared=shared)
+    write_volume(root / "images" / "7.nii.gz", tiny_abdomen(7).hu, **GRID)
+    assert names(prepare(root))[1] == ["5", "6", "7"]
+    shared.close()
+
+
+def test_a_run_waits_for_one_that_prepares(root, caplog):
+    caplog.set_level("INFO")
+    done = []
+    with SharedFolder(root.parent / "prepared").preparing():
+        waiting = threading.Thread(target=lambda: done.append(prepare(root)))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive() and not written(root)
+        assert "another run prepares its cases; waiting" in caplog.text
+    waiting.join(60)
+    assert names(done[0]) == names_of(dataset(root))
+
+
+def test_students_of_different_teachers_train_at_the_same_time(root):
+    """Pseudo-labels say where to crop: other ones leave the prepared CTs, and each other, as they are."""
+    folders = [root.parent / "by_one", root.parent / "by_another"]
+    for folder, source in zip(folders, (0, 1), strict=True):
+        folder.mkdir()
+        for case in (5, 6):
+            shutil.copy(root / "labels" / f"{source}.nii.gz", folder / f"{case}.nii.gz")
+    shared = SharedFolder(root.parent / "prepared")
+    one = prepare(root, shared=shared, pseudo_labels=folders[0])
+    before = written(root)
+    another = prepare(root, pseudo_labels=folders[1])
+    assert {path: time for path, time in written(root).items() if path in before} == before
+    for case, other in zip(one.unlabelled, another.unlabelled, strict=True):
+        assert case.folder == other.folder and case.label is None
+        assert not np.array_equal(case.class_voxels(1), other.class_voxels(1))
+    shared.close()
+
+
+def test_a_folder_that_is_only_to_be_read(root, monkeypatch):
+    prepared = prepare(root)
+    for path in (root.parent / "prepared").glob(".*"):
+        path.unlink()
+
+    def read_only(path, *_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr("dlunet.preparation.sharing.os.open", read_only)
+    assert names(prepare(root)) == names(prepared)
+
+
+def command(root, fold):
+    words = ("data=folders", f"data.root={root}", "data.names=[a,b,c]", f"data.fold={fold}", "data.prepared=prep")
+    return [sys.executable, "-m", "dlunet", "prepare", *words, "scale=tiny", "data.workers=1"]
+
+
+def test_three_commands_at_once(root):
+    """What one sees of the others depends on the moment; what it gets does not."""
+    running = [
+        subprocess.Popen(command(root, fold), cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for fold in ("all", 0, 1)
+    ]
+    printed = [process.communicate(timeout=300)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], printed
+    assert "prepared: 5 labelled, 2 unlabelled, 0 validation" in printed[0]
+    for text in printed[1:]:
+        assert "prepared: 4 labelled, 2 unlabelled, 1 validation" in text
