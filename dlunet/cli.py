@@ -26,6 +26,7 @@ from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.settings import check_settings
+from dlunet.signals import Stopped, signals_raise
 
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
@@ -36,6 +37,9 @@ OUT_OF_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFB
 
 #: With this in the environment an error of Hydra's comes with its traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: Where Weights & Biases' own users say whether it is online, offline or disabled.
+WANDB_MODE = "WANDB_MODE"
 
 #: Overrides that say how and where a run takes place, not what it tries.
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
@@ -63,7 +67,10 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # Hydra hands its errors on, and does not print them in its own words
     try:
-        task()
+        with signals_raise():
+            task()
+    except Stopped as stop:
+        _fail(f"stopped by {stop.name}; what is finished is kept; rerun the command to resume", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -298,9 +305,9 @@ def _in_short(error: Exception) -> str:
     return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, exit_code: int = 1) -> None:
     print(f"dlunet: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(exit_code)
 
 
 def _register_resolvers() -> None:
@@ -308,6 +315,7 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
     OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
 
 
 def _readable_name(overrides: Sequence[str]) -> str:

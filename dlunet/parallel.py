@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from dlunet.errors import UserError
 from dlunet.progress import progress_bar
+
+#: Where Linux keeps what processes share, and what the locks and queues of a pool take there.
+SHARED_MEMORY, POOL_BYTES = Path("/dev/shm"), 2**18
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +37,7 @@ def for_each_case(
         workers: Processes; by default one a core that this process may use.
 
     Raises:
-        UserError: A process was stopped from outside; what was yielded before is done.
+        UserError: A process was killed, or there is too little shared memory; what was yielded before is done.
     """
     workers = max(1, min(workers or available_cores(), len(items)))
     with progress_bar(what, len(items)) as advance:
@@ -52,20 +59,67 @@ def _in_turn(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
 def _in_parallel(
     what: str, work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[tuple[Item, Result | UserError]]:
-    # Spawned, not forked: SimpleITK and PyTorch hold threads, which do not survive a fork. One thread a process: the
-    # processes themselves fill the cores.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+    check_shared_memory(POOL_BYTES, f"{what} in {workers} processes", "data.workers=1")
+    others = set(active_children())
+    # Spawned, not forked: SimpleITK and PyTorch hold threads, which do not survive a fork.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
     try:
         futures = {pool.submit(_outcome, work, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise UserError(
-            f"{what}: one of {workers} processes was stopped from outside, most likely for want of memory; what is "
-            "finished is kept; give the command again with one process, which needs the least memory (data.workers=1)"
+            f"{what}: one of {workers} processes was killed, probably out of memory; what is finished is kept; rerun "
+            "the command with one process, which needs the least memory: data.workers=1"
         ) from None
+    except BaseException:  # an interrupt does not wait for the cases at hand
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the cases that have not begun
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """What a process does first."""
+    torch.set_num_threads(1)  # the processes themselves fill the cores
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes: what becomes of this one the parent says
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed can no longer tell its processes to end."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def check_shared_memory(needed: int, purpose: str, without: str) -> None:
+    """Check that there is room where processes hand their data to each other.
+
+    Args:
+        needed: Bytes.
+        purpose: What it is needed for.
+        without: The setting that needs none.
+
+    Raises:
+        UserError: There is too little, as in a container with the default size.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise UserError(
+            f"{SHARED_MEMORY}: {_readable(free)} of shared memory are free; {purpose} needs up to {_readable(needed)}; "
+            f"give the container more (docker run --shm-size=2g, or --ipc=host), or set {without}"
+        )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB"
 
 
 def _outcome(work: Callable[[Item], Result], item: Item) -> Result | UserError:

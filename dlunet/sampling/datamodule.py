@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import lightning
@@ -13,12 +14,16 @@ from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
 from dlunet.methods import Batch, Method
+from dlunet.parallel import POOL_BYTES, check_shared_memory
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
 
 logger = logging.getLogger(__name__)
+
+#: Patches that a worker has ready (PyTorch's default), and the bytes of one of their values.
+PREFETCHED, VALUE_BYTES = 2, 4
 
 
 class PatchDataModule(lightning.LightningDataModule):
@@ -59,12 +64,13 @@ class PatchDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
 
-    def check_cases(self, processes: int) -> None:
-        """Check that every process gets the cases it needs, and say how unlabelled patches are cut.
+    def check(self, processes: int) -> None:
+        """Check that every process gets the cases and the memory that it needs; say how unlabelled patches are cut.
 
         Raises:
-            UserError: There are too few cases.
+            UserError: There are too few cases, or there is too little shared memory.
         """
+        self._check_shared_memory(processes)
         self._check_count("labelled", len(self.prepared.labelled), processes)
         if self.method.num_networks > 1:
             self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
@@ -137,6 +143,15 @@ class PatchDataModule(lightning.LightningDataModule):
             start_background=self.num_workers > 0,
         )
         return tio.SubjectsLoader(queue, batch_size=self.batch_size, num_workers=0)
+
+    def _check_shared_memory(self, processes: int) -> None:
+        """Workers hand patches over there: two that are ready each, and one batch that is on its way."""
+        values = 2 if self.method.num_networks == 1 else 4  # image and label, and two more images
+        voxels = math.prod(self.prepared.plan.patch_size)
+        patches = processes * (PREFETCHED * self.num_workers + self.batch_size)
+        if self.num_workers:
+            needed = POOL_BYTES + values * VALUE_BYTES * voxels * patches
+            check_shared_memory(needed, f"sampling.num_workers={self.num_workers}", "sampling.num_workers=0")
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

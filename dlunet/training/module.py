@@ -92,8 +92,10 @@ class SegmentationModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Segment a whole prepared case with the first network."""
-        logits = predict_logits(self.networks[0], batch["image"], self.plan.patch_size)
-        self.dice.update(logits.argmax(0)[None], batch["label"][None].long())
+        prediction = predict_logits(self.networks[0], batch["image"], self.plan.patch_size).argmax(0)
+        label = batch["label"].long()
+        prediction[~torch.isin(prediction, label.unique())] = 0  # an organ counts in the cases that show it
+        self.dice.update(prediction[None], label[None])
 
     def on_validation_epoch_end(self) -> None:
         """Log the DSC of each organ, over the cases that show it, and its mean."""

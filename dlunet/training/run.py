@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import lightning
 import torch
 import wandb
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,8 @@ from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepa
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
 from dlunet.provenance import provenance
 from dlunet.sampling import PatchDataModule
+from dlunet.signals import Stopped
+from dlunet.training.checkpoint import MovableCheckpoint
 from dlunet.training.metrics_file import metrics_logger
 from dlunet.training.module import SegmentationModule
 
@@ -56,6 +59,7 @@ def train(config: DictConfig) -> Path:
         UserError: The data, the config or the run folder cannot be used.
     """
     output = Path(config.output)
+    check_login(config.logger)
     complete_plan(config)
     resume_from = _claim_folder(config, output)
     log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
@@ -68,6 +72,7 @@ def train(config: DictConfig) -> Path:
 
 
 def _fit(config: DictConfig, output: Path, prepared: PreparedDataset, resume_from: Path | None) -> Path:
+    epochs_done = _epochs_done(resume_from, config.trainer.max_epochs)
     write_text(output / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     datamodule = PatchDataModule(
@@ -75,10 +80,20 @@ def _fit(config: DictConfig, output: Path, prepared: PreparedDataset, resume_fro
     )
     with warnings.catch_warnings():
         _silence_lightning()
-        trainer = build_trainer(config, output, bool(prepared.validation), _epochs_done(resume_from))
-        datamodule.check_cases(trainer.world_size)
+        trainer = build_trainer(config, output, can_choose(prepared), epochs_done)
+        datamodule.check(trainer.world_size)
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+        except Stopped:
+            log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", output)
+            raise
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
+                "fewer: sampling.num_workers=0; add resume=auto to continue from the last epoch that was finished"
+            ) from None
         finally:
             wandb.finish()  # else the next run of a sweep would go on writing into this one
     checkpoints = output / "checkpoints"
@@ -203,8 +218,14 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def _epochs_done(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else read_checkpoint(checkpoint)["epoch"] + 1
+def _epochs_done(checkpoint: Path | None, wanted: int) -> int:
+    done = 0 if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"]) + 1
+    if done > wanted:
+        raise UserError(
+            f"trainer.max_epochs: found {wanted}; expected at least {done}, as many as {checkpoint} has behind it; or "
+            "start another run with output=FOLDER"
+        )
+    return done
 
 
 def _check_same_settings(before: Any, now: dict, output: Path) -> None:
@@ -238,17 +259,51 @@ def _check_patch(network: UNet, patch_size: tuple[int, int, int]) -> None:
         )
 
 
+def can_choose(prepared: PreparedDataset) -> bool:
+    """Whether the validation cases tell a better network from a worse one; say so where they should and do not."""
+    if prepared.validation and not any(case.ranges for case in prepared.validation):
+        log.warning(
+            "warning: none of the %d validation cases shows an organ: no epoch is the best, and the last one counts",
+            len(prepared.validation),
+        )
+    return any(case.ranges for case in prepared.validation)
+
+
 def _callbacks(output: Path, has_validation: bool) -> list[Callback]:
     folder = output / "checkpoints"
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    best = ModelCheckpoint(folder, "best", "val/dsc", mode="max", enable_version_counter=False)
+    last = MovableCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    best = MovableCheckpoint(folder, "best", "val/dsc", mode="max", enable_version_counter=False)
     return [last, *([best] if has_validation else []), RichProgressBar(leave=False)]
+
+
+def check_login(logger: DictConfig) -> None:
+    """Make sure that a run can be sent to Weights & Biases before any work is done for it.
+
+    Raises:
+        UserError: It is to be sent, and there is no login, or the server cannot be reached.
+    """
+    if not _uses_wandb(logger) or logger.offline:
+        return
+    try:
+        if wandb.login(timeout=60):
+            return
+        reason = "no API key"
+    except wandb.Error as error:
+        reason = str(error)
+    raise UserError(
+        f"logger.offline=false: Weights & Biases cannot be used ({reason}); run `wandb login` or set WANDB_API_KEY, check "
+        "the network, or leave the run offline and upload it later with `wandb sync`: logger.offline=true"
+    )
+
+
+def _uses_wandb(logger: DictConfig) -> bool:
+    return "WandbLogger" in logger.get("_target_", "") and os.environ.get("WANDB_MODE") != "disabled"
 
 
 def _loggers(config: DictConfig, output: Path, epochs_done: int) -> list[Logger]:
     """The logger of choice, and always metrics.csv: the report reads it."""
     loggers: list[Logger] = [metrics_logger(output, epochs_done)]
-    if "_target_" in config.logger:
+    if "_target_" in config.logger and ("WandbLogger" not in config.logger._target_ or _uses_wandb(config.logger)):
         try:
             loggers.append(instantiate(config.logger))
         except ModuleNotFoundError as error:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from rich.progress import track
 
 from dlunet.datasets.phantom.generator import Phantom, make_phantom
 from dlunet.datasets.phantom.variation import Profile
 from dlunet.errors import UserError
 from dlunet.files import write_text
+from dlunet.parallel import for_each_case
 
 #: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
 GENERATOR_VERSION = 1
@@ -110,7 +108,7 @@ def write_phantoms(
         jobs = [job for job in _jobs(root, counts, seed, shape) if not job.finished]
         for folder in {path.parent for job in jobs for path in (job.image, job.label) if path is not None}:
             folder.mkdir(parents=True, exist_ok=True)
-        _run(jobs, os.cpu_count() or 1 if workers is None else workers)
+        _run(jobs, 1 if workers == 0 else workers)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(f"{root}: could not be written ({reason}); check permissions and free space") from error
@@ -165,21 +163,10 @@ def _jobs(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int, 
             )
 
 
-def _run(jobs: list[_Job], workers: int) -> None:
-    if not jobs:
-        return
-    results: Iterable[Any]
-    title = "Synthetic CTs"
-    if min(workers, len(jobs)) <= 1:
-        for job in track(jobs, description=title):
-            _make(job)
-        return
-    # A fresh interpreter a worker: forking a process that holds a thread pool (torch's) can hang.
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_per_process(), ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        results = as_completed([pool.submit(_make, job) for job in jobs])
-        for future in track(results, description=title, total=len(jobs)):
-            future.result()
+def _run(jobs: list[_Job], workers: int | None) -> None:
+    with _one_thread_per_process():
+        for _ in for_each_case("making synthetic CTs", _make, jobs, workers) if jobs else ():
+            pass
 
 
 @contextmanager
