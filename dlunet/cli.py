@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
@@ -27,6 +27,9 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.settings import check_settings
 from dlunet.signals import Stopped, signals_raise
+
+if TYPE_CHECKING:
+    from dlunet.training import RunFolder
 
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
@@ -202,13 +205,14 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
 
 def _train(config: DictConfig) -> Path:
     """Train, score where that is wanted, and return the best checkpoint."""
+    from dlunet.training import RunFolder
     from dlunet.training import train as fit
 
     cases = _cases_to_score(config) if config.test else []
     best = fit(config)
     print(f"best checkpoint: {best}")
     if cases:
-        _score(cases, best, Path(config.output))
+        _score(cases, RunFolder(Path(config.output)))
     return best
 
 
@@ -234,17 +238,17 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     return cases
 
 
-def _score(cases: Sequence[Case], checkpoint: Path, output: Path) -> None:
+def _score(cases: Sequence[Case], run: RunFolder) -> None:
     """Segment cases and score them, into the run folder."""
     from dlunet.evaluation import evaluate_folder
     from dlunet.inference import Predictor, load_engine, predict_files
 
-    bundle, engine = load_engine(checkpoint)
+    bundle, engine = load_engine(run.trained)
     # Labels of an earlier, shorter training of this run make way.
     images = [case.image for case in cases]
-    predict_files(Predictor(bundle, engine=engine), images, output / "predictions", replace=True)
+    predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
     references = {case.name: case.label for case in cases if case.label is not None}
-    evaluate_folder(output / "predictions", references, output / "scores", bundle.labels)
+    evaluate_folder(run.predictions, references, run.scores, bundle.labels)
 
 
 def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

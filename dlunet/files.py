@@ -9,9 +9,11 @@ import os
 import platform
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 from dlunet.errors import UserError
 
@@ -21,8 +23,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a UTF-8 text file unless that is what is there: the folder may be one that is only to be read."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
+    """Write a file as :func:`write_whole` does."""
+    with write_whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing under a temporary name beside it; it gets its own name once it is whole and on the disk.
 
     Raises:
         UserError: The folder cannot be written.
@@ -30,7 +45,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror}); check permissions and free space") from None

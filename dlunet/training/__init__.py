@@ -1,6 +1,7 @@
-"""Training: the LightningModule, and the run from config to checkpoint."""
+"""Training: the LightningModule, the run folder, the run from its config to its checkpoints."""
 
 from dlunet.training.module import SegmentationModule
 from dlunet.training.run import prepare, train
+from dlunet.training.run_folder import RunFolder
 
-__all__ = ["SegmentationModule", "prepare", "train"]
+__all__ = ["RunFolder", "SegmentationModule", "prepare", "train"]

@@ -1,11 +1,15 @@
-"""Checkpoints of a run folder that may be moved or copied."""
+"""Checkpoints that appear whole or not at all, of a run folder that may be moved or copied."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dlunet.files import write_whole
 
 #: What Lightning remembers of its files, by path.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -32,3 +36,16 @@ class MovableCheckpoint(ModelCheckpoint):
 
     def _here(self, path: str) -> str:
         return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces.
+
+    Lightning writes it to the folder of temporary files first, which may be too small, and copies it from there over
+    the one that was whole.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint under a temporary name, then rename it."""
+        with write_whole(Path(path)) as file:
+            torch.save(checkpoint, file)

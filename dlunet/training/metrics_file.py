@@ -31,6 +31,6 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
 def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    with path.open(newline="") as lines:
-        # A row that was cut off when the run was killed has no epoch.
-        return [row for row in csv.DictReader(lines) if (row.get("epoch") or "").isdigit()]
+    # What a crash of the machine left unwritten is NULs; a row that was cut off when the run was killed has no epoch.
+    lines = path.read_text(encoding="utf-8", errors="replace").partition("\0")[0].splitlines()
+    return [row for row in csv.DictReader(lines) if (row.get("epoch") or "").isdigit()]

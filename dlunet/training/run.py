@@ -16,37 +16,28 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
-from dlunet.files import write_text
+from dlunet.files import write_if_changed, write_text
 from dlunet.networks import UNet, build_network
-from dlunet.networks.bundle import read_checkpoint
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
-from dlunet.provenance import provenance
 from dlunet.sampling import PatchDataModule
 from dlunet.signals import Stopped
-from dlunet.training.checkpoint import MovableCheckpoint
+from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
 from dlunet.training.metrics_file import metrics_logger
 from dlunet.training.module import SegmentationModule
+from dlunet.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-#: Settings that may differ between a run and its continuation.
-FREE_ON_RESUME = (
-    "resume",
-    "output",
-    "logger",
-    "strict",
-    "test",
-    "trainer.max_epochs",
-    "data.workers",
-    "data.source.workers",
-    "sampling.num_workers",
-)
+#: The parts of a dataset that a run trains and validates on.
+PARTS = ("labelled", "unlabelled", "validation")
 
 
 def train(config: DictConfig) -> Path:
@@ -58,34 +49,39 @@ def train(config: DictConfig) -> Path:
     Raises:
         UserError: The data, the config or the run folder cannot be used.
     """
-    output = Path(config.output)
+    folder = RunFolder(Path(config.output))
+    folder.check_free(config.resume == "auto")
     check_login(config.logger)
-    complete_plan(config)
-    resume_from = _claim_folder(config, output)
-    log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), output)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    shared = SharedFolder(prepared_folder(config))
-    try:
-        return _fit(config, output, prepare(config, shared), resume_from)
-    finally:
-        shared.close()
+    dataset = open_dataset(config)
+    complete_plan(config, dataset)
+    with folder.writing():
+        epochs_done = folder.begin(_plain(config))
+        log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
+        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        shared = SharedFolder(prepared_folder(config))
+        try:
+            _fit(config, folder, prepare(config, dataset, shared), epochs_done)
+        finally:
+            shared.close()
+    return folder.trained
 
 
-def _fit(config: DictConfig, output: Path, prepared: PreparedDataset, resume_from: Path | None) -> Path:
-    epochs_done = _epochs_done(resume_from, config.trainer.max_epochs)
-    write_text(output / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
+def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epochs_done: int) -> None:
+    folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
+    write_text(folder.path / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     datamodule = PatchDataModule(
         prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling
     )
     with warnings.catch_warnings():
         _silence_lightning()
-        trainer = build_trainer(config, output, can_choose(prepared), epochs_done)
+        trainer = build_trainer(config, folder, can_choose(prepared), epochs_done)
         datamodule.check(trainer.world_size)
         try:
+            resume_from = folder.last if epochs_done else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
         except Stopped:
-            log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", output)
+            log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", folder.path)
             raise
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -96,17 +92,23 @@ def _fit(config: DictConfig, output: Path, prepared: PreparedDataset, resume_fro
             ) from None
         finally:
             wandb.finish()  # else the next run of a sweep would go on writing into this one
-    checkpoints = output / "checkpoints"
-    best = checkpoints / "best.ckpt"
-    return best if best.exists() else checkpoints / "last.ckpt"
 
 
-def complete_plan(config: DictConfig) -> None:
+def open_dataset(config: DictConfig) -> Dataset:
+    """The cases of a config's dataset; without the unlabelled ones where the method uses none."""
+    dataset = instantiate(config.data.source)
+    if instantiate(config.method).num_networks == 1:
+        return replace(dataset, unlabelled=())
+    if config.data.pseudo_labels is not None:
+        return with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
+    return dataset
+
+
+def complete_plan(config: DictConfig, dataset: Dataset) -> None:
     """Fill in what a config leaves open of the plan and the network, by nnU-Net's rules from the labelled cases."""
     plan, network = config.plan, config.network
     if None not in (plan.spacing, plan.patch_size, network.features, network.strides, network.kernel_sizes):
         return
-    dataset = instantiate(config.data.source)
     found = _fingerprint(config, dataset)
     plan.spacing = list(plan.spacing or plan_spacing(found))
     patch = plan.patch_size and tuple(plan.patch_size)
@@ -121,19 +123,16 @@ def prepared_folder(config: DictConfig) -> Path:
     return Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
 
 
-def prepare(config: DictConfig, shared: SharedFolder | None = None) -> PreparedDataset:
-    """Open the dataset and bring its cases up to date; without the unlabelled ones where the method uses none.
+def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFolder | None = None) -> PreparedDataset:
+    """Bring the cases of a config up to date.
 
     Args:
         config: The composed config.
+        dataset: Its cases, see :func:`open_dataset`.
         shared: See :func:`dlunet.preparation.prepare_dataset`.
     """
-    complete_plan(config)
-    dataset = instantiate(config.data.source)
-    if instantiate(config.method).num_networks == 1:
-        dataset = replace(dataset, unlabelled=())
-    elif config.data.pseudo_labels is not None:
-        dataset = with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
+    dataset = open_dataset(config) if dataset is None else dataset
+    complete_plan(config, dataset)
     folder = prepared_folder(config)
     prepared = prepare_dataset(
         dataset,
@@ -146,7 +145,7 @@ def prepare(config: DictConfig, shared: SharedFolder | None = None) -> PreparedD
         shared,
     )
     described = {"plan": prepared.plan.to_dict(), "network": _plain(config.network)}
-    write_text(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
+    write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
     return prepared
 
 
@@ -175,18 +174,25 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     )
 
 
-def build_trainer(config: DictConfig, output: Path, has_validation: bool, epochs_done: int) -> lightning.Trainer:
+def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, epochs_done: int) -> lightning.Trainer:
     """Lightning's trainer with the run's callbacks and loggers."""
     settings: dict[str, Any] = dict(config.trainer)
+    plugins: list[Any] = [WholeCheckpointIO()]
+    if "strategy" not in settings and settings.get("num_nodes", 1) == 1:
+        # This process starts all others itself: what a batch system says of its tasks is not about them.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        os.environ.pop("LOCAL_RANK", None)
+        plugins.append(LightningEnvironment())
     if _is_distributed(settings.get("devices", 1)):
         # Spawned processes also work inside a sweep; the coarsest head has no loss, so its gradient is missing.
         settings.setdefault("strategy", "ddp_spawn_find_unused_parameters_true")
-    loggers = _loggers(config, output, epochs_done)
+    loggers = _loggers(config, folder.path, epochs_done)
     try:
         return lightning.Trainer(
             **settings,
-            default_root_dir=output,
-            callbacks=_callbacks(output, has_validation),
+            plugins=plugins,
+            default_root_dir=folder.path,
+            callbacks=_callbacks(folder.checkpoints, has_validation),
             logger=loggers,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,  # the data module gives every process its own cases
@@ -194,54 +200,13 @@ def build_trainer(config: DictConfig, output: Path, has_validation: bool, epochs
             limit_val_batches=1.0 if has_validation else 0,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}; check the trainer settings") from None
-
-
-def _claim_folder(config: DictConfig, output: Path) -> Path | None:
-    """Record the run in its folder and return the checkpoint to continue from, if any."""
-    last = output / "checkpoints" / "last.ckpt"
-    settings = _plain(config)
-    if last.exists():
-        if config.resume != "auto":
-            raise UserError(
-                f"{output}: already holds a run; add resume=auto to continue it, or output=FOLDER to start another"
-            )
-        _check_same_settings(OmegaConf.to_container(OmegaConf.load(output / "config.yaml")), settings, output)
-    write_text(output / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
-    write_text(output / "provenance.json", json.dumps(provenance(), indent=2))
-    return last if last.exists() else None
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     """A config as plain dictionaries and lists, its references resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-
-
-def _epochs_done(checkpoint: Path | None, wanted: int) -> int:
-    done = 0 if checkpoint is None else int(read_checkpoint(checkpoint)["epoch"]) + 1
-    if done > wanted:
-        raise UserError(
-            f"trainer.max_epochs: found {wanted}; expected at least {done}, as many as {checkpoint} has behind it; or "
-            "start another run with output=FOLDER"
-        )
-    return done
-
-
-def _check_same_settings(before: Any, now: dict, output: Path) -> None:
-    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(values, dict):
-            return {prefix: values}
-        return {k: v for key, value in values.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-    old, new = flat(before), flat(now)
-    free = tuple(f"{name}." for name in FREE_ON_RESUME)
-    changed = [k for k in old | new if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
-    if changed:
-        differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
-        raise UserError(
-            f"{output}: holds a run with other settings ({differences}); set them back, or use output=FOLDER"
-        )
 
 
 def _build_networks(description: dict[str, Any], count: int) -> list[UNet]:
@@ -269,8 +234,7 @@ def can_choose(prepared: PreparedDataset) -> bool:
     return any(case.ranges for case in prepared.validation)
 
 
-def _callbacks(output: Path, has_validation: bool) -> list[Callback]:
-    folder = output / "checkpoints"
+def _callbacks(folder: Path, has_validation: bool) -> list[Callback]:
     last = MovableCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = MovableCheckpoint(folder, "best", "val/dsc", mode="max", enable_version_counter=False)
     return [last, *([best] if has_validation else []), RichProgressBar(leave=False)]
@@ -291,8 +255,8 @@ def check_login(logger: DictConfig) -> None:
     except wandb.Error as error:
         reason = str(error)
     raise UserError(
-        f"logger.offline=false: Weights & Biases cannot be used ({reason}); run `wandb login` or set WANDB_API_KEY, check "
-        "the network, or leave the run offline and upload it later with `wandb sync`: logger.offline=true"
+        f"logger.offline=false: Weights & Biases cannot be used ({reason}); run `wandb login` or set WANDB_API_KEY, "
+        "check the network, or leave the run offline and upload it later with `wandb sync`: logger.offline=true"
     )
 
 

@@ -131,7 +131,7 @@ def test_a_folder_that_is_only_to_be_read(root, monkeypatch):
     def read_only(path, *_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
-    monkeypatch.setattr("dlunet.preparation.sharing.os.open", read_only)
+    monkeypatch.setattr("dlunet.locks.os.open", read_only)
     assert names(prepare(root)) == names(prepared)
 
 

@@ -1,0 +1,197 @@
+"""The folder of a training run: what lies where in it, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dlunet.errors import UserError
+from dlunet.files import remove_leftovers, write_text
+from dlunet.locks import FileLock
+from dlunet.networks.bundle import read_checkpoint
+from dlunet.provenance import provenance
+
+#: Settings that may differ between a run and its continuation.
+FREE_ON_RESUME = (
+    "resume",
+    "output",
+    "logger",
+    "strict",
+    "test",
+    "trainer.max_epochs",
+    "data.workers",
+    "data.source.workers",
+    "sampling.num_workers",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, wherever it lies: it may be moved and copied.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch that was finished."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def trained(self) -> Path:
+        """The checkpoint to use: the best one, or the last where no validation tells which is best."""
+        best = self.checkpoints / "best.ckpt"
+        return best if best.exists() else self.last
+
+    @property
+    def predictions(self) -> Path:
+        """Label maps of the test cases."""
+        return self.path / "predictions"
+
+    @property
+    def scores(self) -> Path:
+        """Their scores."""
+        return self.path / "scores"
+
+    def check_free(self, resume: bool) -> None:
+        """Check that a new run does not begin where there is one.
+
+        Raises:
+            UserError: There is one, and it is not to be continued.
+        """
+        if self.last.exists() and not resume:
+            raise UserError(
+                f"{self.path}: already holds a run; add resume=auto to continue it, or output=FOLDER to start another"
+            )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While the block runs, no other run writes here, and what is logged is also in ``train.log``.
+
+        Raises:
+            UserError: Another run writes here.
+        """
+        lock = FileLock(self.path / ".writing")
+        if not lock.take():
+            raise UserError(
+                f"{self.path}: another run is writing to this folder; wait for it to end, or start this one elsewhere: "
+                "output=FOLDER"
+            )
+        log = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        logging.getLogger().addHandler(log)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+            lock.release()
+
+    def begin(self, settings: dict[str, Any]) -> int:
+        """Record the settings of a run that begins or goes on, and return how many epochs are behind it.
+
+        Raises:
+            UserError: It was begun with other settings, or for longer.
+        """
+        epochs_done = 0
+        if self.last.exists():
+            self._check_same_settings(settings)
+            epochs_done = int(read_checkpoint(self.last)["epoch"]) + 1
+        wanted = settings["trainer"]["max_epochs"]
+        if epochs_done > wanted:
+            raise UserError(
+                f"trainer.max_epochs: found {wanted}; expected at least {epochs_done}, as many epochs as {self.last} "
+                "has behind it; or start another run with output=FOLDER"
+            )
+        if self.checkpoints.is_dir():
+            remove_leftovers(self.checkpoints)
+        write_text(self._config, OmegaConf.to_yaml(OmegaConf.create(settings)))
+        write_text(self.path / "provenance.json", json.dumps(provenance(), indent=2))
+        return epochs_done
+
+    def keep_cases(self, cases: Mapping[str, list[str]]) -> None:
+        """Record the names of a run's cases by part, or check that they are those that the run began with.
+
+        Raises:
+            UserError: They are not: what was a training case may now be a validation case.
+        """
+        file = self.path / "cases.json"
+        known = self._known_cases(file) if self.last.exists() else None
+        changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
+        if any(changed):
+            raise UserError(
+                f"{self.path}: holds a run on other cases ({'; '.join(filter(None, changed))}); restore them, or start "
+                "another run with output=FOLDER"
+            )
+        write_text(file, json.dumps(cases, indent=2))
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @staticmethod
+    def _known_cases(file: Path) -> dict[str, list[str]] | None:
+        try:
+            return dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None  # a run of an earlier version, or a file that was lost with the machine
+
+    def _check_same_settings(self, now: dict[str, Any]) -> None:
+        before = self._read_settings()
+        if before is None:
+            return
+        old, new = _flat(before), _flat(now)
+        free = tuple(f"{name}." for name in FREE_ON_RESUME)
+        changed = [k for k in old | new if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
+        if changed:
+            differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
+            raise UserError(
+                f"{self.path}: holds a run with other settings ({differences}); set them back, or use output=FOLDER"
+            )
+
+    def _read_settings(self) -> Any:
+        """What the run was begun with; nothing where the user took the file away."""
+        if not self._config.exists():
+            return None
+        try:
+            settings = OmegaConf.to_container(OmegaConf.load(self._config))
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            settings, reason = None, str(error).splitlines()[0]
+        else:
+            reason = "it is empty"
+        if not settings:
+            raise UserError(
+                f"{self._config}: is damaged ({reason}), so that nothing tells with which settings the run began; "
+                "delete it to continue with those of this command, or use output=FOLDER"
+            )
+        return settings
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _difference(part: str, before: list[str], now: list[str]) -> str:
+    """Which cases of a part came and went, in a few words."""
+    came, went = sorted(set(now) - set(before)), sorted(set(before) - set(now))
+    words = [f"{sign}{name}" for sign, names in (("+", came), ("-", went)) for name in names]
+    return f"{part}: {', '.join(words[:4])}{', …' if len(words) > 4 else ''}" if words else ""
