@@ -6,6 +6,7 @@ Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel 
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.overrides import override, quote_literals
 from dlunet.settings import check_settings
 from dlunet.signals import Stopped, signals_raise
 
@@ -36,7 +38,14 @@ PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 #: What the disk says when a result cannot be written.
-OUT_OF_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
+OUT_OF_PLACE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
 
 #: With this in the environment an error of Hydra's comes with its traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -62,10 +71,11 @@ def main() -> None:
 
 def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     """Run one verb with Hydra overrides; by default those of the command line."""
+    _print_whatever_comes()
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.argv = [sys.argv[0], *_with_default_scale(verb, arguments)]
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    sys.argv = [sys.argv[0], *quote_literals(_with_default_scale(verb, arguments), sweep)]
     _register_resolvers()
-    _check_output(arguments)
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # Hydra hands its errors on, and does not print them in its own words
@@ -113,7 +123,7 @@ def chain(config: DictConfig) -> None:
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
 
     def step(name: str, experiment: str, *overrides: str) -> DictConfig:
-        settings = [f"experiment={experiment}", f"output={output / name}", "resume=auto", *given, *overrides]
+        settings = [f"experiment={experiment}", override("output", output / name), "resume=auto", *given, *overrides]
         return hydra.compose("train", [word for word in settings if not word.startswith("teacher=")])
 
     unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
@@ -128,7 +138,7 @@ def chain(config: DictConfig) -> None:
     images = [case.image for case in unlabelled]
     predict_files(Predictor(bundle, engine=engine), images, pseudo_labels, replace=True)
     student = HydraConfig.get().runtime.choices["experiment"]
-    _train(step("student", student, f"data.pseudo_labels={pseudo_labels}"))
+    _train(step("student", student, override("data.pseudo_labels", pseudo_labels)))
 
 
 def prepare(config: DictConfig) -> None:
@@ -216,14 +226,16 @@ def _train(config: DictConfig) -> Path:
     return best
 
 
-def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet:
-    """The organs to score: those that the user names, else those of the checkpoint that predicted, else FLARE22's."""
+def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
+    """The organs to score: those that the user names, else those of the checkpoint that predicted, if one did."""
     from dlunet.inference import predicted_labels
 
-    if config.labels is not None:
-        path = Path(config.labels)
-        return labels_of(path, read_dataset_json(path))
-    return predicted_labels(predictions) or FLARE22
+    if config.labels is None:
+        return predicted_labels(predictions)
+    path = Path(config.labels)
+    if str(path).lower() == FLARE22.name.lower() and not path.exists():
+        return FLARE22
+    return labels_of(path, read_dataset_json(path))
 
 
 def _cases_to_score(config: DictConfig) -> list[Case]:
@@ -259,6 +271,7 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
         try:
             _check_complete(config)
             check_settings(config)
+            _check_output(config)
             task(config)
         except UserError as error:
             _fail(str(error))
@@ -277,15 +290,17 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
     return guarded
 
 
-def _check_output(arguments: Sequence[str]) -> None:
-    """Hydra makes the run folder before a verb begins: whether it can is for the user to know, not for a traceback."""
-    output = next((word.removeprefix("output=") for word in arguments if word.startswith("output=")), None)
-    if output is None or "$" in output or "," in output:
+def _check_output(config: DictConfig) -> None:
+    """Whether the output folder can be made is known before any work is done; it is made once there is a result."""
+    output = config.get("output")
+    if output is None:
         return
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _fail(f"output={output}: cannot be made a folder ({error.strerror}); choose another")
+    folder = Path(output)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise UserError(f"output={output}: cannot create directory: {existing} is not one; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output={output}: cannot create directory: {existing} is not writable; choose another")
 
 
 def _check_complete(config: DictConfig) -> None:
@@ -307,6 +322,13 @@ def _in_short(error: Exception) -> str:
     """Hydra's message without the advice that is not for users."""
     lines = str(error).partition("Config search path")[0].splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
+
+
+def _print_whatever_comes() -> None:
+    """A letter that the terminal, or the file that is printed to, cannot show is no reason to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 def _fail(message: str, exit_code: int = 1) -> None:

@@ -9,11 +9,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
 from dlunet.errors import UserError
 
@@ -29,15 +27,8 @@ def write_if_changed(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as :func:`write_whole` does."""
-    with write_whole(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing under a temporary name beside it; it gets its own name once it is whole and on the disk.
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under a temporary name beside it; it gets its own name once it is whole and on the disk.
 
     Raises:
         UserError: The folder cannot be written.
@@ -46,7 +37,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            yield file
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
         temporary.replace(path)

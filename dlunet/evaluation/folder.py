@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from dlunet.errors import UserError
 from dlunet.evaluation.scores import DECIMALS, OrganScore, score_case
 from dlunet.files import write_text
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
 from dlunet.volumes import case_name, list_volumes, read_labels
 
@@ -37,7 +38,7 @@ def evaluate_folder(
     predictions: Path,
     references: Path | Mapping[str, Path],
     output: Path,
-    labels: LabelSet = FLARE22,
+    labels: LabelSet | None = FLARE22,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
@@ -51,7 +52,7 @@ def evaluate_folder(
         predictions: Folder of predicted label maps. A prediction without reference is left out, with a warning.
         references: Folder of reference label maps, on the same grids; or the label maps by case name.
         output: Folder for the tables; made if missing.
-        labels: The organs.
+        labels: The organs; None if nobody knows them: those that occur are scored, see :func:`occurring_labels`.
         workers: Number of processes; by default one for each CPU core that this process may use.
 
     Returns:
@@ -63,6 +64,12 @@ def evaluate_folder(
     """
     console = Console(stderr=True)
     pairs = _match(predictions, references, console)
+    shown = None
+    if labels is None:
+        labels, shown = occurring_labels(pairs, workers)
+        if shown == set():
+            raise UserError(f"{predictions}: no label map shows an organ, and no reference; expected labels above 0")
+        console.print(_describe_labels(labels, shown), markup=False, highlight=False)
     _make_folder(output)
     rows: dict[str, list[OrganScore]] = {}
     failures: dict[str, str] = {}
@@ -72,13 +79,13 @@ def evaluate_folder(
             failures[job.pair.case] = str(scored)
             console.print(f"{job.pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
         else:
-            rows[job.pair.case] = scored
+            rows[job.pair.case] = [score for score in scored if shown is None or score.organ in shown]
     scores = pd.DataFrame(
         [(pair.case, *score) for pair in pairs if pair.case in rows for score in rows[pair.case]], columns=SCORE_COLUMNS
     )
     if len(scores):
         write_text(output / "scores.csv", scores.to_csv(index=False))
-        write_text(output / "summary.csv", summarize_scores(scores, labels).to_csv(index=False))
+        write_text(output / "summary.csv", summarize_scores(scores, labels, shown).to_csv(index=False))
         references_used = {pair.case: str(pair.reference.resolve()) for pair in pairs if pair.case in rows}
         write_text(output / "references.json", json.dumps(references_used, indent=2))
     if failures:
@@ -86,12 +93,15 @@ def evaluate_folder(
     return scores
 
 
-def summarize_scores(scores: pd.DataFrame, labels: LabelSet = FLARE22) -> pd.DataFrame:
+def summarize_scores(
+    scores: pd.DataFrame, labels: LabelSet = FLARE22, shown: Container[str] | None = None
+) -> pd.DataFrame:
     """Mean and standard deviation over cases, for each organ and for the mean over organs.
 
     Args:
         scores: Columns ``case,organ,dsc,nsd``, as in ``scores.csv``.
         labels: The organs, in the order of the rows.
+        shown: The names of the organs that get a row; by default all.
 
     Returns:
         Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``; the last row, ``Mean``, describes each
@@ -101,6 +111,7 @@ def summarize_scores(scores: pd.DataFrame, labels: LabelSet = FLARE22) -> pd.Dat
     rows = [
         _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, ["dsc", "nsd"]])
         for label in labels
+        if shown is None or label.name in shown
     ]
     rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[["dsc", "nsd"]].mean()))
     return pd.DataFrame(rows)
@@ -112,6 +123,38 @@ def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[st
         row[f"{score}_mean"] = round(float(values[score].mean()), DECIMALS)
         row[f"{score}_std"] = round(float(values[score].std(ddof=0)), DECIMALS)
     return {**row, "cases": len(values)}
+
+
+def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tuple[LabelSet, set[str] | None]:
+    """The organs of label maps of which nothing says what they show, by the ids that occur in any of them.
+
+    If the ids go up to 13 and no further, they are FLARE22's 13 organs. Otherwise organs are called by their ids, and
+    ids that do not occur are no organs: a class that is nowhere would count as found everywhere.
+
+    Returns:
+        The organs, and the names of those that occur; None for FLARE22's, which all count.
+    """
+    ids: set[int] = set()
+    for _, found in for_each_case("looking for labels", _ids_of, pairs, workers):
+        ids |= found if isinstance(found, set) else set()  # what cannot be read is named when it is to be scored
+    if max(ids, default=0) == len(FLARE22):
+        return FLARE22, None
+    labels = label_set("unknown", {id_: f"label {id_}" for id_ in range(1, max(ids, default=1) + 1)})
+    return labels, {label.name for label in labels if label.id in ids}
+
+
+def _ids_of(pair: _Pair) -> set[int]:
+    maps = (read_labels(path).array for path in (pair.prediction, pair.reference))
+    # Slice by slice: a whole label map as the integers that are counted takes eight times its memory.
+    counts = sum(np.bincount(axial.ravel(), minlength=256) for array in maps for axial in array)
+    return {int(value) for value in np.flatnonzero(counts) if value}
+
+
+def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:
+    if shown is None:
+        return "the highest label is 13: taken for FLARE22's organs; labels=dataset.json names others"
+    found = ", ".join(label.name for label in labels if label.name in shown) or "none"
+    return f"found {found}; what they are is not known: labels=dataset.json names them, labels=flare22 means FLARE22's"
 
 
 def _match(predictions: Path, references: Path | Mapping[str, Path], console: Console) -> list[_Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dlunet.files import write_whole
+from dlunet.files import write_bytes
 
 #: What Lightning remembers of its files, by path.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -47,5 +48,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
-        with write_whole(Path(path)) as file:
-            torch.save(checkpoint, file)
+        contents = io.BytesIO()
+        torch.save(checkpoint, contents)
+        write_bytes(Path(path), contents.getbuffer())

@@ -154,3 +154,49 @@ def test_the_mean_s_deviation_is_that_of_the_cases():
     )
     mean = summarize_scores(scores).iloc[-1]
     assert (mean["dsc_mean"], mean["dsc_std"], mean["nsd_mean"], mean["nsd_std"]) == (0.5, 0, 0.5, 0.5)
+
+
+def write_pair(folders, case, prediction, reference):
+    for folder, boxes in (("predictions", prediction), ("references", reference)):
+        array = np.zeros(SHAPE, np.uint8)
+        for label, box in boxes.items():
+            array[box] = label
+        write_labels(array, folders / "unknown" / folder / f"{case}.nii.gz", grid())
+
+
+def evaluate_unknown(folders, **settings):
+    unknown = folders / "unknown"
+    evaluate_folder(unknown / "predictions", unknown / "references", unknown / "scores", workers=1, **settings)
+    return (pd.read_csv(unknown / "scores" / f"{table}.csv") for table in ("scores", "summary"))
+
+
+def test_label_maps_of_which_nothing_is_known_are_scored_on_the_labels_that_occur(folders, capsys):
+    """Labels 2 and 4, by hand: of 8 and 4 voxels, 4 and 1 are found, and 4 is false in the second case."""
+    half, whole = np.s_[0, 0, 0:4], np.s_[0, 0, 0:8]
+    write_pair(folders, "a", {2: half, 4: np.s_[1, 0, 0]}, {2: whole, 4: np.s_[1, 0, 0:4]})
+    write_pair(folders, "b", {2: whole, 4: half}, {2: whole})
+    scores, summary = evaluate_unknown(folders, labels=None)
+    rows = {(case, organ): dsc for case, organ, dsc in scores[["case", "organ", "dsc"]].itertuples(index=False)}
+    expected = {
+        ("a", "label 2"): 2 * 4 / 12,
+        ("a", "label 4"): 2 / 5,
+        ("b", "label 2"): 2 * 4 / 12,
+        ("b", "label 4"): 0,
+    }
+    assert rows == pytest.approx(expected, abs=1e-4)
+    assert list(summary["organ"]) == ["label 2", "label 4", "Mean"]
+    assert summary["dsc_mean"].iloc[-1] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
+    assert scores["nsd"].isna().all()  # nobody has stated a tolerance
+    assert "found label 2, label 4; what they are is not known" in " ".join(capsys.readouterr().err.split())
+
+
+def test_label_maps_whose_highest_label_is_13_are_taken_for_flare22_s(folders):
+    write_pair(folders, "a", {13: np.s_[0, 0, 0:4]}, {13: np.s_[0, 0, 0:4]})
+    scores, _ = evaluate_unknown(folders, labels=None)
+    assert list(scores["organ"]) == [label.name for label in FLARE22]
+
+
+def test_label_maps_that_show_nothing_are_not_scored(folders):
+    write_pair(folders, "a", {}, {})
+    with pytest.raises(UserError, match="no label map shows an organ"):
+        evaluate_unknown(folders, labels=None)

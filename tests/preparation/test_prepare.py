@@ -105,7 +105,7 @@ def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, work
 
 def test_a_stopped_process_ends_in_one_message(root, tmp_path, monkeypatch):
     monkeypatch.setattr("dlunet.parallel._begin_worker", os.abort)  # what a worker does first
-    with pytest.raises(UserError, match="was killed, probably out of memory.*data.workers=1"):
+    with pytest.raises(UserError, match=r"was killed, probably out of memory.*data\.workers=1"):
         prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=2)
 
 
