@@ -48,6 +48,19 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink()
 
 
+def check_name(path: Path) -> None:
+    """Check that a path is UTF-8: ITK, which gets it as text, ends the process over any other.
+
+    Raises:
+        UserError: It is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="replace").decode()
+        raise UserError(f"{shown}: has a name that is not UTF-8; expected one that can be printed; rename it") from None
+
+
 def read_any_text(path: Path) -> str:
     """A text that somebody wrote with whatever program: UTF-8, UTF-16 or Latin-1, with a byte-order mark or without."""
     raw = path.read_bytes()

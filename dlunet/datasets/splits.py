@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def draw_folds(names: Sequence[str], folds: int = 5) -> list[dict[str, list[str]
 
 def _read(file: Path) -> list[dict[str, list[str]]]:
     try:
-        splits = [{part: [str(name) for name in fold[part]] for part in ("train", "val")}
+        splits = [{part: [normalize("NFC", str(name)) for name in fold[part]] for part in ("train", "val")}
                   for fold in json.loads(file.read_text())]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -218,6 +218,12 @@ def _targets(images: Sequence[Path], output: Path) -> dict[Path, Path]:
             f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
             f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
         )
+    within = [path for path in images if path.resolve().parent == output.resolve()]
+    if within:
+        raise UserError(
+            f"{output}: holds the CTs that are to be segmented, such as {within[0].name}; labels have their names; "
+            "choose another output"
+        )
     longest = os.pathconf(output, "PC_NAME_MAX") - len(".nii.gz")
     for path, name in zip(images, names, strict=True):
         if len(os.fsencode(name)) > longest:
@@ -322,7 +328,10 @@ def _listed(file: Path) -> list[Path]:
 
 
 def _images_of(source: Path) -> list[Path]:
-    if source.is_file() or is_series(source):
+    try:
+        if source.is_file() or is_series(source):
+            return [source]
+    except OSError:  # named when it is to be read, and the others are done
         return [source]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import NotReadable, UserError
-from dlunet.files import temporary_path
+from dlunet.files import check_name, temporary_path
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
@@ -44,11 +45,14 @@ class Volume:
 
 
 def case_name(path: Path) -> str:
-    """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is."""
+    """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is.
+
+    An umlaut is one letter, as which macOS does not write it: names that look the same are the same.
+    """
     if path.is_dir():
-        return path.name
+        return normalize("NFC", path.name)
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
-    return path.name[: len(path.name) - len(suffix)].removesuffix("_0000")
+    return normalize("NFC", path.name[: len(path.name) - len(suffix)].removesuffix("_0000"))
 
 
 def list_volumes(folder: Path) -> list[Path]:
@@ -71,7 +75,7 @@ def unreadable_volumes(folder: Path) -> list[str]:
         UserError: The folder is missing.
     """
     others = [path for path in _entries(folder) if not _is_volume(path)]
-    slices = [path for path in others if is_dicom(path)]
+    slices = [path for path in others if _is_slice(path)]
     messages = [_why_unreadable(path) for path in others if path not in slices]
     if slices:
         messages.append(f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series")
@@ -125,6 +129,7 @@ def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
+    check_name(path)
     image = stored.apply_to(sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False)))
     temporary = temporary_path(path, ".nii.gz")  # ITK goes by the ending
     try:
@@ -146,25 +151,35 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _is_volume(path: Path) -> bool:
-    if path.is_dir():
-        return is_series(path)
-    return path.is_file() and path.name.lower().endswith(SUFFIXES) and _is_text(path.name)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be passed to a reader: one in another encoding than the system's cannot."""
+def _is_slice(path: Path) -> bool:
     try:
-        name.encode()
-    except UnicodeEncodeError:
+        return is_dicom(path)
+    except OSError:  # nobody's CT, as far as anybody can tell
         return False
-    return True
+
+
+def _is_volume(path: Path) -> bool:
+    """Whether it is read as a volume. What cannot be looked into is one, so that it is named where it is to be read."""
+    try:
+        if path.is_dir():
+            return is_series(path)
+        return path.is_file() and path.name.lower().endswith(SUFFIXES) and _why_odd_name(path) is None
+    except OSError:
+        return True
+
+
+def _why_odd_name(path: Path) -> str | None:
+    try:
+        check_name(path)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _why_unreadable(path: Path) -> str | None:
-    if not _is_text(path.name):
-        shown = str(path).encode(errors="replace").decode()
-        return f"{shown}: has a name that is not UTF-8; expected one that can be printed; rename it"
+    odd_name = _why_odd_name(path)
+    if odd_name:
+        return odd_name
     if path.is_dir():
         return (
             f"{path}: is a folder without DICOM slices; expected the slices of one CT directly in it; move files up, "
@@ -179,6 +194,7 @@ def _why_unreadable(path: Path) -> str | None:
 
 def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
     """The voxels as they are in the file, in canonical orientation; the file's grid; and what to warn of."""
+    check_name(path)
     try:
         if not path.exists():
             raise UserError(

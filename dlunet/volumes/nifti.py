@@ -182,9 +182,13 @@ def _of_affine(shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
 
 
 def _data_offset(header: nib.Nifti1Header) -> int:
-    offset = int(header.get_data_offset())
-    if header["magic"].item() != header.single_magic or offset < header.single_vox_offset:
+    if header["magic"].item() != header.single_magic:
         raise NotReadable("found a header without its voxels (a pair of .hdr and .img)")
+    offset = int(header.get_data_offset())
+    if offset < header.single_vox_offset:  # the standard takes it for 352, nibabel as it stands
+        raise NotReadable(
+            f"found vox_offset {offset}, where the header is; expected {header.single_vox_offset} or more"
+        )
     return offset
 
 

@@ -118,7 +118,7 @@ def test_labels_made_otherwise_are_not_taken_for_finished(predictor, images, tmp
     with pytest.raises(UserError, match=f"^{tmp_path}: contains .* different settings .flips: found none, now full"):
         predict_files(Predictor(predictor.bundle, flips="full"), images, tmp_path)
     other = Predictor(replace(predictor.bundle, digest="other"))
-    with pytest.raises(UserError, match=r"holds labels made otherwise \(weights"):
+    with pytest.raises(UserError, match=r"different settings \(weights"):
         predict_files(other, images, tmp_path)
     assert not (tmp_path / "FLARETs_0002.nii.gz").exists()
 
@@ -281,6 +281,14 @@ def test_names_that_a_writer_might_not_like(predictor, images, tmp_path, name):
     )
     labels, _ = read(tmp_path / "out" / f"{name}.nii.gz")
     np.testing.assert_array_equal(labels, expected_labels(read(images[0])[0]))
+
+
+def test_labels_do_not_go_where_the_cts_lie(predictor, images, tmp_path):
+    shutil.copy(images[0], tmp_path / "a.nii.gz")
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    with pytest.raises(UserError, match=f"{tmp_path}: holds the CTs that are to be segmented.*choose another output"):
+        predict_files(predictor, [tmp_path / "a.nii.gz"], tmp_path)
+    assert (tmp_path / "a.nii.gz").read_bytes() == before and os.listdir(tmp_path) == ["a.nii.gz"]
 
 
 def test_a_name_that_is_too_long_for_its_labels(predictor, tmp_path):

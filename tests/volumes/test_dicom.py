@@ -354,6 +354,8 @@ def test_slices_without_the_preamble(tmp_path, syntax):
         ({"Modality": "", "SOPClassUID": pydicom.uid.SecondaryCaptureImageStorage}, "found no modality"),
         ({"Rows": None}, "has no pixels"),
         ({"RescaleSlope": 0}, "found the rescale slope 0"),
+        ({"RescaleSlope": 1, "RescaleIntercept": ""}, "has no RescaleIntercept"),
+        ({"ModalityLUTSequence": [Header()]}, "states its values by a lookup table"),
         ({"SamplesPerPixel": 3, "PixelData": bytes(1920)}, "found 3 values per pixel"),
     ],
 )
@@ -406,3 +408,62 @@ def test_positions_that_are_rounded(tmp_path, distance, decimals):
     (folder / names[30]).unlink()
     with pytest.raises(UserError, match="slices are missing or there twice"):
         read_ct(folder)
+
+
+def test_a_number_with_a_decimal_comma_is_named(tmp_path):
+    folder = edit_all(write_series(tmp_path / "ct", voxels()), PixelSpacing=[0.125, 0.25])
+    for path in folder.iterdir():
+        assert b"0.125\\0.25" in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(b"0.125\\0.25", b"0,125\\0,25"))
+    with pytest.raises(UserError, match=r"001\.dcm: found 0,125.0,25 as PixelSpacing; expected 2 numbers"):
+        read_ct(folder)
+
+
+def test_monochrome1_says_how_to_show_values_and_not_what_they_are(tmp_path):
+    """By arithmetic: stored value × slope + intercept."""
+    folder = write_series(tmp_path / "ct", voxels())
+    stored = np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir(), reverse=True)])
+    edit_all(folder, PhotometricInterpretation="MONOCHROME1", RescaleSlope=2, RescaleIntercept=-10)
+    np.testing.assert_array_equal(read_ct(folder).array, stored * 2.0 - 10)
+
+
+def test_two_acquisitions_in_one_series(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels(), t0020_0012="1")
+    for path in sorted(folder.iterdir()):
+        header = pydicom.dcmread(path)
+        header.AcquisitionNumber = 2
+        header.save_as(path.with_name(f"second-{path.name}"))
+    with pytest.raises(UserError, match=r"0 mm between .*, as between 8 pairs of its 16 slices .acquisitions 1, 2"):
+        read_ct(folder)
+    next(folder.glob("second-*")).unlink()
+    with pytest.raises(UserError, match="as between 7 pairs of its 15 slices"):
+        read_ct(folder)
+
+
+def test_a_slice_that_is_there_twice(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels())
+    path = folder / "1.2.3.4-003.dcm"
+    path.with_name("copy.dcm").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"found 0 mm between 1\.2\.3\.4-003\.dcm and copy\.dcm, as between 1 pairs"):
+        read_ct(folder)
+
+
+def test_a_series_number_of_its_own_for_each_slice(tmp_path):
+    """As some scanners and anonymisers write them: one CT, if the slices say that they belong together."""
+    folder = write_series(tmp_path / "ct", voxels())
+    for number, path in enumerate(sorted(folder.iterdir())):
+        edit(path, SeriesInstanceUID=f"1.2.3.{number}", FrameOfReferenceUID="1.2.7")
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+    edit(path, StudyInstanceUID="1.9")
+    with pytest.raises(UserError, match=r"holds 8 series: .*, .*, .*, …; expected one") as error:
+        read_ct(folder)
+    assert len(str(error.value)) < 400
+
+
+def test_a_slice_whose_name_is_not_utf8(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels())
+    (folder / "1.2.3.4-001.dcm").rename(folder / os.fsdecode(b"Sch\xe4del.dcm"))
+    with pytest.raises(UserError, match=r"Sch\?del\.dcm: has a name that is not UTF-8"):
+        read_ct(folder)
+    with pytest.raises(UserError, match="has a name that is not UTF-8"):
+        read_ct(folder.rename(tmp_path / os.fsdecode(b"\xff")))

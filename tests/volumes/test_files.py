@@ -3,6 +3,7 @@
 import os
 import re
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,35 @@ def test_sheared_directions_of_other_formats(tmp_path, write_volume, ending, she
     else:
         with pytest.raises(UserError, match=f"^{path}: found axes that are not at right angles"):
             read_ct(path)
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path):
+    """macOS writes an umlaut as two characters."""
+    composed, decomposed = "J\u00fcrgen", "Ju\u0308rgen"
+    assert composed != decomposed
+    assert case_name(tmp_path / f"{composed}_0000.nii.gz") == case_name(tmp_path / f"{decomposed}.mha") == composed
+    (tmp_path / decomposed).mkdir()
+    assert case_name(tmp_path / decomposed) == composed
+
+
+def test_what_cannot_be_looked_into_is_named_where_it_is_read(tmp_path, write_volume, monkeypatch):
+    """A folder and a file of somebody else's, and a disk that is gone, beside a sound CT."""
+    write_volume(tmp_path / "sound.nii.gz", HU)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "IM1").write_bytes(bytes(128) + b"DICM")
+
+    def refuse(method):
+        def guarded(path, *arguments):
+            if path.name in ("private", "IM1"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return method(path, *arguments)
+
+        return guarded
+
+    for method in ("iterdir", "open"):
+        monkeypatch.setattr(Path, method, refuse(getattr(Path, method)))
+    assert [path.name for path in list_volumes(tmp_path)] == ["private", "series", "sound.nii.gz"]
+    for name in ("private", "series"):
+        with pytest.raises(UserError, match=f"^{tmp_path / name}: cannot be opened .Permission denied"):
+            read_ct(tmp_path / name)

@@ -217,6 +217,16 @@ def test_a_damaged_gzip_file(tmp_path, change, said):
         read_ct(path)
 
 
+@pytest.mark.parametrize("offset", [0, 348, 351])
+def test_voxels_that_begin_within_the_header(tmp_path, offset):
+    path = write(tmp_path / "ct.nii")
+    content = bytearray(path.read_bytes())
+    content[108:112] = struct.pack("<f", offset)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"vox.offset {offset}"):
+        read_ct(path)
+
+
 def test_a_header_that_asks_for_more_than_there_is_memory(tmp_path):
     path = write(tmp_path / "ct.nii")
     content = bytearray(path.read_bytes())

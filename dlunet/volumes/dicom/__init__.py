@@ -1,0 +1,52 @@
+"""A CT as DICOM: a folder of slices, or one file with many frames (enhanced CT).
+
+A series whose slices do not form an upright stack of even distances is refused, since no volume with a voxel size
+describes it. So is a folder in which a file is not what its neighbours are: a slice that was lost at the end of a stack
+leaves no gap by which it would be missed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dlunet.errors import UserError
+from dlunet.volumes.dicom.frames import frames_of
+from dlunet.volumes.dicom.headers import entries, is_dicom, read_header, read_headers
+from dlunet.volumes.dicom.pixels import read_pixels
+from dlunet.volumes.dicom.stack import check_alike, distance_of
+from dlunet.volumes.geometry import Geometry
+
+__all__ = ["is_dicom", "is_series", "read"]
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds DICOM files."""
+    return folder.is_dir() and any(is_dicom(path) for path in entries(folder))
+
+
+def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
+    """Read a CT: a folder of the slices of one series, or a file.
+
+    Returns:
+        The voxels (z, y, x) in HU, float32; the grid; and what to warn of.
+
+    Raises:
+        UserError: The folder holds no series or several, a file cannot be read or is not CT, or the slices do not form
+            an upright stack of even distances.
+    """
+    headers = read_headers(path) if path.is_dir() else {path: read_header(path)}
+    frames = [frame for at, header in headers.items() for frame in frames_of(at, header)]
+    frames.sort(key=lambda frame: frame.height)
+    check_alike(frames)
+    distance = distance_of(path, frames)
+    first = frames[0]
+    try:
+        matrix = first.direction * (*first.spacing, distance)
+        grid = Geometry.of_affine((first.shape[1], first.shape[0], len(frames)), matrix, first.position.tolist())
+    except ValueError as error:
+        raise UserError(f"{path}: found {error}; expected rows and columns at right angles; export it again") from None
+    # Dual-energy scanners also store maps of other things than HU as CTs.
+    others = sorted({frame.unit for frame in frames} - {"HU"})
+    return read_pixels(frames), grid, tuple(f"its header states values in {unit}, not in HU" for unit in others)

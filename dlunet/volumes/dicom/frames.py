@@ -1,0 +1,180 @@
+"""Where the slices of a DICOM file lie and what their values mean, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from dlunet.errors import UserError
+from dlunet.volumes.dicom.headers import unreadable
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where one slice lies; x, y, z in mm (LPS).
+
+    Attributes:
+        path: Its file.
+        number: Its place in the file, from 0.
+        shape: Rows and columns.
+        spacing: Pixel size along x and y.
+        position: Centre of its first pixel.
+        direction: Columns: along x, along y, and the normal.
+        thickness: If stated.
+        rescale: Slope and intercept of this frame.
+        unit: Of its values, ``HU`` where no other is stated.
+        inverted: Whether it is stored as MONOCHROME1, whose values GDCM turns upside down.
+        acquisition: The number of its acquisition, if stated.
+        decimals: Of its position, along the normal.
+    """
+
+    path: Path
+    number: int
+    shape: tuple[int, int]
+    spacing: tuple[float, float]
+    position: np.ndarray
+    direction: np.ndarray
+    thickness: float | None
+    rescale: tuple[float, float]
+    unit: str
+    inverted: bool
+    acquisition: str
+    decimals: int
+
+    @property
+    def height(self) -> float:
+        """Where the slice lies along its normal, in mm."""
+        return float(self.direction[:, 2] @ self.position)
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return f"{self.path.name} (frame {self.number + 1})" if self.number else self.path.name
+
+
+def frames_of(path: Path, header: pydicom.Dataset) -> list[Frame]:
+    """The slices of a CT's file.
+
+    Raises:
+        UserError: It is no CT, or does not say where its slices lie and what their values mean.
+    """
+    _check_modality(path, header)
+    try:
+        count = int(header.get("NumberOfFrames") or 1)
+        described = len(header.get("PerFrameFunctionalGroupsSequence") or range(count))
+        if described != count:
+            raise UserError(f"{path}: describes {described} frames; expected {count}, as it states; copy it again")
+        return [_frame(path, number, header, _frame_groups(header, number)) for number in range(count)]
+    except UserError:
+        raise
+    except Exception as error:  # what is damaged, empty or no number fails in as many ways
+        raise unreadable(path, error) from None
+
+
+def _check_modality(path: Path, header: pydicom.Dataset) -> None:
+    """A file without a modality is a CT if its class says so."""
+    kind = header.get("SOPClassUID")
+    stated = str(header.get("Modality") or "").strip()
+    if stated != "CT" and (stated or kind is None or "CT Image Storage" not in kind.name):
+        raise UserError(
+            f"{path}: found {f'modality {stated}' if stated else 'no modality'}; expected CT, in Hounsfield units; "
+            "leave the series out"
+        )
+    if "Rows" not in header or "Columns" not in header:
+        raise UserError(f"{path}: has no pixels; expected a whole slice; copy it again, or take it out")
+    values = int(header.get("SamplesPerPixel") or 1)
+    if values != 1:
+        raise UserError(
+            f"{path}: found {values} values per pixel; expected one, in Hounsfield units; leave the series out"
+        )
+
+
+def _frame_groups(header: pydicom.Dataset, number: int) -> list[pydicom.Dataset]:
+    """Where to look up what describes a frame: the items of its functional groups, its own before the shared ones."""
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        return [header]
+    own, shared = header.PerFrameFunctionalGroupsSequence[number:], header.get("SharedFunctionalGroupsSequence", [])
+    groups = [*own[:1], *shared[:1]]
+    return [item for group in groups for element in group if element.VR == "SQ" for item in element.value[:1]]
+
+
+def _frame(path: Path, number: int, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> Frame:
+    position = _numbers(path, groups, "ImagePositionPatient", 3)
+    orientation = _numbers(path, groups, "ImageOrientationPatient", 6)
+    y, x = _numbers(path, groups, "PixelSpacing", 2)
+    if not (x > 0 and y > 0):
+        raise UserError(f"{path}: found pixels of {x:g}×{y:g} mm; expected sizes above 0; export it again")
+    rows, columns = orientation[:3], orientation[3:]
+    axes = np.stack([rows, columns, np.cross(rows, columns)], axis=1)
+    lengths = np.linalg.norm(axes, axis=0)
+    if not lengths.all():
+        raise UserError(
+            f"{path}: found the orientation {orientation.tolist()}; expected two directions; export it again"
+        )
+    if any("ModalityLUTSequence" in group for group in (header, *groups)):
+        raise UserError(f"{path}: states its values by a lookup table; expected a rescale slope; convert it to HU")
+    slope, intercept = (_number(path, groups, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if slope == 0:
+        raise UserError(f"{path}: found the rescale slope 0; expected another; export the series again")
+    thickness, unit = _value(groups, "SliceThickness"), _value(groups, "RescaleType")
+    return Frame(
+        path,
+        number,
+        (int(header.Rows), int(header.Columns)),
+        (float(x), float(y)),
+        position,
+        axes / lengths,
+        float(thickness) if thickness else None,
+        (1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
+        str(unit or "HU").strip().replace("US", "HU"),  # US: unspecified
+        str(header.get("PhotometricInterpretation", "")).strip() == "MONOCHROME1",
+        str(header.get("AcquisitionNumber") or "").strip(),
+        _decimals(_value(groups, "ImagePositionPatient"), axes[:, 2]),
+    )
+
+
+def _value(groups: Sequence[pydicom.Dataset], keyword: str) -> Any:
+    return next((group[keyword].value for group in groups if keyword in group), None)
+
+
+def _number(path: Path, groups: Sequence[pydicom.Dataset], keyword: str) -> float | None:
+    """A value that may be absent; where it is there, it must be a number."""
+    stated = any(keyword in group for group in groups)
+    return float(_numbers(path, groups, keyword, 1)[0]) if stated else None
+
+
+def _numbers(path: Path, groups: Sequence[pydicom.Dataset], keyword: str, count: int) -> np.ndarray:
+    try:
+        values = _value(groups, keyword)
+        found = np.array([] if values is None else values, dtype=float).ravel()
+        shown = str(found.tolist())
+    except (ValueError, TypeError, ArithmeticError):
+        found, shown = np.array([np.nan]), _raw_value(groups, keyword)
+    if len(found) != count or not np.isfinite(found).all():
+        raise UserError(
+            f"{path}: {f'found {shown} as' if len(found) else 'has no'} {keyword}; expected {count} "
+            f"{'numbers' if count > 1 else 'number'}; export the series again from the scanner or archive"
+        )
+    return found
+
+
+def _raw_value(groups: Sequence[pydicom.Dataset], keyword: str) -> str:
+    """A value that is no number, as it stands in the file."""
+    value = next(group.get_item(keyword).value for group in groups if keyword in group)
+    return value.decode("latin-1").strip() if isinstance(value, bytes) else str(value)
+
+
+def _decimals(position: Sequence[Any], normal: np.ndarray) -> int:
+    """Decimals of a position, of those coordinates that tell slices apart."""
+    exponents = [
+        Decimal(str(getattr(value, "original_string", value)).strip()).normalize().as_tuple().exponent
+        for value, share in zip(position, normal, strict=True)
+        if abs(share) > 1e-3
+    ]
+    return max(-int(exponent) for exponent in exponents)

@@ -1,0 +1,103 @@
+"""Whether slices form an upright stack of even distances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from dlunet.errors import UserError
+from dlunet.volumes.dicom.frames import Frame
+
+#: Distances between slices may differ by this part of a slice, or by what the decimals of their positions leave open.
+DISTANCE_TOLERANCE = 0.01
+#: Slices may be shifted against each other by this part of a voxel; a tilted gantry shifts them by many.
+SHIFT_TOLERANCE = 0.1
+#: However coarsely positions are rounded, slices further off than this part of their distance are not evenly stacked.
+ROUNDING_LIMIT = 0.3
+
+#: Acquisitions that a message lists at most.
+MOST_LISTED = 3
+
+
+def check_alike(frames: list[Frame]) -> None:
+    """Check that slices have the same pixels and are parallel.
+
+    Raises:
+        UserError: They have not, or are not.
+    """
+    first = frames[0]
+    for other in frames[1:]:
+        if other.shape != first.shape or not np.allclose(other.spacing, first.spacing, rtol=1e-4):
+            raise UserError(
+                f"{other.path}: found {_size(other)}; expected {_size(first)}, as in {first.name}; one of them belongs "
+                "to another series; take it out"
+            )
+        if not np.allclose(other.direction, first.direction, atol=1e-4):
+            raise UserError(
+                f"{other.path}: is turned against {first.name}; expected parallel slices; take out localizers and "
+                "reformatted slices"
+            )
+
+
+def distance_of(path: Path, frames: list[Frame]) -> float:
+    """The distance between slices in mm, after checking that they are stacked evenly and upright.
+
+    Raises:
+        UserError: They are not, or there is only one, of unknown thickness.
+    """
+    first, last = frames[0], frames[-1]
+    if len(frames) == 1:
+        if not first.thickness:
+            raise UserError(f"{path}: found one slice of unknown thickness; expected more, or a slice thickness")
+        return first.thickness
+    heights = np.array([frame.height for frame in frames])
+    distance = float(heights[-1] - heights[0]) / (len(frames) - 1)
+    rounding = 10.0 ** -max(frame.decimals for frame in frames)
+    if not _is_even(heights, distance, rounding):
+        _fail_as_uneven(path, frames, np.diff(heights))
+    along = first.direction[:, 2]
+    offsets = np.array([frame.position - first.position for frame in frames])
+    shift = float(np.linalg.norm(offsets - np.outer(offsets @ along, along), axis=1).max())
+    if shift > SHIFT_TOLERANCE * min(first.spacing) + rounding:
+        tilt = np.degrees(np.arctan2(shift, last.height - first.height))
+        raise UserError(
+            f"{path}: its slices are shifted against each other by up to {shift:.4g} mm, as with a gantry tilted by "
+            f"{tilt:.3g}°; expected a stack at right angles to its slices; resample the series to one, then give that"
+        )
+    return distance
+
+
+def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoReturn:
+    """Say where slices share a place, or else where their distance is another than elsewhere."""
+    apart = steps[steps > DISTANCE_TOLERANCE * steps.max(initial=0)]
+    shared = np.flatnonzero(steps <= DISTANCE_TOLERANCE * (np.median(apart) if len(apart) else 1))
+    if len(shared):
+        at = int(shared[0])
+        acquisitions = sorted({frame.acquisition for frame in frames if frame.acquisition})
+        named = f" (acquisitions {', '.join(acquisitions[:MOST_LISTED])})" if len(acquisitions) > 1 else ""
+        raise UserError(
+            f"{path}: found 0 mm between {frames[at].name} and {frames[at + 1].name}, as between {len(shared)} pairs "
+            f"of its {len(frames)} slices{named}; expected one slice in each place; slices are there twice: remove "
+            "copies, and give each acquisition a folder of its own"
+        )
+    usual = float(np.median(steps))
+    at = int(np.argmax(np.abs(steps - usual)))
+    raise UserError(
+        f"{path}: found {steps[at]:.4g} mm between {frames[at].name} and {frames[at + 1].name}; expected "
+        f"{usual:.4g} mm, as between the others; slices are missing or there twice; export the series again"
+    )
+
+
+def _is_even(heights: np.ndarray, distance: float, rounding: float) -> bool:
+    """Whether slices lie at even distances, up to a small part of these or to the rounding of their positions."""
+    if (np.abs(np.diff(heights) - distance) <= DISTANCE_TOLERANCE * distance).all():
+        return distance > 0
+    off = np.abs(heights - heights[0] - distance * np.arange(len(heights)))
+    return bool(off.max() <= min(rounding, ROUNDING_LIMIT * distance))
+
+
+def _size(one: Frame) -> str:
+    (rows, columns), (x, y) = one.shape, one.spacing
+    return f"{columns}×{rows} pixels of {x:.4g}×{y:.4g} mm"
