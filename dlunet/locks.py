@@ -22,9 +22,12 @@ class FileLock:
 
     Args:
         path: The lock file; made if missing, as is its folder.
+        remove: Whether the file is removed when the lock is released, which is held alone then.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remove: bool = False) -> None:
+        self._path = path
+        self._remove = remove
         self._file = _open(path)
 
     def take(self, alone: bool = True, wait: bool = False) -> bool:
@@ -37,23 +40,35 @@ class FileLock:
         Returns:
             Whether this process may go on.
         """
-        if self._file is None:
-            return True
-        try:
-            fcntl.flock(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            logger.warning(
-                "warning: this disk has no file locks (%s): let one run at a time write here", error.strerror
-            )
+        while self._file is not None:
+            try:
+                fcntl.flock(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                logger.warning("warning: no file locks here (%s): let one run at a time write", error.strerror)
+                return True
+            if not self._remove or _is_open(self._path, self._file):
+                return True
+            os.close(self._file)  # a file that another process has removed meanwhile
+            self._file = _open(self._path)
         return True
 
     def release(self) -> None:
         """Let others go on."""
         if self._file is not None:
+            if self._remove and _is_open(self._path, self._file):
+                self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
+
+
+def _is_open(path: Path, file: int) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> int | None:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -26,6 +27,7 @@ from dlunet.inference.postprocessing import organ_volumes, postprocess, swapped_
 from dlunet.inference.regrid import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.labels import LabelSet
+from dlunet.locks import FileLock
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
 from dlunet.progress import CaseBars, case_bars
@@ -175,7 +177,7 @@ def predict_files(
     except OSError as error:
         raise UserError(f"{output}: cannot be made a folder ({error.strerror}); choose another output") from None
     targets = _targets(images, output)
-    _claim_folder(output, predictor.settings, {case_name(path): path for path in images}, replace)
+    _claim_folder(output, predictor.settings, {target: path for path, target in targets.items()}, replace)
     remove_leftovers(output)
     todo = [path for path, target in targets.items() if not target.exists()]
     writer = _Writer(output, predictor.bundle.labels, extras)
@@ -296,16 +298,29 @@ class _Writer:
 
     def _record(self, name: str, warnings: Sequence[str]) -> None:
         """Keep what there is to warn of in the folder's record."""
-        record = _read_record(self.output / RECORD)
-        known = record.get("warnings", {})
-        if warnings or name in known:
-            others = {case: messages for case, messages in known.items() if case != name}
-            changed = {**others, name: list(warnings)} if warnings else others
-            write_text(self.output / RECORD, json.dumps({**record, "warnings": changed}, indent=2))
+        with _writing(self.output):
+            record = _read_record(self.output / RECORD)
+            known = record.get("warnings", {})
+            if warnings or name in known:
+                others = {case: messages for case, messages in known.items() if case != name}
+                changed = {**others, name: list(warnings)} if warnings else others
+                write_text(self.output / RECORD, json.dumps({**record, "warnings": changed}, indent=2))
 
     def _add(self, table: str, row: dict[str, str]) -> None:
         path = self.output / table
-        write_case_table(path, read_case_table(path) | {row["case"]: row})
+        with _writing(self.output):
+            write_case_table(path, read_case_table(path) | {row["case"]: row})
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """While the block runs, no other command changes the folder's tables and record: several may share the cases."""
+    lock = FileLock(output / ".writing", remove=True)
+    lock.take(wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_images(source: Path) -> list[Path]:
@@ -358,32 +373,35 @@ def predicted_labels(folder: Path) -> LabelSet | None:
         raise UserError(f"{path}: does not name the labels ({error}); give labels=dataset.json") from None
 
 
-def _claim_folder(output: Path, settings: dict[str, Any], images: Mapping[str, Path], replace: bool) -> None:
+def _claim_folder(output: Path, settings: dict[str, Any], targets: Mapping[Path, Path], replace: bool) -> None:
     """Record what makes the labels in a folder, so that labels of another making are never kept as finished.
 
     Which CT each label map is of is recorded too: the report shows them together.
     """
-    known: dict[str, str] = {}
-    warnings: dict[str, list[str]] = {}
-    record = output / RECORD
-    labels = list(output.glob("[!.]*.nii.gz"))
-    if record.exists() and labels:
-        found = _read_record(record)
-        known, warnings = found.get("images", {}), found.get("warnings", {})
+    settings = json.loads(json.dumps(settings))  # as it is read back
+    with _writing(output):
+        found = _read_record(output / RECORD) if (output / RECORD).exists() else {}
+        labels = list(output.glob("[!.]*.nii.gz"))
         changed = [
             f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
         ]
-        if changed and replace:
-            known, warnings = {}, {}
-            for path in labels:
-                path.unlink()
-        elif changed:
-            raise UserError(
-                f"{output}: contains predictions made with different settings ({'; '.join(changed)}); choose another "
-                "output, or empty it"
-            )
-    known = known | {name: str(path.resolve()) for name, path in images.items()}
-    write_text(record, json.dumps({**settings, "images": known, "warnings": warnings}, indent=2))
+        if changed:
+            _make_way(output, [path for path in labels if found or path in targets], changed if found else [], replace)
+            found = {}
+        known = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in targets.values()}
+        record = {**settings, "images": known, "warnings": found.get("warnings", {})}
+        write_text(output / RECORD, json.dumps(record, indent=2))
+
+
+def _make_way(output: Path, labels: Sequence[Path], changed: Sequence[str], replace: bool) -> None:
+    """Delete labels of another making, or refuse to."""
+    if labels and not replace:
+        reason = f"made with different settings ({'; '.join(changed)})" if changed else "that something else made"
+        raise UserError(
+            f"{output}: contains predictions {reason}, such as {labels[0].name}; choose another output, or empty it"
+        )
+    for path in labels:
+        path.unlink()
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class PreparedCase:
         unit: Normalised values are those of :attr:`image` times this.
         index_folder: Where the index lies: with the case, or with its pseudo-labels.
         warnings: What is most likely not meant so of its CT.
+        labelled: Whether it has labels.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class PreparedCase:
     ranges: dict[int, tuple[int, int]]
     unit: float
     index_folder: Path
+    labelled: bool
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -75,13 +77,13 @@ class PreparedCase:
         try:
             values = json.loads((folder / CASE).read_text())
             z, y, x = values["shape"]
-            unit, warnings = float(values["unit"]), tuple(map(str, values.get("warnings", ())))
+            unit, labelled, warnings = float(values["unit"]), bool(values["labelled"]), tuple(values["warnings"])
             at = index_folder
             ranges = json.loads((at / CASE).read_text())["ranges"]
             rows = {int(label): (int(start), int(stop)) for label, (start, stop) in ranges.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{at}: is not a prepared case ({error}); delete it and prepare again") from None
-        return cls(folder, (z, y, x), rows, unit, index_folder, warnings)
+        return cls(folder, (z, y, x), rows, unit, index_folder, labelled, warnings)
 
     @property
     def name(self) -> str:
@@ -96,8 +98,7 @@ class PreparedCase:
     @cached_property
     def label(self) -> np.ndarray | None:
         """(z, y, x) uint8, memory-mapped; none for an unlabelled case."""
-        path = self.folder / LABEL
-        return _mapped(path, self.shape, np.uint8) if path.exists() else None
+        return _mapped(self.folder / LABEL, self.shape, np.uint8) if self.labelled else None
 
     def class_voxels(self, label: int) -> np.ndarray:
         """Some voxels (n, 3) of a class, as z, y, x."""
@@ -120,7 +121,7 @@ class PreparedCase:
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="c")  # a private map, though nothing is written: some disks have no others
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and prepare again") from None
     if array.shape != shape or array.dtype != dtype:
@@ -155,7 +156,8 @@ def save_prepared(
     arrays = {IMAGE: np.rint(image[None] / unit).astype(np.int16), INDEX: index}
     if label is not None:
         arrays[LABEL] = label
-    values = {"shape": image.shape, "ranges": ranges, "unit": unit, "warnings": list(warnings), "made_from": made_from}
+    values = {"shape": image.shape, "ranges": ranges, "unit": unit, "labelled": label is not None}
+    values |= {"warnings": list(warnings), "made_from": made_from}
     _save(folder, arrays, values)
 
 

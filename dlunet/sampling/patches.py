@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torchio as tio
 
-from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase
 from dlunet.sampling.augmentation import Augmentation, crop_size
 from dlunet.sampling.sampler import ClassBalancedSampler, crop
@@ -75,8 +74,7 @@ class PatchDataset(tio.SubjectsDataset):
         image = crop(case.image, centre, size) * case.unit
         subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
-            if case.label is None:
-                raise UserError(f"{case.folder}: is a labelled case without label.npy; delete it and prepare again")
+            assert case.label is not None
             label = crop(case.label[None], centre, size)
             subject.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
         return subject

@@ -88,7 +88,7 @@ class RunFolder:
         Raises:
             UserError: Another run writes here.
         """
-        lock = FileLock(self.path / ".writing")
+        lock = FileLock(self.path / ".writing", remove=True)
         if not lock.take():
             raise UserError(
                 f"{self.path}: another run is writing to this folder; wait for it to end, or start this one elsewhere: "

@@ -225,7 +225,7 @@ def _read_stored(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
         return nifti.read(path)
     if not name.endswith(tuple(itk.READERS)):
         raise UserError(f"{path}: is not read; expected {', '.join(SUFFIXES)}, or DICOM; convert it")
-    return (*itk.read(path), ())
+    return itk.read(path)
 
 
 def _check_width(path: Path, grid: Geometry) -> None:

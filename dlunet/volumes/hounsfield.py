@@ -8,8 +8,8 @@ import numpy as np
 AIR_HU = -200
 #: Fat, water and soft tissue lie between, and make up at least this part of the voxels.
 SOFT_TISSUE_HU, LEAST_SOFT_TISSUE = (-200, 300), 0.005
-#: Every so many-th voxel along each axis is enough to see that.
-SAMPLING = 3
+#: Every so many-th voxel along each axis of a large CT is enough to see that.
+SAMPLING, LARGE = 3, 10**6
 
 
 def doubt_units(values: np.ndarray) -> str | None:
@@ -17,7 +17,8 @@ def doubt_units(values: np.ndarray) -> str | None:
     lowest = float(values.min())
     if lowest > AIR_HU:
         return f"its lowest value is {lowest:g}; a CT in HU shows air, about -1000; check how it was exported"
-    sampled = values[::SAMPLING, ::SAMPLING, ::SAMPLING]
+    step = SAMPLING if values.size > LARGE else 1
+    sampled = values[::step, ::step, ::step]
     low, high = SOFT_TISSUE_HU
     share = float(((sampled >= low) & (sampled <= high)).mean())
     if share < LEAST_SOFT_TISSUE:

@@ -1,7 +1,7 @@
 """MetaImage and NRRD files, read by ITK, and what ITK does not tell of them.
 
-ITK fills in what it could not decompress without an error, turns an axis round for a negative voxel size, and takes
-axes that are not at right angles.
+ITK fills in what it could not decompress without an error, takes voxels for 1 mm wide whose size is not stated or is in
+another unit, turns an axis round for a negative size, and takes axes that are not at right angles.
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
 
 CHUNK_BYTES = 2**22
 
+#: Where headers state the unit of voxel sizes, and what may stand there: ITK takes numbers as they are.
+UNIT_FIELDS = ("distanceunits", "space units", "units")
+MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none"}
+
+#: Why a file is taken with a warning: left and right may be the other way round.
+NO_ORIENTATION = (
+    "its header states no orientation; its axes are taken to run to the left, to posterior and to superior, as ITK "
+    "takes them"
+)
+
 #: zlib's setting for a stream with zlib's or gzip's header, both of which end in a checksum.
 EITHER_HEADER = zlib.MAX_WBITS | 32
 
@@ -30,11 +40,11 @@ EITHER_HEADER = zlib.MAX_WBITS | 32
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
-def read(path: Path) -> tuple[np.ndarray, Geometry]:
+def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
     """Read a .mha or .nrrd file.
 
     Returns:
-        The voxels (z, y, x) of the file's axes, as stored, and the grid.
+        The voxels (z, y, x) of the file's axes, as stored; the grid; and what to warn of.
 
     Raises:
         NotReadable: The file is damaged or truncated, its axes are sheared, or it is no 3-D scalar volume.
@@ -42,20 +52,23 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
     try:
         image = sitk.ReadImage(str(path), imageIO=READERS[path.suffix.lower()])
     except RuntimeError as error:
-        raise NotReadable(f"cannot be read as a volume ({last_line(error)})") from None
+        raise NotReadable(f"cannot be read as a volume, maybe since it is truncated ({last_line(error)})") from None
     values = image.GetNumberOfComponentsPerPixel()
     if values != 1:
         raise NotReadable(f"found {values} values per voxel; expected one")
     if image.GetDimension() != 3:
         shape = "×".join(str(n) for n in image.GetSize())
         raise NotReadable(f"found {image.GetDimension()} dimensions ({shape}); expected one 3-D scalar volume")
-    damage = _find_damage(path)
+    with path.open("rb") as file:
+        fields = _read_header(file)
+        damage = _contradiction(fields) or _missing_voxels(file, fields, image)
     if damage:
         raise NotReadable(f"found {damage}")
     try:
-        return np.asarray(_Pixels(image)), Geometry.of(image)
+        grid = Geometry.of(image)
     except ValueError as error:
         raise NotReadable(f"found {error}") from None
+    return np.asarray(_Pixels(image)), grid, () if _states_orientation(fields) else (NO_ORIENTATION,)
 
 
 def last_line(error: Exception) -> str:
@@ -71,17 +84,36 @@ class _Pixels:
         self.__array_interface__ = sitk.GetArrayViewFromImage(image).__array_interface__
 
 
-def _find_damage(path: Path) -> str | None:
-    """What is wrong with a file that ITK took, if anything."""
-    with path.open("rb") as file:
-        fields = _read_header(file)
-        sizes = fields.get("elementspacing", "").split()
-        if any(mm.startswith("-") for mm in sizes):  # SimpleITK itself refuses 0
-            return f"voxels of {'×'.join(sizes)} mm"
-        compressed = fields.get("compresseddata", "").lower() == "true" and fields.get("elementdatafile") == "LOCAL"
-        if compressed or fields.get("encoding") in ("gz", "gzip"):
-            return _stream_damage(file)
-    return None
+def _contradiction(fields: dict[str, str]) -> str | None:
+    """What ITK passes over in a header, if anything."""
+    sizes = fields.get("elementspacing") or fields.get("elementsize") or fields.get("spacings", "")
+    if not sizes and "space directions" not in fields:
+        return "no voxel size in its header"
+    if any(mm.startswith("-") for mm in sizes.split()):  # ITK itself refuses 0
+        return f"voxels of {'×'.join(sizes.split())} mm"
+    stated = re.findall(r"[^\s\"]+", " ".join(fields.get(name, "") for name in UNIT_FIELDS).lower())
+    others = sorted(set(stated) - MILLIMETRES)
+    return f"voxel sizes in {', '.join(others)}, which are read as mm" if others else None
+
+
+def _states_orientation(fields: dict[str, str]) -> bool:
+    return any(name in fields for name in ("transformmatrix", "rotation", "orientation", "space"))
+
+
+def _missing_voxels(file: BinaryIO, fields: dict[str, str], image: sitk.Image) -> str | None:
+    """What is wrong with compressed voxels, if anything; the file is open where they begin."""
+    compressed = fields.get("compresseddata", "").lower() == "true" and fields.get("elementdatafile") == "LOCAL"
+    if not compressed and fields.get("encoding") not in ("gz", "gzip"):
+        return None  # ITK tells
+    stream, found = zlib.decompressobj(EITHER_HEADER), 0
+    try:
+        while not stream.eof and (chunk := file.read(CHUNK_BYTES)):
+            found += len(stream.decompress(chunk))
+    except zlib.error as error:
+        return f"damaged voxels: {error}"
+    expected = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    whole = stream.eof and found >= expected
+    return None if whole else f"truncated voxels: {found} of {expected} bytes"
 
 
 def _read_header(file: BinaryIO) -> dict[str, str]:
@@ -96,13 +128,3 @@ def _read_header(file: BinaryIO) -> dict[str, str]:
         if "elementdatafile" in fields:
             break
     return fields
-
-
-def _stream_damage(file: BinaryIO) -> str | None:
-    stream = zlib.decompressobj(EITHER_HEADER)
-    try:
-        while not stream.eof and (chunk := file.read(CHUNK_BYTES)):
-            stream.decompress(chunk)
-    except zlib.error as error:
-        return f"damaged voxels: {error}"
-    return None if stream.eof else "truncated voxels"

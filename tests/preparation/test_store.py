@@ -66,6 +66,16 @@ def test_up_to_date_means_made_from_the_same(folder, tmp_path):
     assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]}, [])
 
 
+@pytest.mark.parametrize("part", ["image.npy", "label.npy", "index.npy", "case.json"])
+def test_a_case_that_lost_a_part_is_made_anew(folder, part):
+    """As where old files are deleted one by one: a labelled case is not taken for an unlabelled one."""
+    (folder / part).unlink()
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
+    if part != "case.json":
+        with pytest.raises(UserError, match=f"^{folder / part}: is damaged"):
+            PreparedCase.open(folder).check()
+
+
 def test_where_the_files_lie_does_not_matter(tmp_path):
     """That they lie elsewhere now is noted, so that they are read once and not at every start."""
     (tmp_path / "a").write_text("CT")

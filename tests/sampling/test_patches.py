@@ -5,7 +5,6 @@ import pytest
 import torch
 import torchio as tio
 
-from dlunet.errors import UserError
 from dlunet.sampling import Augmentation, ClassBalancedSampler, PatchDataset, draw_order
 
 SPACING = (2.5, 1.5, 1.5)
@@ -84,12 +83,6 @@ def test_a_queue_yields_the_items_in_order(cases, workers):
     loader = tio.SubjectsLoader(queue, batch_size=2)
     batches = torch.cat([batch["image"][tio.DATA] for batch in loader])
     assert torch.equal(batches, torch.stack([item["image"].data for item in patches(cases)]))
-
-
-def test_a_labelled_case_without_its_labels_is_named(make_case):
-    case = make_case("bare", np.zeros((4, 4, 4)))
-    with pytest.raises(UserError, match=f"^{case.folder}: is a labelled case without label.npy"):
-        patches([case], (0,))[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

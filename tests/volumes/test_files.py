@@ -295,3 +295,55 @@ def test_what_cannot_be_looked_into_is_named_where_it_is_read(tmp_path, write_vo
     for name in ("private", "series"):
         with pytest.raises(UserError, match=f"^{tmp_path / name}: cannot be opened .Permission denied"):
             read_ct(tmp_path / name)
+
+
+def replace_header(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("ending", "old", "new", "said"),
+    [
+        (".mha", b"ElementSpacing = 3 2 1\n", b"", "found no voxel size in its header"),
+        (".nrrd", b"space directions: (3,0,0) (0,2,0) (0,0,1)\n", b"", "found no voxel size in its header"),
+        (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = cm\n", "found voxel sizes in cm, which are read as mm"),
+        (".nrrd", b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:', "found voxel sizes in cm, which are read as mm"),
+    ],
+)
+def test_sizes_that_itk_takes_for_mm(tmp_path, write_volume, ending, old, new, said):
+    path = write_volume(tmp_path / f"ct{ending}", HU, spacing=(1, 2, 3))
+    replace_header(path, old, new)
+    with pytest.raises(UserError, match=f"^{path}: {said}; expected"):
+        read_ct(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "old", "new"),
+    [
+        (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = mm\n"),
+        (".nrrd", b"kinds:", b'space units: "mm" "mm" "mm"\nkinds:'),
+    ],
+)
+def test_sizes_in_mm(tmp_path, write_volume, ending, old, new):
+    path = write_volume(tmp_path / f"ct{ending}", HU, spacing=(1, 2, 3))
+    replace_header(path, old, new)
+    assert read_ct(path).spacing == pytest.approx((1, 2, 3)) and read_ct(path).warnings == ()
+
+
+def test_a_header_without_an_orientation_is_warned_of(tmp_path, write_volume):
+    path = write_volume(tmp_path / "ct.mha", HU)
+    replace_header(path, b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"")
+    assert any("states no orientation" in warning for warning in read_ct(path).warnings)
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_compressed_voxels_that_are_too_few(tmp_path, ending):
+    """An intact stream that holds fewer voxels than the header says."""
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(HU), str(path), useCompression=True)
+    sizes = (b"DimSize = 5 4 3", b"DimSize = 5 4 9") if ending == ".mha" else (b"sizes: 5 4 3", b"sizes: 5 4 9")
+    replace_header(path, *sizes)
+    with pytest.raises(UserError, match=f"^{path}: .*truncated"):
+        read_ct(path)
