@@ -284,8 +284,6 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             if error.errno not in OUT_OF_PLACE:
                 raise
             _fail(f"{error.filename or config.get('output', '')}: {error.strerror}; check permissions and free space")
-        except KeyboardInterrupt:
-            _fail("interrupted")
 
     return guarded
 

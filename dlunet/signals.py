@@ -1,23 +1,34 @@
-"""SIGTERM and SIGHUP end a command as an interrupt does: in order, and with an exit code that tells of it."""
+"""Signals that ask a command to end: it ends in order, and with an exit code that tells of it."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: Sent by Ctrl-C, a batch system whose time is up, and a terminal that is closed.
+ASKING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
+
 
 class Stopped(BaseException):
-    """A signal that asks the process to end, such as a batch system sends when the time is up.
+    """A signal that asks the process to end.
 
     Attributes:
-        name: The signal's name.
+        number: The signal's number.
+        name: Its name.
         exit_code: What a shell reports of a process that the signal ended: 128 and its number.
     """
 
     def __init__(self, number: int) -> None:
+        self.number = number
         self.name = signal.Signals(number).name
         self.exit_code = 128 + number
         super().__init__(self.name)
@@ -25,20 +36,33 @@ class Stopped(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP raise :class:`Stopped` in the main thread.
+    """While the block runs, signals that ask the process to end raise :class:`Stopped` in the main thread.
 
-    A signal that is ignored, as ``nohup`` has it, stays ignored.
+    A signal that is ignored, as ``nohup`` has it, stays ignored. Processes that are forked meanwhile end as by default.
     """
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    process, report = os.getpid(), sys.unraisablehook
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Stopped(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def ask_again(ignored: sys.UnraisableHookArgs) -> None:
+        """Where an exception is ignored, as within a destructor, it is raised once more, a moment later."""
+        if isinstance(ignored.exc_value, Stopped):
+            threading.Timer(0.01, os.kill, (process, ignored.exc_value.number)).start()
+        else:
+            report(ignored)
+
+    chosen = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # only the main thread can choose
-    before = {number: signal.signal(number, _stop) for number in numbers}
+        chosen = []  # only the main thread can choose
+    before = {number: signal.signal(number, stop) for number in chosen}
+    sys.unraisablehook = ask_again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)

@@ -4,6 +4,7 @@ from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomC
 from dlunet.sampling.datamodule import PatchDataModule
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler, crop
+from dlunet.sampling.workers import check_workers
 
 __all__ = [
     "Augmentation",
@@ -13,6 +14,7 @@ __all__ = [
     "RandomBrightness",
     "RandomContrast",
     "RandomGamma",
+    "check_workers",
     "crop",
     "draw_order",
 ]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
-import tempfile
 from typing import Any
 
 import lightning
@@ -16,19 +13,12 @@ from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
 from dlunet.methods import Batch, Method
-from dlunet.parallel import POOL_BYTES, check_shared_memory
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
 
 logger = logging.getLogger(__name__)
-
-#: Patches that a worker has ready (PyTorch's default), and the bytes of one of their values.
-PREFETCHED, VALUE_BYTES = 2, 4
-
-#: Of the 107 bytes that the name of a socket may have, 33 are what Python adds to the folder of temporary files.
-LONGEST_SOCKET_FOLDER = 74
 
 
 class PatchDataModule(lightning.LightningDataModule):
@@ -69,14 +59,12 @@ class PatchDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
 
-    def check(self, processes: int) -> None:
-        """Check that every process gets the cases and the memory that it needs; say how unlabelled patches are cut.
+    def check_cases(self, processes: int) -> None:
+        """Check that every process gets the cases that it needs, and say how unlabelled patches are cut.
 
         Raises:
-            UserError: There are too few cases, or there is too little shared memory.
+            UserError: There are too few cases.
         """
-        if self.num_workers:
-            self._check_workers(processes)
         self._check_count("labelled", len(self.prepared.labelled), processes)
         if self.method.num_networks > 1:
             self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
@@ -149,20 +137,6 @@ class PatchDataModule(lightning.LightningDataModule):
             start_background=self.num_workers > 0,
         )
         return tio.SubjectsLoader(queue, batch_size=self.batch_size, num_workers=0)
-
-    def _check_workers(self, processes: int) -> None:
-        """Workers hand patches over by sockets and in shared memory: each has some ready, and a batch is on its way."""
-        setting = f"sampling.num_workers={self.num_workers}"
-        sockets = tempfile.gettempdir()
-        if len(os.fsencode(sockets)) > LONGEST_SOCKET_FOLDER:
-            raise UserError(
-                f"TMPDIR={sockets}: found a name of {len(os.fsencode(sockets))} bytes; {setting} needs sockets there, "
-                f"for which it may have {LONGEST_SOCKET_FOLDER}; set TMPDIR=/tmp, or sampling.num_workers=0"
-            )
-        values = 2 if self.method.num_networks == 1 else 4  # image and label, and two more images
-        patches = processes * (PREFETCHED * self.num_workers + self.batch_size)
-        needed = POOL_BYTES + values * VALUE_BYTES * math.prod(self.prepared.plan.patch_size) * patches
-        check_shared_memory(needed, setting, "sampling.num_workers=0")
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

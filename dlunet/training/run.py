@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,7 +28,7 @@ from dlunet.files import write_if_changed, write_text
 from dlunet.networks import UNet, build_network
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
-from dlunet.sampling import PatchDataModule
+from dlunet.sampling import PatchDataModule, check_workers
 from dlunet.signals import Stopped
 from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
 from dlunet.training.metrics_file import metrics_logger
@@ -54,6 +55,8 @@ def train(config: DictConfig) -> Path:
     check_login(config.logger)
     dataset = open_dataset(config)
     complete_plan(config, dataset)
+    images = 2 + 2 * (len(dataset.unlabelled) > 0)  # image and label, and two unlabelled images
+    check_workers(config.sampling.num_workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():
         epochs_done = folder.begin(_plain(config))
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
@@ -76,13 +79,13 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
     with warnings.catch_warnings():
         _silence_lightning()
         trainer = build_trainer(config, folder, can_choose(prepared), epochs_done)
-        datamodule.check(trainer.world_size)
+        datamodule.check_cases(trainer.world_size)
         try:
             resume_from = folder.last if epochs_done else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-        except Stopped:
+        except (Stopped, SIGTERMException) as stop:  # Lightning's own, in a process that it started
             log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", folder.path)
-            raise
+            raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

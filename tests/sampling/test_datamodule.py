@@ -37,7 +37,7 @@ def make_prepared(make_case):
 def make_module(prepared, method, epoch=0, rank=0, world_size=1, seed=0, workers=0):
     module = PatchDataModule(prepared, method, Augmentation(), BATCH, STEPS, num_workers=workers, seed=seed)
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
-    module.check(world_size)
+    module.check_cases(world_size)
     return module
 
 

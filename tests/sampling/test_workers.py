@@ -1,0 +1,82 @@
+"""What processes that read patches need of the machine."""
+
+import math
+import subprocess
+import sys
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.parallel import check_shared_memory, for_each_case
+from dlunet.sampling import check_workers
+
+PATCH = (56, 160, 160)
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """``free(bytes)`` makes that all that is left of shared memory."""
+    return lambda size: monkeypatch.setattr("dlunet.parallel.shutil.disk_usage", lambda _: Usage(size, 0, size))
+
+
+def test_docker_s_default_is_too_little_for_the_paper_s_patches(free):
+    free(64 * 2**20)
+    message = (
+        r"^/dev/shm: 64 MiB .* are free; sampling\.num_workers=4 needs up to \d+ MiB; .*--shm-size.*num_workers=0$"
+    )
+    with pytest.raises(UserError, match=message):
+        check_workers(4, 1, PATCH, images=4)
+    check_workers(0, 1, PATCH, images=4)
+    check_workers(4, 1, (16, 32, 32), images=4)
+
+
+def test_what_is_needed_is_what_may_be_on_its_way(free):
+    """Four tensors of float32 a step; nine patches of each: two for each of four processes, and one batch."""
+    needed = 4 * 9 * 4 * math.prod(PATCH) + 2**18
+    free(needed)
+    check_workers(4, 1, PATCH, images=4)
+    free(needed - 1)
+    with pytest.raises(UserError):
+        check_workers(4, 1, PATCH, images=4)
+
+
+def test_processes_that_prepare_need_some_too(free):
+    free(2**16)
+    with pytest.raises(UserError, match=r"64 KiB .* are free; reading in 2 processes needs .*data\.workers=1"):
+        list(for_each_case("reading", len, ["a", "b"], workers=2))
+    assert dict(for_each_case("reading", len, ["a", "bc"], workers=1)) == {"a": 1, "bc": 2}
+
+
+def test_a_system_without_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("dlunet.parallel.SHARED_MEMORY", tmp_path / "gone")
+    check_shared_memory(2**60, "anything", "nothing")
+
+
+@pytest.mark.parametrize(("length", "fits"), [(74, True), (75, False)])
+def test_a_folder_for_sockets(monkeypatch, length, fits):
+    folder = "/" + "x" * (length - 1)
+    monkeypatch.setattr("dlunet.sampling.workers.tempfile.gettempdir", lambda: folder)
+    if fits:
+        check_workers(1, 1, (8, 8, 8), images=1)
+    else:
+        with pytest.raises(UserError, match=f"^TMPDIR={folder}: found a name of 75 bytes; .*TMPDIR=/tmp"):
+            check_workers(1, 1, (8, 8, 8), images=1)
+
+
+@pytest.mark.parametrize(("length", "code"), [(74, 0), (75, 1)])
+def test_the_longest_folder_for_sockets_is_python_s(length, code):
+    """Processes hand tensors over by a socket in a folder of Python's own there."""
+    script = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from multiprocessing.connection import Listener\n"
+        "Listener(family='AF_UNIX').close()"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        folder = Path(parent) / ("x" * (length - len(parent) - 1))
+        folder.mkdir()
+        done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and ("path too long" in done.stderr) == bool(code), done.stderr

@@ -1,0 +1,114 @@
+"""What a signal does to a command: it ends, with an exit code that tells of it, and so do its processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from dlunet.signals import ASKING, Stopped, signals_raise
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_raises_and_its_handler_is_restored(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped, signals_raise():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert stopped.value.exit_code == 128 + number and stopped.value.name == signal.Signals(number).name
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_comes_where_exceptions_are_ignored(capfd):
+    class Odd:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with pytest.raises(Stopped), signals_raise():
+        odd = Odd()
+        del odd
+        time.sleep(5)
+    assert "ignored" not in capfd.readouterr().err
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_raise():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_forked_process_ends_as_by_default():
+    read, write = os.pipe()
+    with signals_raise():
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"ready")
+            time.sleep(60)
+            os._exit(0)
+        os.read(read, 5)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals")
+    tiny_flare22(folder / "flare22", labelled=6, unlabelled=10)
+    return folder
+
+
+def start(place, verb, *settings):
+    words = (verb, "scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", *settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "dlunet", *words],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def stop(process, ready, number):
+    """Send a signal once something is there; what the process printed, and its processes that still run afterwards."""
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0]
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    return printed, alive
+
+
+def test_a_chain_that_is_stopped_says_so_and_goes_on(place):
+    """The teacher's first epoch is kept; given again, the command trains the second, and then the student."""
+    settings = ("output=chain", "trainer.max_epochs=2", "sampling.steps_per_epoch=15", "sampling.num_workers=1")
+    teacher = place / "chain" / "teacher"
+    process = start(place, "chain", *settings)
+    printed, alive = stop(process, (teacher / "checkpoints" / "last.ckpt").exists, signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "the last epoch that was finished is kept" in printed and "stopped by SIGTERM" in printed
+    assert "Traceback" not in printed and not alive
+    again = start(place, "chain", *settings)
+    printed = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, printed
+    assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_that_prepare_end_with_the_command(place, number):
+    shutil.rmtree(place / "prepared", ignore_errors=True)
+    process = start(place, "prepare", "data.prepared=prepared", "data.workers=2")
+    printed, alive = stop(process, lambda: list(place.glob("prepared/*/*/*/case.json")), number)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), printed
+    assert not alive

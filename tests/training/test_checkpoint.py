@@ -1,0 +1,64 @@
+"""Checkpoints that appear whole or not at all, of a run folder that may be moved."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dlunet.errors import UserError
+from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
+
+
+def callback(folder, kind=MovableCheckpoint):
+    return kind(folder, "best", "val/dsc", mode="max", enable_version_counter=False)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """What Lightning saves of a best checkpoint with a score of 0.8."""
+    first = callback(tmp_path / "before")
+    path = str(tmp_path / "before" / "best.ckpt")
+    first.best_model_path = first.kth_best_model_path = path
+    first.best_model_score = first.kth_value = torch.tensor(0.8)
+    first.best_k_models = {path: torch.tensor(0.8)}
+    return first.state_dict()
+
+
+@pytest.mark.parametrize("folder", ["before", "moved"])
+def test_the_best_score_counts_wherever_the_folder_lies(tmp_path, state, folder):
+    path = tmp_path / folder / "best.ckpt"
+    path.parent.mkdir()
+    path.touch()
+    moved = callback(path.parent)
+    moved.load_state_dict(state)
+    assert moved.best_model_score == moved.kth_value == 0.8
+    assert moved.best_k_models == {str(path): torch.tensor(0.8)} and moved.best_model_path == str(path)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+    assert not moved.check_monitor_top_k(trainer, torch.tensor(0.7))
+    assert moved.check_monitor_top_k(trainer, torch.tensor(0.9))
+
+
+def test_a_score_without_its_file_does_not_count(tmp_path, state):
+    """Else no later epoch would be kept unless it were better than what is not there."""
+    moved = callback(tmp_path / "moved")
+    moved.load_state_dict(state)
+    assert moved.best_model_score is None and moved.check_monitor_top_k(None, torch.tensor(0.7))
+
+
+def test_what_lightning_s_own_callback_saved_is_found(tmp_path):
+    """The key under which a checkpoint holds it."""
+    assert callback(tmp_path).state_key == callback(tmp_path, ModelCheckpoint).state_key
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    monkeypatch.setattr(
+        "dlunet.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(UserError, match=f"{path}: could not be written .No space left"):
+        WholeCheckpointIO().save_checkpoint({"epoch": 2}, str(path))
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert os.listdir(path.parent) == ["last.ckpt"]

@@ -1,0 +1,78 @@
+"""The folder of a run: who may write to it, and whether it may be continued."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from dlunet.errors import UserError
+from dlunet.training import RunFolder
+
+SETTINGS = {"seed": 1, "resume": None, "trainer": {"max_epochs": 5, "precision": 32}}
+CASES = {"labelled": ["a", "b"], "unlabelled": [], "validation": ["c"]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with three epochs behind it."""
+    folder = RunFolder(tmp_path / "run")
+    assert folder.begin(SETTINGS) == 0
+    folder.keep_cases(CASES)
+    folder.checkpoints.mkdir()
+    torch.save({"epoch": 2}, folder.last)
+    return folder
+
+
+def test_a_run_goes_on_with_the_same_settings(run):
+    assert run.begin({**SETTINGS, "resume": "auto", "trainer": {"max_epochs": 9, "precision": 32}}) == 3
+    run.keep_cases(CASES)
+    with pytest.raises(UserError, match="already holds a run; add resume=auto"):
+        run.check_free(resume=False)
+    run.check_free(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 2}, r"other settings \(seed: found 1, now 2\)"),
+        ({"trainer": {"max_epochs": 5, "precision": 16}}, r"trainer\.precision: found 32, now 16"),
+        ({"trainer": {"max_epochs": 2, "precision": 32}}, r"trainer\.max_epochs: found 2; expected at least 3"),
+    ],
+)
+def test_other_settings_are_refused(run, change, message):
+    before = (run.path / "config.yaml").read_text()
+    with pytest.raises(UserError, match=message):
+        run.begin({**SETTINGS, **change})
+    assert (run.path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[1, 2]\n: x"])
+def test_settings_that_were_lost(run, content):
+    """As a crash of the machine leaves them. Taken away, they are those of the command."""
+    (run.path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml: is damaged .*delete it to continue") as error:
+        run.begin(SETTINGS)
+    assert len(str(error.value)) < 400
+    (run.path / "config.yaml").unlink()
+    assert run.begin(SETTINGS) == 3
+
+
+def test_other_cases_are_refused(run):
+    """A case that was trained on must not validate."""
+    with pytest.raises(UserError, match=r"other cases \(labelled: \+c, -b; validation: \+b, -c\); restore them"):
+        run.keep_cases({"labelled": ["a", "c"], "unlabelled": [], "validation": ["b"]})
+    assert json.loads((run.path / "cases.json").read_text()) == CASES
+    (run.path / "cases.json").unlink()  # a run of an earlier version
+    run.keep_cases(CASES)
+
+
+def test_one_run_writes_at_a_time(run):
+    with run.writing():
+        logging.getLogger().warning("written")
+        with pytest.raises(UserError, match="another run is writing to this folder"), run.writing():
+            pass
+    with run.writing():
+        pass
+    assert "written" in (run.path / "train.log").read_text()
+    assert not list(run.path.glob(".*"))
