@@ -13,8 +13,8 @@ from dlunet.parallel import POOL_BYTES, check_shared_memory
 #: Patches that a process has ready (PyTorch's default), and the bytes of one of their values.
 PREFETCHED, VALUE_BYTES = 2, 4
 
-#: Of the 107 bytes that the name of a socket may have, 33 are what Python adds to the folder of temporary files.
-LONGEST_SOCKET_FOLDER = 74
+#: Of the 107 bytes that the name of a socket may have, 32 are what Python adds to the folder of temporary files.
+LONGEST_SOCKET_FOLDER = 75
 
 
 def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], images: int) -> None:

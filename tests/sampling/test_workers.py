@@ -56,18 +56,18 @@ def test_a_system_without_it(monkeypatch, tmp_path):
     check_shared_memory(2**60, "anything", "nothing")
 
 
-@pytest.mark.parametrize(("length", "fits"), [(74, True), (75, False)])
+@pytest.mark.parametrize(("length", "fits"), [(75, True), (76, False)])
 def test_a_folder_for_sockets(monkeypatch, length, fits):
     folder = "/" + "x" * (length - 1)
     monkeypatch.setattr("dlunet.sampling.workers.tempfile.gettempdir", lambda: folder)
     if fits:
         check_workers(1, 1, (8, 8, 8), images=1)
     else:
-        with pytest.raises(UserError, match=f"^TMPDIR={folder}: found a name of 75 bytes; .*TMPDIR=/tmp"):
+        with pytest.raises(UserError, match=f"^TMPDIR={folder}: found a name of 76 bytes; .*TMPDIR=/tmp"):
             check_workers(1, 1, (8, 8, 8), images=1)
 
 
-@pytest.mark.parametrize(("length", "code"), [(74, 0), (75, 1)])
+@pytest.mark.parametrize(("length", "code"), [(75, 0), (76, 1)])
 def test_the_longest_folder_for_sockets_is_python_s(length, code):
     """Processes hand tensors over by a socket in a folder of Python's own there."""
     script = (
