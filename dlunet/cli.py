@@ -5,12 +5,15 @@ Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +62,7 @@ RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.
 
 def main() -> None:
     """``dlunet VERB [OVERRIDES…]``."""
+    _print_whatever_comes()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
         print(_help())
@@ -72,6 +76,7 @@ def main() -> None:
 def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     """Run one verb with Hydra overrides; by default those of the command line."""
     _print_whatever_comes()
+    _find_a_home()
     arguments = sys.argv[1:] if arguments is None else arguments
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *quote_literals(_with_default_scale(verb, arguments), sweep)]
@@ -268,6 +273,7 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
     def guarded(config: DictConfig) -> None:
         logging.captureWarnings(True)
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its own caches
         try:
             _check_complete(config)
             check_settings(config)
@@ -327,6 +333,19 @@ def _print_whatever_comes() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream.encoding.lower() == "utf-8" else "replace")
+
+
+def _find_a_home() -> None:
+    """In a container, nothing may be known of the user; libraries that look for his home folder get a temporary one."""
+    try:
+        if os.access(Path.home(), os.W_OK | os.X_OK):
+            return
+    except RuntimeError:
+        pass
+    home = tempfile.mkdtemp(prefix="dlunet-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["HOME"] = home
+    os.environ.setdefault("USER", f"user{os.getuid()}")
 
 
 def _fail(message: str, exit_code: int = 1) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from dlunet import cli
+from dlunet.labels import FLARE22
 
 ROOT = Path(__file__).parents[1]
 REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
@@ -151,6 +153,135 @@ def test_bad_input_ends_in_one_message(dlunet, words, expected):
     assert "HYDRA" not in message and "hydra.cc" not in message
     for part in expected:
         assert part in message
+
+
+ODD = "Größe (1) a=b[1];it's, x"
+
+
+def test_paths_of_whatever_characters(place, dlunet):
+    """Every verb, and a run whose default folder is named after the dataset's."""
+    odd = place / ODD
+    shutil.copytree(place / "flare22", odd / "flare22")
+    before = set(os.listdir(place))
+    data = ("data=flare22", f"data.root={ODD}/flare22", f"data.prepared={ODD}/prepared", "scale=tiny")
+    short = ("logger=csv", "trainer.max_epochs=1", "sampling.steps_per_epoch=1")
+    dlunet("doctor", *data)
+    assert "prepared: 3 labelled" in dlunet("prepare", *data)
+    dlunet("chain", *data, *short, f"output={ODD}/chain")
+    checkpoint = f"checkpoint={ODD}/chain/student/checkpoints/best.ckpt"
+    dlunet("predict", checkpoint, f"input={ODD}/flare22/Testing/images", f"output={ODD}/labels")
+    images = sorted((odd / "flare22" / "Testing" / "images").iterdir())
+    (odd / "second.nii.gz").symlink_to(images[1])
+    dlunet("predict", checkpoint, f'input=["{images[0]}", "{odd / "second.nii.gz"}"]', f"output='{odd / 'two'}'")
+    assert sorted(path.name for path in (odd / "two").glob("*.nii.gz")) == ["FLARETs_0001.nii.gz", "second.nii.gz"]
+    references = f"references={ODD}/flare22/Testing/labels"
+    dlunet("evaluate", f"predictions={ODD}/labels", references, f"output={ODD}/scores")
+    dlunet("export", checkpoint, "format=safetensors", f"output={ODD}/model")
+    dlunet("report", f"runs={ODD}/chain", f"output={ODD}/report")
+    assert {"prepared", "chain", "labels", "scores", "model", "report"} <= set(os.listdir(odd))
+    assert set(os.listdir(place)) == before
+
+
+def test_a_chain_into_its_default_folder(place, dlunet):
+    """Named after the dataset's folder, in which an umlaut stays."""
+    shutil.copytree(place / "flare22" / "Training" / "FLARE22_LabeledCase50", place / "Brustkörbe")
+    shutil.copytree(place / "flare22" / "Training" / "FLARE22_UnlabeledCase1-1000", place / "Brustkörbe" / "imagesUn")
+    names = f"data.names=[{','.join(label.name for label in FLARE22)}]"
+    short = ("scale=tiny", "logger=csv", "trainer.max_epochs=1", "sampling.steps_per_epoch=1")
+    dlunet("chain", "data=folders", "data.root=Brustkörbe", names, *short)
+    (folder,) = (place / "runs").iterdir()
+    assert "Brustkörbe" in folder.name and (folder / "student" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_home_folder(place, dlunet, monkeypatch):
+    monkeypatch.setenv("HOME", str(place / "home"))
+    (place / "home").mkdir()
+    dlunet("export", "checkpoint=run/checkpoints/best.ckpt", "format=safetensors", "output=~/model")
+    assert (place / "home" / "model").is_dir() and not (place / "~").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "checkpoint=gone", "input=flare22/Testing/images"),
+        ("predict", "checkpoint=run/checkpoints/best.ckpt", "input=gone"),
+        ("evaluate", "predictions=gone", "references=flare22/Testing/labels"),
+        ("export", "checkpoint=gone", "format=onnx"),
+        ("report", "runs=gone"),
+        ("train", *TINY, "data.root=gone"),
+        ("train", *TINY, "nonsense=1"),
+        ("chain", *TINY, "data.root=gone"),
+    ],
+)
+def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
+    before = set(os.listdir(place))
+    dlunet(*words, "output=never/made", expect=1)
+    assert set(os.listdir(place)) == before
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words", "code"),
+    [
+        ("ascii", ("--help",), 0),
+        ("cp1252", ("doctor", *TINY[:3]), 0),
+        ("latin-1", ("predict", "checkpoint=gone", "input=x", "output=y"), 1),
+    ],
+)
+def test_output_that_is_not_utf8(place, encoding, words, code):
+    """Letters that cannot be shown are no reason to stop."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dlunet", *words]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == code and b"Traceback" not in done.stderr, done
+    assert done.stdout + done.stderr
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("home", [no_home, lambda: Path("/nonexistent")])
+def test_a_user_of_whom_nothing_is_known(monkeypatch, dlunet, home):
+    """As in a container: whatever looks for a home folder finds a temporary one."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("USER", "")
+    monkeypatch.setattr("dlunet.cli.Path.home", home)
+    dlunet("export", expect=1)
+    found = Path(os.environ["HOME"])
+    assert found.is_dir() and found.stat().st_mode & 0o777 == 0o700 and os.access(found, os.W_OK)
+
+
+def test_the_mode_of_weights_and_biases(place, dlunet, monkeypatch):
+    """Disabled, it is left out; online, it is asked for before any work is done."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    settings = (*TINY, "logger=wandb", "trainer.max_epochs=1")
+    dlunet("train", *settings, "output=disabled")
+    assert not (place / "disabled" / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("dlunet.training.run.wandb.login", lambda timeout: False)
+    message = dlunet("train", *settings, "output=online", expect=1)
+    assert "logger.offline=false: Weights & Biases cannot be used (no API key); run `wandb login`" in message
+    assert not (place / "online").exists()
+
+
+def test_a_run_that_is_to_be_shorter_than_it_is(place, dlunet):
+    settings = (*TINY[:4], "experiment=sup_light", "output=longer")
+    dlunet("train", *settings, "trainer.max_epochs=2")
+    message = dlunet("train", *settings, "trainer.max_epochs=1", "resume=auto", expect=1)
+    assert "trainer.max_epochs: found 1; expected at least 2" in message
+    assert "max_epochs: 2" in (place / "longer" / "config.yaml").read_text()
+
+
+def test_validation_cases_without_an_organ(place, dlunet):
+    """No epoch is the best of them: the last one counts."""
+    shutil.copytree(place / "flare22", place / "bare")
+    label = place / "bare" / "Tuning" / "labels" / "FLARETs_0001.nii.gz"
+    image = sitk.ReadImage(str(label))
+    sitk.WriteImage(image * 0, str(label))
+    message = dlunet("train", *TINY[:4], "data.root=bare", "data.prepared=bare-prepared", "output=bare-run")
+    assert "none of the 1 validation cases shows an organ" in message
+    assert "best checkpoint: bare-run/checkpoints/last.ckpt" in message
+    assert not (place / "bare-run" / "checkpoints" / "best.ckpt").exists()
 
 
 def test_a_chain_that_cannot_end_does_not_begin(place, dlunet):

@@ -50,7 +50,7 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     try:
         if _is_ours(library.parent) and _is_ours(library):
             return _load(library)
-        if _is_usable(library.parent):
+        if library.is_absolute() and _is_usable(library.parent):
             _compile(compiler, flags, library)
             return _load(library)
         with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once it is loaded, its file is not needed
@@ -63,7 +63,8 @@ def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
     """Where the library is kept once it is compiled."""
     target = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # what the compiler would compile for
     digest = hashlib.sha256(SOURCE.read_bytes() + target + repr(flags).encode()).hexdigest()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # never fails
+    home = os.path.expanduser("~")  # noqa: PTH111  # a user without a home keeps the name, and nothing is kept
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache")
     return caches / "dlunet" / f"light_unet-{digest[:16]}.so"
 
 
