@@ -114,10 +114,12 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
     """
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    if any("case" not in row for row in rows):
-        raise UserError(f"{path}: has no column 'case'; expected the table of an earlier run; move it away")
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is damaged ({error}); expected the table of an earlier run; move it away") from None
+    if any(not row.get("case") or None in row for row in rows):
+        raise UserError(f"{path}: has rows without a 'case'; expected the table of an earlier run; move it away")
     return {row["case"]: row for row in rows}
 
 

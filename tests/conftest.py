@@ -125,3 +125,36 @@ def tiny_flare22(write_volume):
 def tiny_root(tiny_flare22, tmp_path_factory):
     """One such dataset for all tests that only read it."""
     return tiny_flare22(tmp_path_factory.mktemp("flare22"))
+
+
+def cut(content, rng):
+    return content[: rng.integers(0, len(content))]
+
+
+def doubled(content, rng):
+    start, length = rng.integers(0, len(content)), rng.integers(1, 200)
+    return content[: start + length] + content[start:]
+
+
+def flipped(content, rng):
+    changed = bytearray(content)
+    for at in rng.integers(0, min(len(content), int(rng.choice([400, 10**9]))), int(rng.integers(1, 4))):
+        changed[at] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def zeroed(content, rng):
+    start, length = rng.integers(0, len(content)), rng.integers(1, 2000)
+    return (content[:start] + bytes(length) + content[start + length :])[: len(content)]
+
+
+@pytest.fixture(params=[cut, doubled, flipped, zeroed], ids=lambda damage: damage.__name__)
+def damage(request):
+    """``damage(content, rng)`` is what can happen to a file's bytes."""
+    return request.param
+
+
+@pytest.fixture
+def rounds(request):
+    """How many damaged files of a kind are tried: few, or with ``--hypothesis-profile=full`` many."""
+    return 50 if request.config.getoption("--hypothesis-profile") == "full" else 5

@@ -33,4 +33,4 @@ def _read_rows(path: Path) -> list[dict]:
         return []
     # What a crash of the machine left unwritten is NULs; a row that was cut off when the run was killed has no epoch.
     lines = path.read_text(encoding="utf-8", errors="replace").partition("\0")[0].splitlines()
-    return [row for row in csv.DictReader(lines) if (row.get("epoch") or "").isdigit()]
+    return [row for row in csv.DictReader(lines) if (row.get("epoch") or "").isdecimal() and None not in row]

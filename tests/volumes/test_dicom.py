@@ -148,7 +148,7 @@ def add_series(folder):
             None,
             "holds 2 series|turned against",
         ),
-        ({}, cut_slice, "001.dcm: cannot be read as DICOM"),
+        ({}, cut_slice, "001.dcm: found 340 bytes of pixels; expected 640"),
     ],
     ids=["tilt", "missing", "same place", "two series", "modality", "turned", "cut off"],
 )
@@ -467,3 +467,35 @@ def test_a_slice_whose_name_is_not_utf8(tmp_path):
         read_ct(folder)
     with pytest.raises(UserError, match="has a name that is not UTF-8"):
         read_ct(folder.rename(tmp_path / os.fsdecode(b"\xff")))
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "big_endian"), [(12, False, False), (12, True, False), (16, True, True), (12, False, True)]
+)
+def test_bits_that_are_no_pixels(tmp_path, bits, signed, big_endian):
+    """The other bits of a pixel, in which old files keep overlays, are not read."""
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+    stored = np.random.default_rng(0).integers(low, high, SHAPE)
+    overlay = np.random.default_rng(1).integers(0, 2 ** (16 - bits), SHAPE) << bits
+    folder = write_series(tmp_path / "ct", voxels())
+    for path, pixels in zip(sorted(folder.iterdir(), reverse=True), (stored & (2**bits - 1)) | overlay, strict=True):
+        header = pydicom.dcmread(path)
+        header.BitsStored, header.HighBit, header.PixelRepresentation = bits, bits - 1, int(signed)
+        header.RescaleSlope, header.RescaleIntercept = 1, -1024
+        header.PixelData = pixels.astype(">u2" if big_endian else "<u2").tobytes()
+        if big_endian:
+            header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        pydicom.dcmwrite(path, header, implicit_vr=False, little_endian=not big_endian, force_encoding=True)
+    np.testing.assert_array_equal(read_ct(folder).array, stored - 1024)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, pydicom.uid.DeflatedExplicitVRLittleEndian])
+def test_compressed_slices(tmp_path, syntax):
+    folder = write_series(tmp_path / "ct", voxels())
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        if syntax == RLELossless:
+            header.compress(syntax)
+        header.file_meta.TransferSyntaxUID = syntax
+        header.save_as(path, implicit_vr=False, little_endian=True)
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())

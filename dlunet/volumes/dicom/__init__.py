@@ -49,4 +49,8 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
         raise UserError(f"{path}: found {error}; expected rows and columns at right angles; export it again") from None
     # Dual-energy scanners also store maps of other things than HU as CTs.
     others = sorted({frame.unit for frame in frames} - {"HU"})
-    return read_pixels(frames), grid, tuple(f"its header states values in {unit}, not in HU" for unit in others)
+    return (
+        read_pixels(frames, headers),
+        grid,
+        tuple(f"its header states values in {unit}, not in HU" for unit in others),
+    )

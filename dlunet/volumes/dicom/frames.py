@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 
 from dlunet.errors import UserError
-from dlunet.volumes.dicom.headers import unreadable
+from dlunet.volumes.dicom.headers import Header, Layout, unreadable
 
 
 @dataclass(frozen=True)
@@ -58,41 +58,42 @@ class Frame:
         return f"{self.path.name} (frame {self.number + 1})" if self.number else self.path.name
 
 
-def frames_of(path: Path, header: pydicom.Dataset) -> list[Frame]:
+def frames_of(path: Path, header: Header) -> list[Frame]:
     """The slices of a CT's file.
 
     Raises:
         UserError: It is no CT, or does not say where its slices lie and what their values mean.
     """
-    _check_modality(path, header)
+    layout = _layout_of_ct(path, header)
     try:
-        count = int(header.get("NumberOfFrames") or 1)
-        described = len(header.get("PerFrameFunctionalGroupsSequence") or range(count))
-        if described != count:
-            raise UserError(f"{path}: describes {described} frames; expected {count}, as it states; copy it again")
-        return [_frame(path, number, header, _frame_groups(header, number)) for number in range(count)]
+        described = len(header.values.get("PerFrameFunctionalGroupsSequence") or range(layout.frames))
+        if described != layout.frames:
+            raise UserError(
+                f"{path}: describes {described} frames; expected {layout.frames}, as it states; copy it again"
+            )
+        return [_frame(path, k, layout, header.values, _frame_groups(header.values, k)) for k in range(layout.frames)]
     except UserError:
         raise
     except Exception as error:  # what is damaged, empty or no number fails in as many ways
         raise unreadable(path, error) from None
 
 
-def _check_modality(path: Path, header: pydicom.Dataset) -> None:
-    """A file without a modality is a CT if its class says so."""
-    kind = header.get("SOPClassUID")
-    stated = str(header.get("Modality") or "").strip()
-    if stated != "CT" and (stated or kind is None or "CT Image Storage" not in kind.name):
+def _layout_of_ct(path: Path, header: Header) -> Layout:
+    """How the pixels of a CT are stored. A file without a modality is a CT if its class says so."""
+    modality = header.series[1]
+    if modality != "CT" and (modality or "CT Image Storage" not in header.kind):
         raise UserError(
-            f"{path}: found {f'modality {stated}' if stated else 'no modality'}; expected CT, in Hounsfield units; "
+            f"{path}: found {f'modality {modality}' if modality else 'no modality'}; expected CT, in Hounsfield units; "
             "leave the series out"
         )
-    if "Rows" not in header or "Columns" not in header:
+    layout = header.layout
+    if layout is None or min(layout.frames, layout.rows, layout.columns) < 1:
         raise UserError(f"{path}: has no pixels; expected a whole slice; copy it again, or take it out")
-    values = int(header.get("SamplesPerPixel") or 1)
-    if values != 1:
+    if layout.samples != 1:
         raise UserError(
-            f"{path}: found {values} values per pixel; expected one, in Hounsfield units; leave the series out"
+            f"{path}: found {layout.samples} values per pixel; expected one, in Hounsfield units; leave the series out"
         )
+    return layout
 
 
 def _frame_groups(header: pydicom.Dataset, number: int) -> list[pydicom.Dataset]:
@@ -104,7 +105,9 @@ def _frame_groups(header: pydicom.Dataset, number: int) -> list[pydicom.Dataset]
     return [item for group in groups for element in group if element.VR == "SQ" for item in element.value[:1]]
 
 
-def _frame(path: Path, number: int, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> Frame:
+def _frame(
+    path: Path, number: int, layout: Layout, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]
+) -> Frame:
     position = _numbers(path, groups, "ImagePositionPatient", 3)
     orientation = _numbers(path, groups, "ImageOrientationPatient", 6)
     y, x = _numbers(path, groups, "PixelSpacing", 2)
@@ -126,7 +129,7 @@ def _frame(path: Path, number: int, header: pydicom.Dataset, groups: Sequence[py
     return Frame(
         path,
         number,
-        (int(header.Rows), int(header.Columns)),
+        (layout.rows, layout.columns),
         (float(x), float(y)),
         position,
         axes / lengths,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pydicom.config
+import pydicom.uid
 from pydicom.filereader import read_partial
 
 from dlunet.errors import UserError
@@ -28,8 +31,94 @@ BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 #: Where the pixels are, and the length of an element that is stored in parts: compressed pixels.
 PIXELS, UNDEFINED_LENGTH = 0x7FE00010, 0xFFFFFFFF
 
+#: What tells which slices belong together, and how many letters of it can.
+SERIES, LONGEST_UID = ("SeriesInstanceUID", "Modality", "StudyInstanceUID", "FrameOfReferenceUID"), 64
+
+#: How much of a library's error a message shows.
+LONGEST_REASON = 200
+
+#: An encoding in which all of a file is compressed, so that nothing lies where it would without.
+DEFLATED = str(pydicom.uid.DeflatedExplicitVRLittleEndian)
+
 # A value that does not follow the standard is either not needed here, or ends in an error that names the file.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pixels of an image are stored.
+
+    Attributes:
+        frames: How many there are.
+        rows: Of each frame.
+        columns: Of each frame.
+        samples: Values per pixel.
+        allocated: Bits of a value.
+        stored: How many of these count.
+        highest: The highest that counts.
+        signed: Whether values are signed.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    highest: int
+    signed: bool
+
+    @property
+    def bytes(self) -> int:
+        """What the pixels take if they are not compressed."""
+        return self.frames * self.rows * self.columns * self.samples * self.allocated // 8
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before a file's pixels, and where these are.
+
+    Attributes:
+        values: The elements.
+        kind: The name of the object's class; empty where it is not stated.
+        series: The series, its modality, and the study and the frame of reference that say whether slices of several
+            series belong together.
+        layout: How the pixels are stored; None for an object without pixels.
+        syntax: The transfer syntax.
+        offset: Where the pixels begin, in bytes.
+        length: Their bytes; undefined for compressed ones.
+    """
+
+    values: pydicom.Dataset
+    kind: str
+    series: tuple[str, str, str, str]
+    layout: Layout | None
+    syntax: str
+    offset: int
+    length: int
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it belongs to a volume. Structures, reports, presentation states, segmentations and doses do not."""
+        return "Image Storage" in self.kind or not self.kind or (self.layout is not None and self.kind[0].isdecimal())
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its pixels have to be unpacked."""
+        return self.length == UNDEFINED_LENGTH or self.syntax == DEFLATED
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is read than there is: a damaged length would have gigabytes of memory made ready."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.end = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file."""
+        left = max(0, self.end - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def is_dicom(path: Path) -> bool:
@@ -46,7 +135,8 @@ def is_dicom(path: Path) -> bool:
 def _has_pixels_or_class(path: Path) -> bool:
     """Whether what begins like a DICOM file without its preamble goes on like one."""
     try:
-        header = pydicom.dcmread(path, force=True, specific_tags=["SOPClassUID", "Rows"], stop_before_pixels=True)
+        with _Bounded(path) as file:
+            header = pydicom.dcmread(file, force=True, specific_tags=["SOPClassUID", "Rows"], stop_before_pixels=True)
         return "SOPClassUID" in header or "Rows" in header
     except Exception:  # it is something else
         return False
@@ -57,36 +147,43 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def read_headers(folder: Path) -> dict[Path, pydicom.Dataset]:
-    """The headers of the images of the one series in a folder."""
+def read_headers(folder: Path) -> dict[Path, Header]:
+    """The headers of the images of the one series in a folder.
+
+    Raises:
+        UserError: The folder holds no series or several, or something that is not what its neighbours are.
+    """
     headers = {}
     for path in entries(folder):
         check_name(path)
         if is_dicom(path):
             header = read_header(path)
-            if _is_image(header):
+            if header.is_image:
                 headers[path] = header
         elif not path.is_dir() and not _is_other_file(path):
             raise UserError(
                 f"{path}: lies among DICOM slices and is not one ({_what_it_is(path)}); expected the slices of one CT "
                 "alone; copy it again, or take it out"
             )
-    without_series = [path for path, header in headers.items() if "SeriesInstanceUID" not in header]
-    if 0 < len(without_series) < len(headers):
-        raise unreadable(without_series[0], EOFError("its header is truncated"))
     if not headers:
         raise UserError(f"{folder}: holds no DICOM series; expected a volume file, or a folder of the slices of one CT")
-    _check_one_series(folder, list(headers.values()))
+    _check_one_series(folder, headers)
     return headers
 
 
-def _check_one_series(folder: Path, headers: list[pydicom.Dataset]) -> None:
+def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
     """Whether slices are of one series; some scanners and anonymisers give each slice of one a number of its own."""
-    series = Counter((str(h.get("SeriesInstanceUID", "?")), str(h.get("Modality", "?"))) for h in headers)
-    places = {(str(h.get("StudyInstanceUID", "?")), str(h.get("FrameOfReferenceUID", h.filename))) for h in headers}
-    if len(series) == 1 or (len(series) == len(headers) and len(places) == 1):
+    series = Counter(header.series[:2] for header in headers.values())
+    nameless = [path for path, header in headers.items() if not header.series[0]]
+    if 0 < len(nameless) < len(headers):
+        raise unreadable(nameless[0], EOFError("its header is truncated"))
+    places = {header.series[2:] for header in headers.values()}
+    together = len(places) == 1 and all(next(iter(places)))
+    if len(series) == 1 or (len(series) == len(headers) and together):
         return
-    listed = [f"{one} ({modality}, {count} slices)" for (one, modality), count in series.most_common(MOST_LISTED)]
+    listed = [
+        f"{one} ({modality or '?'}, {count} slices)" for (one, modality), count in series.most_common(MOST_LISTED)
+    ]
     more = ", …" if len(series) > MOST_LISTED else ""
     raise UserError(
         f"{folder}: holds {len(series)} series: {', '.join(listed)}{more}; expected one; give each a folder of its own"
@@ -103,44 +200,72 @@ def _what_it_is(path: Path) -> str:
     return f"{path.stat().st_size} bytes" if path.is_file() else "no file"
 
 
-def _is_image(header: pydicom.Dataset) -> bool:
-    """Whether it belongs to a volume. Structures, reports, presentation states, segmentations and doses do not."""
-    kind = header.get("SOPClassUID")
-    return kind is None or "Image Storage" in kind.name or ("Rows" in header and kind.is_private)
+def read_header(path: Path) -> Header:
+    """Read what stands before the pixels, of which there must be enough.
 
-
-def read_header(path: Path) -> pydicom.Dataset:
-    """What stands before the pixels, of which there must be enough: GDCM makes up what a file lacks."""
-    found: list[int] = []
+    Raises:
+        UserError: It is damaged, or pixels are missing.
+    """
+    places: list[tuple[int, int]] = []
 
     def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
         if tag != PIXELS:
             return False
-        found.append(length)
+        places.append((file.tell(), length))
         return True
 
     try:
-        with path.open("rb") as file:
-            header = read_partial(file, at_pixels, force=True)
-        expected = _bytes_of_pixels(header)
+        with _Bounded(path) as file:
+            header = _header(read_partial(file, at_pixels, force=True), *(places[0] if places else (0, 0)))
     except Exception as error:  # a damaged header can fail in any way
         raise unreadable(path, error) from None
-    if expected and found and found[0] != UNDEFINED_LENGTH and found[0] < expected:
-        raise UserError(
-            f"{path}: found {found[0]} bytes of pixels; expected {expected}, as its header says; copy it again"
-        )
+    if header.layout and not header.is_compressed:
+        found = min(header.length, path.stat().st_size - header.offset)
+        if found < header.layout.bytes:
+            raise UserError(
+                f"{path}: found {found} bytes of pixels; expected {header.layout.bytes}, as its header says; copy it "
+                "again"
+            )
     return header
 
 
-def _bytes_of_pixels(header: pydicom.Dataset) -> int:
-    """Bytes that the pixels of an image take if they are not compressed; 0 for another object."""
-    if "Rows" not in header or "Columns" not in header or "BitsAllocated" not in header:
-        return 0
-    values = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
-    return values * int(header.get("NumberOfFrames") or 1) * int(header.BitsAllocated) // 8
+def _header(values: pydicom.Dataset, offset: int, length: int) -> Header:
+    kind = values.get("SOPClassUID")
+    return Header(
+        values,
+        kind.name if isinstance(kind, pydicom.uid.UID) else "",
+        tuple(_shown(values, keyword) for keyword in SERIES),  # type: ignore[arg-type]
+        _layout(values) if {"Rows", "Columns", "BitsAllocated"} <= set(values.dir()) else None,
+        # A file without a preamble does not say, and is not compressed.
+        str(values.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian),
+        offset,
+        length,
+    )
+
+
+def _layout(values: pydicom.Dataset) -> Layout:
+    allocated = int(values.BitsAllocated)
+    stored = int(values.get("BitsStored") or allocated)
+    return Layout(
+        frames=int(values.get("NumberOfFrames") or 1),
+        rows=int(values.Rows),
+        columns=int(values.Columns),
+        samples=int(values.get("SamplesPerPixel") or 1),
+        allocated=allocated,
+        stored=stored,
+        highest=int(values.get("HighBit", stored - 1)),
+        signed=bool(values.get("PixelRepresentation")),
+    )
+
+
+def _shown(values: pydicom.Dataset, keyword: str) -> str:
+    """A value as a message can show it: of a damaged file it may be anything."""
+    text = str(values.get(keyword) or "").strip()
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:LONGEST_UID]
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
     """The error of a file that begins like one of DICOM and cannot be read as one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"{path}: cannot be read as DICOM ({lines[-1].strip()}); expected a whole slice; copy it again")
+    reason = "".join(letter if letter.isprintable() else "?" for letter in lines[-1].strip())[:LONGEST_REASON]
+    return UserError(f"{path}: cannot be read as DICOM ({reason}); expected a whole slice; copy it again")
