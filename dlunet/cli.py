@@ -233,10 +233,10 @@ def _train(config: DictConfig) -> Path:
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     """The organs to score: those that the user names, else those of the checkpoint that predicted, if one did."""
-    from dlunet.inference import predicted_labels
+    from dlunet.inference import OutputFolder
 
     if config.labels is None:
-        return predicted_labels(predictions)
+        return OutputFolder(predictions).labels()
     path = Path(config.labels)
     if str(path).lower() == FLARE22.name.lower() and not path.exists():
         return FLARE22

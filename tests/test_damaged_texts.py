@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from dlunet.datasets import Case, labels_of, read_dataset_json, split_cases
 from dlunet.errors import UserError
 from dlunet.files import read_case_table, write_case_table
-from dlunet.inference import export_bundle, find_images, load_engine, predicted_labels
+from dlunet.inference import OutputFolder, export_bundle, find_images, load_engine
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet, describe, load_bundle
 from dlunet.preparation import Intensity, Plan, PreparedCase, take_fingerprint
@@ -83,7 +83,7 @@ READERS = {
     ),
     "splits.json": (written("splits.json", json.dumps(SPLITS)), lambda path: split_cases(CASES, path)),
     "list": (written("list.txt", "a.nii.gz\nGröße/b.nii.gz\n"), find_images),
-    "record": (written("prediction.json", json.dumps(RECORD)), lambda path: predicted_labels(path.parent)),
+    "record": (written("prediction.json", json.dumps(RECORD)), lambda path: OutputFolder(path.parent).labels()),
     "table": (table, read_case_table),
     "prepared case": (prepared, lambda path: PreparedCase.open(path.parent).check()),
     "prepared case, checked": (prepared, lambda path: is_up_to_date(path.parent, {}, [])),

@@ -2,7 +2,9 @@
 
 from dlunet.inference.engines import Engine, TorchEngine, load_engine, make_engine
 from dlunet.inference.export import export_bundle
-from dlunet.inference.predictor import Extras, Predictor, find_images, predict_files, predicted_labels
+from dlunet.inference.inputs import find_images
+from dlunet.inference.output_folder import OutputFolder
+from dlunet.inference.predictor import Extras, Predictor, predict_files
 from dlunet.inference.regrid import labels_on_grid
 from dlunet.inference.sliding_window import Flips, gaussian_weights, predict_logits, stream_logits, tile_starts
 
@@ -10,6 +12,7 @@ __all__ = [
     "Engine",
     "Extras",
     "Flips",
+    "OutputFolder",
     "Predictor",
     "TorchEngine",
     "export_bundle",
@@ -20,7 +23,6 @@ __all__ = [
     "make_engine",
     "predict_files",
     "predict_logits",
-    "predicted_labels",
     "stream_logits",
     "tile_starts",
 ]

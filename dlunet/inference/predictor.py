@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -20,14 +17,14 @@ import torch
 from torch import Tensor
 
 from dlunet.errors import UserError
-from dlunet.files import read_any_text, read_case_table, remove_leftovers, write_bytes, write_case_table, write_text
+from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.engines import Engine, TorchEngine
+from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.postprocessing import organ_volumes, postprocess, swapped_sides
 from dlunet.inference.regrid import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.labels import LabelSet
-from dlunet.locks import FileLock
 from dlunet.networks import Bundle
 from dlunet.preparation import prepare_image
 from dlunet.progress import CaseBars, case_bars
@@ -35,17 +32,14 @@ from dlunet.volumes import (
     Geometry,
     Volume,
     case_name,
-    is_series,
-    list_volumes,
     read_ct,
-    unreadable_volumes,
     write_labels,
 )
 
 logger = logging.getLogger(__name__)
 
-#: Beside label maps: what they were made with, what they cost, and the organs' volumes.
-RECORD, COSTS, COSTS_PLOT, VOLUMES = "prediction.json", "efficiency.csv", "efficiency.png", "volumes.csv"
+#: Beside label maps: what they cost, and the organs' volumes.
+COSTS, COSTS_PLOT, VOLUMES = "efficiency.csv", "efficiency.png", "volumes.csv"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -172,15 +166,10 @@ def predict_files(
         UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
             network or other settings.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); choose another output") from None
-    targets = _targets(images, output)
-    _claim_folder(output, predictor.settings, {target: path for path, target in targets.items()}, replace)
-    remove_leftovers(output)
+    folder = OutputFolder(output)
+    targets = folder.claim(images, predictor.settings, replace)
     todo = [path for path, target in targets.items() if not target.exists()]
-    writer = _Writer(output, predictor.bundle.labels, extras)
+    writer = _Writer(folder, predictor.bundle.labels, extras)
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
@@ -209,30 +198,6 @@ def predict_files(
     if failures:
         names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
         raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {names}")
-
-
-def _targets(images: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """Where the labels of each image go."""
-    names = [case_name(path) for path in images]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(
-            f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
-            f"{output / repeated[0]}.nii.gz; rename one, or predict them into different folders"
-        )
-    within = [path for path in images if path.resolve().parent == output.resolve()]
-    if within:
-        raise UserError(
-            f"{output}: holds the CTs that are to be segmented, such as {within[0].name}; labels have their names; "
-            "choose another output"
-        )
-    longest = os.pathconf(output, "PC_NAME_MAX") - len(".nii.gz")
-    for path, name in zip(images, names, strict=True):
-        if len(os.fsencode(name)) > longest:
-            raise UserError(
-                f"{path}: has a name of {len(os.fsencode(name))} bytes; expected at most {longest}; rename it"
-            )
-    return {path: output / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
 
 def _one_ahead(
@@ -275,7 +240,7 @@ def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
 class _Writer:
     """Writes what belongs to a case; the label map last, since it marks the case as finished."""
 
-    output: Path
+    folder: OutputFolder
     labels: LabelSet
     extras: Extras
 
@@ -284,128 +249,14 @@ class _Writer:
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
-        self._record(name, warnings)
+        self.folder.note(name, warnings)
         if self.extras.volumes:
             volumes = organ_volumes(labels, read.spacing, self.labels)
-            self._add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
+            self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
         if self.extras.overlay:
             assert read.image is not None
             from dlunet.reporting import overlay_png
 
-            write_bytes(self.output / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
-        self._add(COSTS, cost)
+            write_bytes(self.folder.path / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
+        self.folder.add(COSTS, cost)
         write_labels(labels, target, read.stored)
-
-    def _record(self, name: str, warnings: Sequence[str]) -> None:
-        """Keep what there is to warn of in the folder's record."""
-        with _writing(self.output):
-            record = _read_record(self.output / RECORD)
-            known = record.get("warnings", {})
-            if warnings or name in known:
-                others = {case: messages for case, messages in known.items() if case != name}
-                changed = {**others, name: list(warnings)} if warnings else others
-                write_text(self.output / RECORD, json.dumps({**record, "warnings": changed}, indent=2))
-
-    def _add(self, table: str, row: dict[str, str]) -> None:
-        path = self.output / table
-        with _writing(self.output):
-            write_case_table(path, read_case_table(path) | {row["case"]: row})
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    """While the block runs, no other command changes the folder's tables and record: several may share the cases."""
-    lock = FileLock(output / ".writing", remove=True)
-    lock.take(wait=True)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def find_images(source: Path) -> list[Path]:
-    """The CTs that an input names: a file, a folder of DICOM slices, the CTs in a folder, or a list of all these.
-
-    Args:
-        source: As named; a list is a ``.txt`` file with a path a line, as it is or beside the list.
-
-    Raises:
-        UserError: It does not exist, or the folder holds no volume.
-    """
-    return _listed(source) if source.is_file() and source.suffix.lower() == ".txt" else _images_of(source)
-
-
-def _listed(file: Path) -> list[Path]:
-    lines = [line.strip() for line in read_any_text(file).splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{file}: is empty; expected a path a line")
-    return [image for line in lines for image in _images_of(file.parent / Path(line).expanduser())]
-
-
-def _images_of(source: Path) -> list[Path]:
-    try:
-        if source.is_file() or is_series(source):
-            return [source]
-    except OSError:  # named when it is to be read, and the others are done
-        return [source]
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
-    images = list_volumes(source)
-    for message in unreadable_volumes(source):
-        logger.warning("left out: %s", message)
-    if not images:
-        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
-    return images
-
-
-def predicted_labels(folder: Path) -> LabelSet | None:
-    """The organs of the label maps that :func:`predict_files` wrote to a folder; None where something else wrote them.
-
-    Raises:
-        UserError: The folder's record is damaged.
-    """
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    try:
-        return LabelSet.from_dict(_read_record(path)["labels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: does not name the labels ({error}); give labels=dataset.json") from None
-
-
-def _claim_folder(output: Path, settings: dict[str, Any], targets: Mapping[Path, Path], replace: bool) -> None:
-    """Record what makes the labels in a folder, so that labels of another making are never kept as finished.
-
-    Which CT each label map is of is recorded too: the report shows them together.
-    """
-    settings = json.loads(json.dumps(settings))  # as it is read back
-    with _writing(output):
-        found = _read_record(output / RECORD) if (output / RECORD).exists() else {}
-        labels = list(output.glob("[!.]*.nii.gz"))
-        changed = [
-            f"{key}: found {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
-        ]
-        if changed:
-            _make_way(output, [path for path in labels if found or path in targets], changed if found else [], replace)
-            found = {}
-        known = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in targets.values()}
-        record = {**settings, "images": known, "warnings": found.get("warnings", {})}
-        write_text(output / RECORD, json.dumps(record, indent=2))
-
-
-def _make_way(output: Path, labels: Sequence[Path], changed: Sequence[str], replace: bool) -> None:
-    """Delete labels of another making, or refuse to."""
-    if labels and not replace:
-        reason = f"made with different settings ({'; '.join(changed)})" if changed else "that something else made"
-        raise UserError(
-            f"{output}: contains predictions {reason}, such as {labels[0].name}; choose another output, or empty it"
-        )
-    for path in labels:
-        path.unlink()
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); delete it together with the labels beside it") from None

@@ -355,7 +355,7 @@ def test_two_inputs_of_one_name_are_refused(predictor, tmp_path):
 def test_an_output_that_is_a_file(predictor, images, tmp_path):
     output = tmp_path / "out"
     output.write_text("")
-    with pytest.raises(UserError, match=f"^{output}: cannot be made a folder"):
+    with pytest.raises(UserError, match=f"^{output}: cannot create directory"):
         predict_files(predictor, images, output)
 
 

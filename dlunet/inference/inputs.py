@@ -1,0 +1,47 @@
+"""What a user names as the CTs to segment."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dlunet.errors import UserError
+from dlunet.files import read_any_text
+from dlunet.volumes import is_series, list_volumes, unreadable_volumes
+
+logger = logging.getLogger(__name__)
+
+
+def find_images(source: Path) -> list[Path]:
+    """The CTs that an input names: a file, a folder of DICOM slices, the CTs in a folder, or a list of all these.
+
+    Args:
+        source: As named; a list is a ``.txt`` file with a path a line, as it is or beside the list.
+
+    Raises:
+        UserError: It does not exist, or the folder holds no volume.
+    """
+    return _listed(source) if source.is_file() and source.suffix.lower() == ".txt" else _images_of(source)
+
+
+def _listed(file: Path) -> list[Path]:
+    lines = [line.strip() for line in read_any_text(file).splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{file}: is empty; expected a path a line")
+    return [image for line in lines for image in _images_of(file.parent / Path(line).expanduser())]
+
+
+def _images_of(source: Path) -> list[Path]:
+    try:
+        if source.is_file() or is_series(source):
+            return [source]
+    except OSError:  # named when it is to be read, and the others are done
+        return [source]
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
+    images = list_volumes(source)
+    for message in unreadable_volumes(source):
+        logger.warning("left out: %s", message)
+    if not images:
+        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
+    return images

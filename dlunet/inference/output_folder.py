@@ -1,0 +1,147 @@
+"""The folder that label maps go to, with what is known of them; several commands may share it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlunet.errors import UserError
+from dlunet.files import read_case_table, remove_leftovers, write_case_table, write_text
+from dlunet.labels import LabelSet
+from dlunet.locks import FileLock
+from dlunet.volumes import case_name
+
+#: What the label maps were made with, and of which CTs.
+RECORD = "prediction.json"
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder of predicted label maps, their record and tables.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    def claim(self, images: Sequence[Path], settings: dict[str, Any], replace: bool) -> dict[Path, Path]:
+        """Make the folder the one for the labels of some CTs, and return where each one's labels go.
+
+        What makes the labels is recorded, so that labels of another making are never kept as finished; and which CT
+        each label map is of, since the report shows them together.
+
+        Args:
+            images: The CTs.
+            settings: What their labels depend on besides.
+            replace: Delete labels of another making instead of refusing the folder.
+
+        Raises:
+            UserError: The folder cannot be used for them.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot create directory ({error.strerror}); choose another output") from None
+        targets = self._targets(images)
+        settings = json.loads(json.dumps(settings))  # as it is read back
+        with self._writing():
+            found = self._read_record() if self._record.exists() else {}
+            changed = [key for key in settings if found.get(key) != settings[key]]
+            if changed:
+                known = [f"{key}: found {found.get(key)}, now {settings[key]}" for key in changed] if found else []
+                self._make_way(known, targets, replace)
+                found = {}
+            known_images = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in images}
+            record = {**settings, "images": known_images, "warnings": found.get("warnings", {})}
+            write_text(self._record, json.dumps(record, indent=2))
+        remove_leftovers(self.path)
+        return targets
+
+    def note(self, name: str, warnings: Sequence[str]) -> None:
+        """Record what there is to warn of a case, in place of what there was before."""
+        with self._writing():
+            record = self._read_record()
+            known = record.get("warnings", {})
+            if warnings or name in known:
+                others = {case: messages for case, messages in known.items() if case != name}
+                changed = {**others, name: list(warnings)} if warnings else others
+                write_text(self._record, json.dumps({**record, "warnings": changed}, indent=2))
+
+    def add(self, table: str, row: dict[str, str]) -> None:
+        """Add a case's row to a table, in place of the one that it has there."""
+        with self._writing():
+            write_case_table(self.path / table, read_case_table(self.path / table) | {row["case"]: row})
+
+    def labels(self) -> LabelSet | None:
+        """The organs of its label maps; None where something else wrote them.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        if not self._record.exists():
+            return None
+        try:
+            return LabelSet.from_dict(self._read_record()["labels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self._record}: does not name the labels ({error}); give labels=dataset.json") from None
+
+    @property
+    def _record(self) -> Path:
+        return self.path / RECORD
+
+    def _targets(self, images: Sequence[Path]) -> dict[Path, Path]:
+        names = [case_name(path) for path in images]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise UserError(
+                f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
+                f"{self.path / repeated[0]}.nii.gz; rename one, or predict them into different folders"
+            )
+        within = [path for path in images if path.resolve().parent == self.path.resolve()]
+        if within:
+            raise UserError(
+                f"{self.path}: holds the CTs that are to be segmented, such as {within[0].name}; labels have their "
+                "names; choose another output"
+            )
+        longest = os.pathconf(self.path, "PC_NAME_MAX") - len(".nii.gz")
+        for path, name in zip(images, names, strict=True):
+            length = len(os.fsencode(name))
+            if length > longest:
+                raise UserError(f"{path}: has a name of {length} bytes; expected at most {longest}; rename it")
+        return {path: self.path / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
+
+    def _make_way(self, changed: Sequence[str], targets: Mapping[Path, Path], replace: bool) -> None:
+        """Delete labels of another making, or refuse to. Of what no record tells, only what is in the way matters."""
+        labels = [path for path in sorted(self.path.glob("[!.]*.nii.gz")) if changed or path in targets.values()]
+        if labels and not replace:
+            reason = f"made with different settings ({'; '.join(changed)})" if changed else "that something else made"
+            raise UserError(
+                f"{self.path}: contains predictions {reason}, such as {labels[0].name}; choose another output, or "
+                "empty it"
+            )
+        for path in labels:
+            path.unlink()
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._record.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self._record}: is damaged ({error}); delete it together with the labels beside it"
+            ) from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While the block runs, no other command changes the folder's tables and record."""
+        lock = FileLock(self.path / ".writing", remove=True)
+        lock.take(wait=True)
+        try:
+            yield
+        finally:
+            lock.release()
