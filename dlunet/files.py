@@ -115,7 +115,8 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: is damaged ({error}); expected the table of an earlier run; move it away") from None
     if any(not row.get("case") or None in row for row in rows):

@@ -22,7 +22,7 @@ def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
     if path is None:
         return image, None
     label = read_labels(path, num_classes)
-    if not image.stored.same_grid(label.stored):
+    if not label.stored.fits(image.stored):
         raise UserError(
             f"{path}: lies on another grid than {case.image}: found {label.stored.differences(image.stored)}; resample "
             "the labels to the CT"

@@ -18,6 +18,9 @@ from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
 from dlunet.volumes import case_name, list_volumes, read_labels
 
+#: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
+LEAST_OF_FLARE22, LIVER = 10, 1
+
 SCORE_COLUMNS = ["case", "organ", "dsc", "nsd"]
 
 
@@ -67,8 +70,6 @@ def evaluate_folder(
     shown = None
     if labels is None:
         labels, shown = occurring_labels(pairs, workers)
-        if shown == set():
-            raise UserError(f"{predictions}: no label map shows an organ, and no reference; expected labels above 0")
         console.print(_describe_labels(labels, shown), markup=False, highlight=False)
     _make_folder(output)
     rows: dict[str, list[OrganScore]] = {}
@@ -128,31 +129,51 @@ def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[st
 def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tuple[LabelSet, set[str] | None]:
     """The organs of label maps of which nothing says what they show, by the ids that occur in any of them.
 
-    If the ids go up to 13 and no further, they are FLARE22's 13 organs. Otherwise organs are called by their ids, and
-    ids that do not occur are no organs: a class that is nowhere would count as found everywhere.
+    If they look like FLARE22's 13 organs, they are these. Otherwise organs are called by their ids, and ids that do not
+    occur are no organs: a class that is nowhere would count as found everywhere.
 
     Returns:
         The organs, and the names of those that occur; None for FLARE22's, which all count.
+
+    Raises:
+        UserError: No label map can be read, or none shows an organ.
     """
-    ids: set[int] = set()
-    for _, found in for_each_case("looking for labels", _ids_of, pairs, workers):
-        ids |= found if isinstance(found, set) else set()  # what cannot be read is named when it is to be scored
-    if max(ids, default=0) == len(FLARE22):
+    counts, failures = np.zeros(256, np.int64), []
+    for _, found in for_each_case("looking for labels", _count_labels, pairs, workers):
+        if isinstance(found, UserError):  # named again when it is to be scored, if there is anything to score
+            failures.append(str(found))
+        else:
+            counts += found
+    ids = [int(id_) for id_ in np.flatnonzero(counts) if id_]
+    if not ids:
+        nothing = (
+            f"{pairs[0].prediction.parent}: no label map shows an organ, and no reference; expected labels above 0"
+        )
+        raise UserError("\n".join(failures) or nothing)
+    if _looks_like_flare22(counts):
         return FLARE22, None
-    labels = label_set("unknown", {id_: f"label {id_}" for id_ in range(1, max(ids, default=1) + 1)})
+    labels = label_set("unknown", {id_: f"label {id_}" for id_ in range(1, ids[-1] + 1)})
     return labels, {label.name for label in labels if label.id in ids}
 
 
-def _ids_of(pair: _Pair) -> set[int]:
+def _looks_like_flare22(counts: np.ndarray) -> bool:
+    """Whether 13 is the highest id, most others occur, and the first is the largest organ, as the liver is."""
+    occurring = np.flatnonzero(counts[1:]) + 1
+    return bool(
+        occurring[-1] == len(FLARE22) and len(occurring) >= LEAST_OF_FLARE22 and np.argmax(counts[1:]) + 1 == LIVER
+    )
+
+
+def _count_labels(pair: _Pair) -> np.ndarray:
+    """How many voxels have each value, from 0 to 255."""
     maps = (read_labels(path).array for path in (pair.prediction, pair.reference))
     # Slice by slice: a whole label map as the integers that are counted takes eight times its memory.
-    counts = sum(np.bincount(axial.ravel(), minlength=256) for array in maps for axial in array)
-    return {int(value) for value in np.flatnonzero(counts) if value}
+    return np.sum([np.bincount(axial.ravel(), minlength=256) for array in maps for axial in array], axis=0)
 
 
 def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:
     if shown is None:
-        return "the highest label is 13: taken for FLARE22's organs; labels=dataset.json names others"
+        return "found labels up to 13: taken for FLARE22's organs; labels=dataset.json names others"
     found = ", ".join(label.name for label in labels if label.name in shown) or "none"
     return f"found {found}; what they are is not known: labels=dataset.json names them, labels=flare22 means FLARE22's"
 
@@ -188,7 +209,7 @@ def _score_job(job: _Job) -> list[OrganScore]:
     labels, pair = job.labels, job.pair
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
-    if not prediction.stored.same_grid(reference.stored):
+    if not prediction.stored.fits(reference.stored):
         raise UserError(
             f"{pair.prediction}: lies on another grid than {pair.reference}: found "
             f"{prediction.stored.differences(reference.stored)}; write the prediction on the CT's own grid"

@@ -23,6 +23,9 @@ SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 #: File endings of volumes that are not read.
 OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
 
+#: A scaled label map holds whole numbers up to this rounding.
+LABEL_ROUNDING = 0.01
+
 #: How wide a CT may be at its widest, in mm: from a small phantom to more than a whole patient.
 WIDTH_LIMITS = (1.0, 3000.0)
 
@@ -52,7 +55,8 @@ def case_name(path: Path) -> str:
     if path.is_dir():
         return normalize("NFC", path.name)
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
-    return normalize("NFC", path.name[: len(path.name) - len(suffix)].removesuffix("_0000"))
+    stem = path.name[: len(path.name) - len(suffix)]
+    return normalize("NFC", stem.removesuffix("_0000") or stem)
 
 
 def list_volumes(folder: Path) -> list[Path]:
@@ -113,11 +117,16 @@ def read_labels(path: Path, num_classes: int | None = None) -> Volume:
     """
     values, stored, warnings = _read_canonical(path)
     highest = 255 if num_classes is None else num_classes - 1
-    labels = values.astype(np.uint8, order="C")
-    wrong = values != labels
-    if wrong.any() or labels.max(initial=0) > highest:
-        value = values[wrong].flat[0] if wrong.any() else labels.max()
-        raise UserError(f"{path}: found the label value {value}; expected whole numbers from 0 to {highest}")
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    labels = whole.astype(np.uint8, order="C")
+    wrong = (whole != labels) | (labels > highest)
+    if values.dtype.kind == "f":
+        wrong |= np.abs(values - whole) > LABEL_ROUNDING
+    if wrong.any():
+        raise UserError(
+            f"{path}: found the label value {values[wrong].flat[0]:g}; expected whole numbers from 0 to {highest}; "
+            "give the label map itself, resampled to the nearest label if at all"
+        )
     return Volume(labels, stored.canonical_spacing, stored, warnings)
 
 
@@ -206,10 +215,7 @@ def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions and its disk") from None
     except NotReadable as error:
-        raise UserError(
-            f"{path}: {error}; expected an intact CT or label map whose header places it in the patient; copy it "
-            "again, or export it anew"
-        ) from None
+        raise UserError(f"{path}: {error}") from None
     _check_width(path, stored)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())

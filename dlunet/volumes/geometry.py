@@ -14,6 +14,8 @@ CANONICAL_ORIENTATION = "LPS"
 
 #: Descriptions of a grid that place no voxel further apart than this part of a voxel are the same up to rounding.
 ROUNDING_VOXELS = 0.1
+#: By how much rounding in headers may change sizes of voxels, and shift a whole volume, in mm.
+ROUNDING_SPACING_MM, ROUNDING_SHIFT_MM = 1e-4, 4e-3
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,20 @@ class Geometry:
         """
         ours, theirs = self.canonical, other.canonical
         return ours.size == theirs.size and ours.voxels_apart(theirs) <= tolerance
+
+    def fits(self, other: Geometry) -> bool:
+        """Whether labels on this grid are those of a CT on the other, up to the rounding of what wrote their headers.
+
+        Programs round origins and directions as they like: where they do, the nearest corners lie together, and the
+        furthest less than :data:`ROUNDING_VOXELS` apart. A shift of the whole volume by 0.005 mm is no rounding.
+        """
+        ours, theirs = self.canonical, other.canonical
+        if ours.size != theirs.size or not np.allclose(ours.spacing, theirs.spacing, rtol=0, atol=ROUNDING_SPACING_MM):
+            return False
+        nearest = np.linalg.norm(ours._corner_points - theirs._corner_points, axis=1).min()
+        return self.same_grid(other) or (
+            bool(nearest <= ROUNDING_SHIFT_MM) and ours.voxels_apart(theirs) <= ROUNDING_VOXELS
+        )
 
     def voxels_apart(self, other: Geometry) -> float:
         """How far apart two grids of the same size place a voxel at most, along any axis, in voxels."""

@@ -8,22 +8,34 @@ import numpy as np
 AIR_HU = -200
 #: Fat, water and soft tissue lie between, and make up at least this part of the voxels.
 SOFT_TISSUE_HU, LEAST_SOFT_TISSUE = (-200, 300), 0.005
+#: Values above are no HU of any metal, even of a CT with an extended scale.
+HIGHEST_HU = 32767
+#: Of the voxels above lung, at most this part is denser than soft tissue: stored values, to which 1024 was added, lie
+#: there, while the padding around them looks like air.
+LUNG_HU, MOST_DENSE = -500, 0.35
 #: Every so many-th voxel along each axis of a large CT is enough to see that.
 SAMPLING, LARGE = 3, 10**6
 
 
 def doubt_units(values: np.ndarray) -> str | None:
     """Why the voxels (z, y, x) of a CT are most likely not in Hounsfield units; None where they seem to be."""
-    lowest = float(values.min())
+    reason = _reason(values)
+    return f"{reason}; check how it was exported" if reason else None
+
+
+def _reason(values: np.ndarray) -> str | None:
+    lowest, highest = float(values.min()), float(values.max())
     if lowest > AIR_HU:
-        return f"its lowest value is {lowest:g}; a CT in HU shows air, about -1000; check how it was exported"
+        return f"its lowest value is {lowest:g}; a CT in HU shows air, about -1000"
+    if highest > HIGHEST_HU:
+        return f"its highest value is {highest:g}; in HU, metal is at most about 30000"
     step = SAMPLING if values.size > LARGE else 1
     sampled = values[::step, ::step, ::step]
     low, high = SOFT_TISSUE_HU
     share = float(((sampled >= low) & (sampled <= high)).mean())
     if share < LEAST_SOFT_TISSUE:
-        return (
-            f"{share:.1%} of its voxels lie between {low} and {high}; in HU that is where fat and soft tissue "
-            "lie; check how it was exported"
-        )
+        return f"{share:.1%} of its voxels lie between {low} and {high}; in HU that is where fat and soft tissue lie"
+    dense = float((sampled > high).sum() / max(1, (sampled > LUNG_HU).sum()))
+    if dense > MOST_DENSE:
+        return f"{dense:.0%} of what is no air lies above {high}; in HU that is bone, and most of a patient lies below"
     return None

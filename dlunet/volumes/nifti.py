@@ -6,6 +6,7 @@ intercept without a slope, places a CT by the qform where nibabel takes the sfor
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import math
@@ -15,25 +16,31 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-from isal.igzip_lib import DECOMP_GZIP, IgzipDecompressor, IsalError
 from nibabel.spatialimages import HeaderDataError
 
 from dlunet.errors import NotReadable
+from dlunet.volumes import gunzip
 from dlunet.volumes.geometry import ROUNDING_VOXELS, Geometry
 
-#: The first bytes of a gzip stream.
-GZIP_MAGIC = b"\x1f\x8b"
-
-#: No gzip stream holds more than so many bytes for each of its own.
-GZIP_FACTOR = 1032
-
-CHUNK_BYTES = 2**22
+#: Voxels that are scaled at a time.
+CHUNK = 2**22
 
 #: The header's first field, which is its own size, tells the version.
 HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 #: From nibabel's axes, which grow to right, anterior and superior, to ours.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+
+#: What is expected and to be done where a file, or its header, is not what it should be.
+COPY_AGAIN = "expected an intact NIfTI file; copy it again, or export it anew"
+EXPORT_ANEW = "expected a header that places the volume in the patient; export it anew"
+
+#: Voxel sizes are in mm where the header says so, or does not say.
+UNITS = {"mm", "unknown"}
+
+#: Numbers of a quaternion are stored in 4 bytes, which turns axes by up to so much, in radians, and more where its
+#: first number, which is not stored, is close to 0.
+QUATERNION_ROUNDING, SMALL_QUATERNION = 2e-3, 1e-3
 
 #: Why a file is taken with a warning: left and right may be the other way round.
 NO_ORIENTATION = (
@@ -59,56 +66,28 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
         OSError: The file cannot be opened.
     """
     with path.open("rb") as file:
-        compressed = file.read(2) == GZIP_MAGIC
+        compressed = file.read(len(gunzip.MAGIC)) == gunzip.MAGIC
         file.seek(0)
         try:
-            source = io.BufferedReader(_Gunzip(file)) if compressed else file
+            source = io.BufferedReader(gunzip.Gunzip(file)) if compressed else file
             header = _read_header(source)
             shape, dtype = _shape(header), _dtype(header)
             grid, warnings = _grid(header, shape)
             offset, count = _data_offset(header), math.prod(shape)
-            if offset + count * dtype.itemsize > path.stat().st_size * (GZIP_FACTOR if compressed else 1):
-                raise NotReadable(f"found a truncated file: less than {count * dtype.itemsize} bytes of voxels")
+            if offset + count * dtype.itemsize > path.stat().st_size * (
+                gunzip.MOST_BYTES_PER_BYTE if compressed else 1
+            ):
+                raise NotReadable(
+                    f"found a truncated file: less than {count * dtype.itemsize} bytes of voxels; {COPY_AGAIN}"
+                )
             source.read(offset - header.sizeof_hdr)
             values = _read_voxels(source, count, dtype)
             if compressed:
-                _read_to_the_checksum(source)
-        except (EOFError, IsalError) as error:  # type: ignore[misc]  # its stubs declare an instance
-            raise NotReadable(f"found a damaged or truncated file ({error})") from None
+                gunzip.read_to_the_end(source)
+        except gunzip.DAMAGE as error:
+            raise NotReadable(f"found a damaged or truncated file ({error}); {COPY_AGAIN}") from None
         slope, inter = _scaling(header)
     return _scaled(values, slope, inter).reshape(shape[::-1]), grid, warnings
-
-
-class _Gunzip(io.RawIOBase):
-    """The contents of a gzip file, of all its members; what follows the last one is passed over."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.member = IgzipDecompressor(flag=DECOMP_GZIP)
-        self.ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        while not self.ended:
-            given = self.file.read(CHUNK_BYTES) if self.member.needs_input else b""
-            if self.member.needs_input and not given:
-                raise EOFError("the gzip stream has no end")
-            data = self.member.decompress(given, len(buffer))
-            if self.member.eof:
-                self._begin_next_member()
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
-        return 0
-
-    def _begin_next_member(self) -> None:
-        rest = self.member.unused_data
-        rest += self.file.read(len(GZIP_MAGIC) - len(rest)) if len(rest) < len(GZIP_MAGIC) else b""
-        self.ended = not rest.startswith(GZIP_MAGIC)
-        self.file.seek(-len(rest), io.SEEK_CUR)
-        self.member = IgzipDecompressor(flag=DECOMP_GZIP)
 
 
 def _read_header(file: BinaryIO) -> nib.Nifti1Header:
@@ -117,16 +96,24 @@ def _read_header(file: BinaryIO) -> nib.Nifti1Header:
     size = next((size for size in kinds if size in HEADERS), None)
     block = start + file.read((size or 4) - 4)
     if size is None or len(block) < size:
-        raise NotReadable("cannot be read as a volume (no NIfTI header)")
+        raise NotReadable(f"cannot be read as a volume (no NIfTI header); {COPY_AGAIN}")
     header = HEADERS[size](block, "<" if kinds[size] == "little" else ">", check=False)
-    sizes = [float(mm) for mm in header["pixdim"][1:4]]
-    if not all(mm > 0 and math.isfinite(mm) for mm in sizes):  # nibabel takes the size without its sign
-        raise NotReadable(f"found voxels of {_times(sizes)} mm")
+    _check_sizes(header)
     try:
         header.check_fix(_SILENT)
-    except HeaderDataError as error:
-        raise NotReadable(f"found a damaged header ({error})") from None
+        unit = header.get_xyzt_units()[0]
+    except (HeaderDataError, KeyError) as error:
+        raise NotReadable(f"found a damaged header ({error}); {COPY_AGAIN}") from None
+    if unit not in UNITS:
+        raise NotReadable(f"found voxel sizes in {unit}; expected mm; export it anew")
     return header
+
+
+def _check_sizes(header: nib.Nifti1Header) -> None:
+    """Check voxel sizes as they stand: nibabel takes them without their sign, and 0 for 1."""
+    sizes = [float(mm) for mm in header["pixdim"][1:4]]
+    if not all(mm > 0 and math.isfinite(mm) for mm in sizes):
+        raise NotReadable(f"found voxels of {_times(sizes)} mm; expected sizes above 0; export it anew")
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
@@ -136,20 +123,21 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if values != 1:
-        raise NotReadable(f"found {values} values per voxel; expected one")
+        raise NotReadable(f"found {values} values per voxel; expected one; export a CT or label map")
     if len(shape) != 3:
         raise NotReadable(
-            f"found {len(shape)} dimensions ({'×'.join(map(str, shape))}); expected one 3-D scalar volume"
+            f"found {len(shape)} dimensions ({'×'.join(map(str, shape))}); expected one 3-D volume; export "
+            "each volume as a file"
         )
     if min(shape) < 1:
-        raise NotReadable(f"found {'×'.join(map(str, shape))} voxels")
+        raise NotReadable(f"found {'×'.join(map(str, shape))} voxels; {COPY_AGAIN}")
     return shape
 
 
 def _dtype(header: nib.Nifti1Header) -> np.dtype:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise NotReadable(f"found voxels of type {dtype}; expected real numbers")
+        raise NotReadable(f"found voxels of type {dtype}; expected real numbers; export a CT or label map")
     return dtype
 
 
@@ -160,17 +148,31 @@ def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Geometry, t
         grids = {name: _of_affine(shape, affine) for name, affine in forms.items() if affine is not None}
         grid = grids.get("sform") or grids.get("qform") or _of_affine(shape, header.get_base_affine())
     except (HeaderDataError, ValueError) as error:
-        raise NotReadable(f"found {error}") from None
-    pixdim = tuple(float(mm) for mm in header["pixdim"][1:4])
-    if any(grid.voxels_apart(other) > ROUNDING_VOXELS for other in grids.values()):
+        raise NotReadable(f"found {error}; {EXPORT_ANEW}") from None
+    if len(grids) == 2 and not _agree(grids["sform"], grids["qform"], header):
         differences = grids["sform"].differences(grids["qform"], "qform")
-        raise NotReadable(f"found a header whose sform and qform differ: sform has {differences}")
+        raise NotReadable(f"found a header whose sform and qform differ: sform has {differences}; {EXPORT_ANEW}")
+    pixdim = tuple(float(mm) for mm in header["pixdim"][1:4])
     extent = np.abs(np.subtract(pixdim, grid.spacing)) * (np.array(shape) - 1)
     if (extent > ROUNDING_VOXELS * np.array(grid.spacing)).any():
         raise NotReadable(
-            f"found a header whose sform has voxels of {_times(grid.spacing)} mm, its pixdim of {_times(pixdim)} mm"
+            f"found a header whose sform has voxels of {_times(grid.spacing)} mm, its pixdim of {_times(pixdim)} mm; "
+            f"{EXPORT_ANEW}"
         )
     return grid, () if grids else (NO_ORIENTATION,)
+
+
+def _agree(sform: Geometry, qform: Geometry, header: nib.Nifti1Header) -> bool:
+    """Whether both forms place the voxels alike, up to the rounding of the qform's quaternion."""
+    if sform.voxels_apart(qform) <= ROUNDING_VOXELS:
+        return True
+    w = float(header.get_qform_quaternion()[0])
+    ours, theirs = (np.array(grid.direction).reshape(3, 3) for grid in (sform, qform))
+    turn = np.linalg.norm(ours - theirs, 2)  # of matrices that turn by little, the angle between them
+    turned_back = dataclasses.replace(qform, direction=sform.direction)
+    return bool(
+        w < SMALL_QUATERNION and turn < QUATERNION_ROUNDING and sform.voxels_apart(turned_back) <= ROUNDING_VOXELS
+    )
 
 
 def _times(numbers: Sequence[float]) -> str:
@@ -183,11 +185,14 @@ def _of_affine(shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
 
 def _data_offset(header: nib.Nifti1Header) -> int:
     if header["magic"].item() != header.single_magic:
-        raise NotReadable("found a header without its voxels (a pair of .hdr and .img)")
+        raise NotReadable(
+            "found a header without its voxels (a pair of .hdr and .img); expected one file with both; convert the pair"
+        )
     offset = int(header.get_data_offset())
     if offset < header.single_vox_offset:  # the standard takes it for 352, nibabel as it stands
         raise NotReadable(
-            f"found vox_offset {offset}, where the header is; expected {header.single_vox_offset} or more"
+            f"found vox_offset {offset}, where the header is; expected {header.single_vox_offset} or more; export it "
+            "anew"
         )
     return offset
 
@@ -197,20 +202,15 @@ def _read_voxels(file: BinaryIO, count: int, dtype: np.dtype) -> np.ndarray:
     values = np.empty(count, dtype)
     found = file.readinto(values.view(np.uint8))  # type: ignore[attr-defined]
     if found < values.nbytes:
-        raise NotReadable(f"found a truncated file: {found} of {values.nbytes} bytes of voxels")
+        raise NotReadable(f"found a truncated file: {found} of {values.nbytes} bytes of voxels; {COPY_AGAIN}")
     return values if dtype.isnative else values.byteswap(inplace=True).view(dtype.newbyteorder("="))
-
-
-def _read_to_the_checksum(file: BinaryIO) -> None:
-    while file.read(CHUNK_BYTES):
-        pass
 
 
 def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
-        raise NotReadable(f"found a damaged header ({error})") from None
+        raise NotReadable(f"found a damaged header ({error}); {COPY_AGAIN}") from None
     return (1.0, 0.0) if slope is None else (slope, inter or 0.0)
 
 
@@ -219,7 +219,7 @@ def _scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
     if (slope, inter) == (1, 0):
         return values
     scaled = np.empty(len(values), np.float32)
-    for start in range(0, len(values), CHUNK_BYTES):
-        part = slice(start, start + CHUNK_BYTES)
+    for start in range(0, len(values), CHUNK):
+        part = slice(start, start + CHUNK)
         scaled[part] = values[part].astype(np.float64) * slope + inter
     return scaled

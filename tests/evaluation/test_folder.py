@@ -190,10 +190,33 @@ def test_label_maps_of_which_nothing_is_known_are_scored_on_the_labels_that_occu
     assert "found label 2, label 4; what they are is not known" in " ".join(capsys.readouterr().err.split())
 
 
-def test_label_maps_whose_highest_label_is_13_are_taken_for_flare22_s(folders):
-    write_pair(folders, "a", {13: np.s_[0, 0, 0:4]}, {13: np.s_[0, 0, 0:4]})
+FLARE22_BOXES = {organ: np.s_[organ - 1, 0:2, 0 : 7 if organ == 1 else 4] for organ in range(1, 14) if organ != 12}
+FLARE22_BOXES[13] = np.s_[11, 0:2, 0:4]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "taken"),
+    [
+        (FLARE22_BOXES, True),
+        ({**FLARE22_BOXES, 2: np.s_[1, 0:4, 0:8]}, False),  # the liver is the largest organ
+        ({organ: box for organ, box in FLARE22_BOXES.items() if organ > 5 or organ == 1}, False),
+        ({organ: box for organ, box in FLARE22_BOXES.items() if organ != 13}, False),
+        ({13: np.s_[0, 0, 0:4]}, False),
+    ],
+)
+def test_label_maps_that_look_like_flare22_s_are_taken_for_them(folders, boxes, taken):
+    write_pair(folders, "a", boxes, boxes)
     scores, _ = evaluate_unknown(folders, labels=None)
-    assert list(scores["organ"]) == [label.name for label in FLARE22]
+    names = [label.name for label in FLARE22] if taken else [f"label {organ}" for organ in sorted(boxes)]
+    assert list(scores["organ"]) == names
+
+
+def test_unknown_label_maps_that_cannot_be_read(folders):
+    write_pair(folders, "a", {1: np.s_[0]}, {1: np.s_[0]})
+    broken = folders / "unknown" / "predictions" / "a.nii.gz"
+    broken.write_bytes(b"not a volume")
+    with pytest.raises(UserError, match=f"{broken}: cannot be read as a volume"):
+        evaluate_unknown(folders, labels=None)
 
 
 def test_label_maps_that_show_nothing_are_not_scored(folders):

@@ -23,7 +23,7 @@ AXIAL, CORONAL = "1\\0\\0\\0\\1\\0", "1\\0\\0\\0\\0\\-1"
 
 
 def voxels(seed=0):
-    return np.random.default_rng(seed).integers(-1000, 1500, SHAPE).astype(np.int16)
+    return np.random.default_rng(seed).normal(0, 300, SHAPE).round().astype(np.int16)
 
 
 def write_series(folder, array, spacing=SPACING, rows=(1, 0, 0), columns=(0, 1, 0), step=None, uid="1.2.3.4", **tags):

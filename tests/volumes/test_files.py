@@ -1,5 +1,6 @@
 """CTs and label maps as files: whatever way they are stored, the same patient comes out, or a message that helps."""
 
+import gzip
 import os
 import re
 from itertools import permutations, product
@@ -14,7 +15,7 @@ from dlunet.errors import UserError
 from dlunet.volumes import case_name, list_volumes, read_ct, read_labels, unreadable_volumes, write_labels
 
 SHAPE, SPACING, ORIGIN = (3, 4, 5), (5.0, 0.7, 0.9), (-31.0, 12.5, 210.0)
-HU = np.random.default_rng(0).integers(-1024, 1500, SHAPE).astype(np.int16)
+HU = np.random.default_rng(0).normal(-50, 200, SHAPE).round().astype(np.int16)
 LABELS = np.random.default_rng(1).integers(0, 14, SHAPE).astype(np.uint8)
 ORIENTATIONS = ["".join(p) for sides in product("LR", "PA", "SI") for p in permutations(sides)]
 OBLIQUE = Rotation.from_euler("ZYX", [20, -15, 10], degrees=True).as_matrix()
@@ -121,7 +122,7 @@ def test_damaged_voxels_of_other_formats(tmp_path, ending, compressed):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     if compressed:
-        with pytest.raises(UserError, match=f"^{path}: (found damaged voxels|cannot be read).*; expected"):
+        with pytest.raises(UserError, match=f"^{path}: found damaged or truncated voxels.*; expected"):
             read_ct(path)
     else:  # without a checksum nothing tells a changed voxel from another CT
         assert (read_ct(path).array != voxels).sum() == 1
@@ -130,7 +131,7 @@ def test_damaged_voxels_of_other_formats(tmp_path, ending, compressed):
 def test_a_negative_voxel_size_of_a_metaimage(tmp_path, write_volume):
     path = write_volume(tmp_path / "ct.mha", HU, spacing=(1, 2, 3))
     path.write_bytes(path.read_bytes().replace(b"ElementSpacing = 3 2 1", b"ElementSpacing = 3 -2 1"))
-    with pytest.raises(UserError, match=f"^{path}: found voxels of 3×-2×1 mm; expected an intact"):
+    with pytest.raises(UserError, match=f"^{path}: found voxels of 3×-2×1 mm; expected sizes above 0"):
         read_ct(path)
 
 
@@ -196,6 +197,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, write_volume, occupied):
         ("a.b_0000.mha", "a.b"),
         ("a_0001.nrrd", "a_0001"),
         ("_0000_x.nii", "_0000_x"),
+        ("_0000.nii.gz", "_0000"),
     ],
 )
 def test_case_names(tmp_path, file, name):
@@ -308,8 +310,9 @@ def replace_header(path, old, new):
     [
         (".mha", b"ElementSpacing = 3 2 1\n", b"", "found no voxel size in its header"),
         (".nrrd", b"space directions: (3,0,0) (0,2,0) (0,0,1)\n", b"", "found no voxel size in its header"),
-        (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = cm\n", "found voxel sizes in cm, which are read as mm"),
-        (".nrrd", b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:', "found voxel sizes in cm, which are read as mm"),
+        (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = cm\n", "found voxel sizes in cm"),
+        (".nrrd", b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:', "found voxel sizes in cm"),
+        (".mha", b"ElementSpacing = 3 2 1\n", b"ElementSpacing = 3 nan 1\n", "found voxels of 3×nan×1 mm"),
     ],
 )
 def test_sizes_that_itk_takes_for_mm(tmp_path, write_volume, ending, old, new, said):
@@ -324,6 +327,7 @@ def test_sizes_that_itk_takes_for_mm(tmp_path, write_volume, ending, old, new, s
     [
         (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = mm\n"),
         (".nrrd", b"kinds:", b'space units: "mm" "mm" "mm"\nkinds:'),
+        (".nrrd", b"kinds:", b"units:=cm\nkinds:"),  # a note, no field
     ],
 )
 def test_sizes_in_mm(tmp_path, write_volume, ending, old, new):
@@ -332,9 +336,17 @@ def test_sizes_in_mm(tmp_path, write_volume, ending, old, new):
     assert read_ct(path).spacing == pytest.approx((1, 2, 3)) and read_ct(path).warnings == ()
 
 
-def test_a_header_without_an_orientation_is_warned_of(tmp_path, write_volume):
-    path = write_volume(tmp_path / "ct.mha", HU)
-    replace_header(path, b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"")
+@pytest.mark.parametrize(
+    ("ending", "old", "new"),
+    [
+        (".mha", b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b""),
+        (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz"),
+        (".nrrd", b"space: left-posterior-superior", b"space dimension: 3"),
+    ],
+)
+def test_a_header_without_an_orientation_is_warned_of(tmp_path, write_volume, ending, old, new):
+    path = write_volume(tmp_path / f"ct{ending}", HU)
+    replace_header(path, old, new)
     assert any("states no orientation" in warning for warning in read_ct(path).warnings)
 
 
@@ -347,3 +359,108 @@ def test_compressed_voxels_that_are_too_few(tmp_path, ending):
     replace_header(path, *sizes)
     with pytest.raises(UserError, match=f"^{path}: .*truncated"):
         read_ct(path)
+
+
+@pytest.mark.parametrize("old", [b"CompressedData = True", b"ElementDataFile = LOCAL"])
+def test_a_metaimage_that_says_it_is_compressed_in_another_spelling(tmp_path, old):
+    """Truncated as before: what could not be unpacked is never made up."""
+    path = tmp_path / "ct.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(HU), str(path), useCompression=True)
+    replace_header(path, old, old.replace(b"True", b"TRUE").replace(b"LOCAL", b"Local"))
+    np.testing.assert_array_equal(read_ct(path).array, HU)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=f"^{path}: found damaged or truncated voxels"):
+        read_ct(path)
+
+
+def nrrd(voxels, encoding="gzip", endian="little", sizes="5 4 3", extra=b""):
+    """An NRRD's header, without its last line."""
+    kind = {"i": "int", "f": "float"}[voxels.dtype.kind] + (
+        str(8 * voxels.dtype.itemsize) if voxels.dtype.kind == "i" else ""
+    )
+    lines = f"""NRRD0004
+type: {kind}
+dimension: {len(sizes.split())}
+space: left-posterior-superior
+sizes: {sizes}
+space directions: (0.9,0,0) (0,0.7,0) (0,0,5)
+endian: {endian}
+encoding: {encoding}
+space origin: (0,0,0)
+"""
+    return lines.encode() + extra
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("where", ["in one stream", "in two streams", "beside", "behind lines", "behind bytes"])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_compressed_voxels_wherever_they_lie(tmp_path, order, where, dtype):
+    voxels = HU.astype(order + dtype)
+    raw, path = voxels.tobytes(), tmp_path / "ct.nrrd"
+    header = nrrd(voxels, endian="little" if order == "<" else "big")
+    if where == "in one stream":
+        path.write_bytes(header + b"\n" + gzip.compress(raw))
+    elif where == "in two streams":
+        path.write_bytes(header + b"\n" + gzip.compress(raw[:50]) + gzip.compress(raw[50:]))
+    elif where == "beside":
+        (tmp_path / "ct.raw.gz").write_bytes(gzip.compress(raw))
+        path.write_bytes(header + b"data file: ct.raw.gz\n")
+    elif where == "behind lines":
+        path.write_bytes(header + b"line skip: 2\n\none\ntwo\n" + gzip.compress(raw))
+    else:
+        path.write_bytes(header + b"byte skip: 7\n\n" + gzip.compress(b"7 bytes" + raw))
+    ct = read_ct(path)
+    np.testing.assert_array_equal(ct.array, HU)
+    assert ct.spacing == pytest.approx((5, 0.7, 0.9))
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_fourth_dimension_of_one_voxel(tmp_path, ending, compressed):
+    path = tmp_path / f"ct{ending}"
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(HU)]), str(path), useCompression=compressed)
+    assert sitk.ReadImage(str(path)).GetDimension() == 4
+    np.testing.assert_array_equal(read_ct(path).array, HU)
+    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(HU)] * 2), str(path), useCompression=compressed)
+    with pytest.raises(UserError, match=r"found 4 dimensions .5×4×3×2.; expected one 3-D volume"):
+        read_ct(path)
+
+
+@pytest.mark.parametrize(("value", "kept"), [(3.0000001, 3), (2.995, 3), (2.98, None)])
+def test_labels_that_are_scaled(tmp_path, write_volume, value, kept):
+    """Scaled by a header, whole numbers are whole up to rounding."""
+    path = write_volume(tmp_path / "labels.nii.gz", np.full(SHAPE, value, np.float32))
+    if kept:
+        assert (read_labels(path, 4).array == kept).all()
+    else:
+        with pytest.raises(
+            UserError, match=r"found the label value 2\.98; expected whole numbers .*; give the label map"
+        ):
+            read_labels(path, 4)
+
+
+def phantom_hu():
+    """A body of soft tissue, lung and bone in air, within a circle that the scanner padded."""
+    hu = np.full((10, 40, 40), -1000.0)
+    hu[:, 8:32, 5:35] = 40
+    hu[:5, 12:28, 8:16] = -800
+    hu[:, 18:22, 18:22] = 500
+    return hu
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda hu: hu, None),
+        (lambda hu: np.where(hu == -1000, -3024, hu), None),  # padded
+        (lambda hu: hu + 1024, "lowest value is 24"),
+        (lambda hu: np.where(hu == -1000, -2000, hu + 1024), "of what is no air lies above 300"),
+        (lambda hu: hu / 1000, "lowest value is -1"),
+        (lambda hu: np.where(hu == 500, 65535, hu), "highest value is 65535"),
+        (lambda hu: np.where(hu > -500, hu + 5000, hu), "0.0% of its voxels lie between"),
+    ],
+)
+def test_values_that_are_hardly_hu(tmp_path, write_volume, change, said):
+    warnings = read_ct(write_volume(tmp_path / "ct.nii.gz", change(phantom_hu()).astype(np.float32))).warnings
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]

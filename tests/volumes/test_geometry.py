@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from scipy.spatial.transform import Rotation
 
 from dlunet.volumes import Geometry
 
@@ -25,3 +26,27 @@ SIGN_FLIPPED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 def test_same_grid(other, same):
     assert GRID.same_grid(other) is same
     assert other.same_grid(GRID) is same
+
+
+def turned(degrees, decimals=None):
+    direction = Rotation.from_euler("z", degrees, degrees=True).as_matrix()
+    return tuple((direction if decimals is None else direction.round(decimals)).ravel().tolist())
+
+
+@pytest.mark.parametrize(
+    ("labels", "ct", "fits"),
+    [
+        (GRID, GRID, True),
+        (replace(GRID, origin=(-10.003, 5.0, 40.0)), GRID, True),  # rounded
+        (replace(GRID, origin=(-10.005, 5.0, 40.0)), GRID, False),  # shifted
+        (replace(GRID, direction=turned(20, 4)), replace(GRID, direction=turned(20)), True),
+        (replace(GRID, direction=turned(20.5)), replace(GRID, direction=turned(20)), False),  # 0.26 mm at the far side
+        (replace(GRID, spacing=(0.80005, 0.8, 5.0)), GRID, True),  # adds up to 0.0015 mm
+        (replace(GRID, spacing=(0.81, 0.8, 5.0)), GRID, False),
+        (replace(GRID, size=(30, 20, 99)), GRID, False),
+        (replace(GRID, direction=SIGN_FLIPPED), GRID, False),
+        (replace(GRID, direction=SIGN_FLIPPED, origin=(-10.0, 5.0, 535.0)), GRID, True),  # stored from the top
+    ],
+)
+def test_labels_that_fit_a_ct_up_to_the_rounding_of_headers(labels, ct, fits):
+    assert labels.fits(ct) is fits and ct.fits(labels) is fits

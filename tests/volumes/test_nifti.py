@@ -234,3 +234,34 @@ def test_a_header_that_asks_for_more_than_there_is_memory(tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="truncated file"):
         read_ct(path)
+
+
+@pytest.mark.parametrize(("unit", "said"), [("mm", None), ("unknown", None), ("micron", "micron"), ("meter", "meter")])
+def test_voxel_sizes_in_other_units(tmp_path, unit, said):
+    path = write(tmp_path / "ct.nii")
+    header = nib.Nifti1Header(path.read_bytes()[:348])
+    header.set_xyzt_units(unit)
+    save(path, header)
+    if said is None:
+        check_against_nibabel(path)
+    else:
+        with pytest.raises(UserError, match=f"^{path}: found voxel sizes in {said}; expected mm; export it anew"):
+            read_ct(path)
+
+
+@pytest.mark.parametrize(("turn", "taken"), [(180.0, True), (179.95, True), (179.5, False), (0.3, False)])
+def test_a_qform_is_as_exact_as_its_quaternion(tmp_path, turn, taken):
+    """Its first number is not stored: where it is close to 0, the other three leave it open by sqrt(2^-23)."""
+    shape, path = (400, 400, 3), tmp_path / "ct.nii"
+    header = nib.Nifti1Header()
+    header.set_data_dtype("uint8")
+    header.set_data_shape(shape)
+    header.set_qform(affine_of(turn=180 if taken else 0 if turn < 90 else 180), 1)
+    header.set_sform(affine_of(turn=turn), 1)
+    header["vox_offset"] = 352
+    path.write_bytes(header.binaryblock + bytes(4 + 400 * 400 * 3))
+    if taken:
+        check_against_nibabel(path)  # which goes by the sform
+    else:
+        with pytest.raises(UserError, match="sform and qform differ"):
+            read_ct(path)
