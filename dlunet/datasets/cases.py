@@ -71,8 +71,8 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
     by_name = {}
     if labels and labels.is_dir():
         by_name = _by_name(list_volumes(labels), problems)
-        problems += unreadable_volumes(labels)
-    problems += unreadable_volumes(images)
+        problems += unreadable_volumes(labels).values()
+    problems += unreadable_volumes(images).values()
     return [Case(name, path, by_name.get(name)) for name, path in _by_name(list_volumes(images), problems).items()]
 
 

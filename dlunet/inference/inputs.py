@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlunet.errors import UserError
 from dlunet.files import read_any_text
-from dlunet.volumes import is_series, list_volumes, unreadable_volumes
+from dlunet.volumes import case_name, is_meant_as_volume, is_series, list_volumes, unreadable_volumes
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,13 @@ def _images_of(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
     images = list_volumes(source)
-    for message in unreadable_volumes(source):
-        logger.warning("left out: %s", message)
-    if not images:
+    names = {case_name(path) for path in images}
+    for path, message in unreadable_volumes(source).items():
+        if is_meant_as_volume(path) and case_name(path) not in names:  # named again, with the reason, when it is read
+            images.append(path)
+            names.add(case_name(path))
+        else:
+            logger.warning("left out: %s", message)
+    if not names:
         raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
     return images

@@ -3,7 +3,7 @@
 from dlunet.volumes.dicom import is_series
 from dlunet.volumes.files import (
     Volume,
-    case_name,
+    is_meant_as_volume,
     list_volumes,
     read_ct,
     read_labels,
@@ -11,11 +11,13 @@ from dlunet.volumes.files import (
     write_labels,
 )
 from dlunet.volumes.geometry import Geometry
+from dlunet.volumes.names import case_name
 
 __all__ = [
     "Geometry",
     "Volume",
     "case_name",
+    "is_meant_as_volume",
     "is_series",
     "list_volumes",
     "read_ct",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,12 +15,7 @@ from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
 from dlunet.volumes.hounsfield import doubt_units
-
-#: File endings that are read as volumes; DICOM files are known by their contents.
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
-
-#: File endings of volumes that are not read.
-OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
+from dlunet.volumes.names import OTHER_SUFFIXES, SUFFIXES
 
 #: A scaled label map holds whole numbers up to this rounding.
 LABEL_ROUNDING = 0.01
@@ -47,18 +41,6 @@ class Volume:
     warnings: tuple[str, ...] = ()
 
 
-def case_name(path: Path) -> str:
-    """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is.
-
-    An umlaut is one letter, as which macOS does not write it: names that look the same are the same.
-    """
-    if path.is_dir():
-        return normalize("NFC", path.name)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
-    stem = path.name[: len(path.name) - len(suffix)]
-    return normalize("NFC", stem.removesuffix("_0000") or stem)
-
-
 def list_volumes(folder: Path) -> list[Path]:
     """The volumes in a folder, by name: files, and folders of DICOM slices.
 
@@ -70,20 +52,27 @@ def list_volumes(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if _is_volume(path)]
 
 
-def unreadable_volumes(folder: Path) -> list[str]:
+def unreadable_volumes(folder: Path) -> dict[Path, str]:
     """A message for each entry of a folder that seems meant as a volume and is not read as one.
 
-    Texts, tables and other such files are nobody's CT, and are passed over.
+    Texts, tables and other such files are nobody's CT, and are passed over; of DICOM files, the first stands for all.
 
     Raises:
         UserError: The folder is missing.
     """
     others = [path for path in _entries(folder) if not _is_volume(path)]
     slices = [path for path in others if _is_slice(path)]
-    messages = [_why_unreadable(path) for path in others if path not in slices]
+    messages = {path: _why_unreadable(path) for path in others if path not in slices}
     if slices:
-        messages.append(f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series")
-    return [message for message in messages if message]
+        messages[slices[0]] = (
+            f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series"
+        )
+    return {path: message for path, message in messages.items() if message}
+
+
+def is_meant_as_volume(path: Path) -> bool:
+    """Whether an entry that is not read as a volume must be one, by its name: not a folder of something else."""
+    return not _is_slice(path) and (not path.is_dir() or dicom.is_meant_as_series(path))
 
 
 def read_ct(path: Path, keep_integers: bool = False) -> Volume:
@@ -194,7 +183,8 @@ def _why_unreadable(path: Path) -> str | None:
             f"{path}: is a folder without DICOM slices; expected the slices of one CT directly in it; move files up, "
             "or take it out"
         )
-    if path.name.lower().endswith(SUFFIXES):
+    is_link_to_folder = path.is_symlink() and not path.exists() and not path.suffix
+    if path.name.lower().endswith(SUFFIXES) or is_link_to_folder:
         return f"{path}: is no file (a broken link or a pipe); expected a volume; copy the file itself"
     if path.name.lower().endswith(OTHER_SUFFIXES):
         return f"{path}: is not read; expected {', '.join(SUFFIXES)}, or a folder of DICOM slices; convert it"

@@ -2,13 +2,14 @@
 
 import locale
 import os
+import tempfile
 
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset as Header
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from dlunet.datasets import Case, Dataset
 from dlunet.errors import UserError
@@ -278,6 +279,11 @@ def test_one_slice_as_a_file(tmp_path):
         read_ct(path)
 
 
+def test_one_slice_whose_distance_is_stated_instead_of_its_thickness(tmp_path):
+    folder = edit_all(write_series(tmp_path / "ct", voxels()[:1]), SliceThickness=None, SpacingBetweenSlices=1.5)
+    assert read_ct(folder).spacing == pytest.approx((1.5, *SPACING[1:]))
+
+
 def no_slice(content):
     return lambda path: path.write_bytes(content)
 
@@ -329,15 +335,93 @@ def test_what_may_lie_beside_slices(tmp_path):
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("how", ["empty", "a page", "a broken link"])
+@pytest.mark.parametrize(
+    ("slices", "name", "passes"),
+    [
+        # The slices' own ending, or one that was added to it.
+        ("IM{}.dcm", "IM9.dcm", False),
+        ("IM{}.dcm", "other.DCM", False),
+        ("IM{}.dcm", "IM9.dcm.part", False),
+        ("IM{}.dcm", "IM9.dcm.x7Kq", False),
+        # A slice that was not downloaded to its end is called like its neighbours.
+        ("IM{}.dcm", "IM9", False),
+        ("IM{}.dcm", "IM9.htm", False),
+        ("IM{}.dcm", "IM9.tmp", False),
+        ("IM{}.dcm", "IM9.crdownload", False),
+        ("IM{}", "IM9", False),
+        ("IM{}", "IM9.html", False),
+        ("1.2.840.{}", "1.2.840.9", False),
+        # What belongs to a slice that is there, or to nobody.
+        ("IM{}.dcm", "IM1.txt", True),
+        ("IM{}.dcm", "IM1.dcm.json", True),
+        ("IM{}.dcm", "IM1.dcm.part", True),
+        ("IM{}.dcm", "README", True),
+        ("IM{}", "README", True),
+        ("IM{}", "DICOMDIR", True),
+        ("IM{}", "report.pdf", True),
+        ("IM{}.dcm", "viewer.exe", True),
+        ("IM{}.dcm", "all.zip", True),
+        ("IM{}.dcm", "IM.bval", True),
+        ("IM{}.dcm", "IM9.jpg", True),
+        ("IM{}.dcm", ".IM9.dcm", True),
+        ("1.2.840.{}", "notes.txt", True),
+    ],
+)
+def test_what_is_called_like_a_slice_and_is_none(tmp_path, slices, name, passes, how):
+    folder = write_series(tmp_path / "ct", voxels())
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / slices.format(number))
+    if how == "a broken link":
+        (folder / name).symlink_to(tmp_path / "gone")
+    else:
+        (folder / name).write_bytes(b"" if how == "empty" else b"<html>404</html>")
+    if passes:
+        np.testing.assert_array_equal(read_ct(folder).array, voxels())
+    else:
+        with pytest.raises(UserError, match=f"^{folder / name}: lies among DICOM slices and is not one"):
+            read_ct(folder)
+
+
+@pytest.mark.parametrize("place", [".1.2.3.4-001.dcm", "more/1.2.3.4-001.dcm"])
+def test_a_slice_that_lies_aside(tmp_path, place):
+    """The uppermost: without it, the others would still be an even stack. Slices of another series may lie aside."""
+    folder = write_series(tmp_path / "ct", voxels())
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / "1.2.3.4-001.dcm").rename(folder / place)
+    with pytest.raises(UserError, match=f"^{folder / place}: is a slice of the series in {folder}; expected all"):
+        read_ct(folder)
+    edit(folder / place, SeriesInstanceUID="1.9")
+    np.testing.assert_array_equal(read_ct(folder).array, voxels()[:7])
+
+
+def test_volumes_and_slices_in_one_folder(tmp_path):
+    """The more numerous kind is what the folder is of; the other kind is not read in silence."""
+    folder = write_series(tmp_path / "ct", voxels())
+    write_nifti(folder / "labels.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert is_series(folder)
+    assert read_ct(folder).warnings == (
+        "labels.nii.gz lies beside its slices and is not read; give volumes and series folders of their own",
+    )
+    for path in sorted(folder.glob("*.dcm"))[1:]:
+        path.unlink()
+    assert is_series(folder)
+    write_nifti(folder / "second.nii.gz", voxels())
+    assert not is_series(folder)
+    assert [path.name for path in find_images(folder)] == ["labels.nii.gz", "second.nii.gz"]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_slices_without_the_preamble(tmp_path, syntax):
     folder = write_series(tmp_path / "ct", voxels())
     for path in folder.iterdir():
         header = pydicom.dcmread(path)
         bare = Header()
         bare.update(dict(header.items()))
-        bare.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
-        assert path.read_bytes()[:2] == b"\x08\x00"
+        if not syntax.is_little_endian:
+            bare.PixelData = header.pixel_array.astype(">i2").tobytes()
+        bare.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+        assert path.read_bytes()[:2] == (b"\x08\x00" if syntax.is_little_endian else b"\x00\x08")
     assert is_series(folder) and list_volumes(tmp_path) == [folder]
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
 
@@ -354,7 +438,6 @@ def test_slices_without_the_preamble(tmp_path, syntax):
         ({"Modality": "", "SOPClassUID": pydicom.uid.SecondaryCaptureImageStorage}, "found no modality"),
         ({"Rows": None}, "has no pixels"),
         ({"RescaleSlope": 0}, "found the rescale slope 0"),
-        ({"RescaleSlope": 1, "RescaleIntercept": ""}, "has no RescaleIntercept"),
         ({"ModalityLUTSequence": [Header()]}, "states its values by a lookup table"),
         ({"SamplesPerPixel": 3, "PixelData": bytes(1920)}, "found 3 values per pixel"),
     ],
@@ -365,6 +448,12 @@ def test_a_series_that_lacks_something(tmp_path, values, message):
         read_ct(folder)
 
 
+@pytest.mark.parametrize("values", [{"Modality": "ct"}, {"ModalityLUTSequence": []}, {"HighBit": 0}])
+def test_what_does_not_matter(tmp_path, values):
+    folder = edit_all(write_series(tmp_path / "ct", voxels()), **values)
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+
+
 @pytest.mark.parametrize("modality", ["", None])
 def test_a_ct_whose_modality_is_blank(tmp_path, modality):
     """Its class says what it is."""
@@ -372,13 +461,14 @@ def test_a_ct_whose_modality_is_blank(tmp_path, modality):
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
 
 
+@pytest.mark.parametrize("absent", [None, ""])
 @pytest.mark.parametrize(("slope", "intercept"), [(None, -1024), (2, None), (None, None), (0.5, -3.25)])
-def test_a_rescale_that_is_half_stated(tmp_path, slope, intercept):
+def test_a_rescale_that_is_half_stated(tmp_path, slope, intercept, absent):
     folder = write_series(tmp_path / "ct", voxels())
     stored = np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir(), reverse=True)])
     edit_all(folder, RescaleSlope=slope or 1, RescaleIntercept=intercept or 0)
     edit_all(
-        folder, **{k: None for k, v in {"RescaleSlope": slope, "RescaleIntercept": intercept}.items() if v is None}
+        folder, **{k: absent for k, v in {"RescaleSlope": slope, "RescaleIntercept": intercept}.items() if v is None}
     )
     np.testing.assert_array_equal(read_ct(folder).array, stored * (slope or 1.0) + (intercept or 0.0))
 
@@ -386,11 +476,12 @@ def test_a_rescale_that_is_half_stated(tmp_path, slope, intercept):
 def test_values_that_are_not_hu(tmp_path):
     folder = edit_all(write_series(tmp_path / "ct", voxels()), RescaleType="Z_EFF")
     assert read_ct(folder).warnings == ("its header states values in Z_EFF, not in HU",)
-    assert read_ct(edit_all(folder, RescaleType="HU")).warnings == ()
+    for unit in ("HU", "hu", "Hounsfield", "US", ""):
+        assert read_ct(edit_all(folder, RescaleType=unit)).warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("distance", "decimals"), [(0.625, 2), (0.625, 1), (1.171875, 2), (1.171875, 1), (1.0 / 3, 3), (2.5, 0), (0.8, 1)]
+    ("distance", "decimals"), [(0.625, 2), (0.625, 1), (1.171875, 2), (1.171875, 1), (1.0 / 3, 3), (0.8, 1)]
 )
 def test_positions_that_are_rounded(tmp_path, distance, decimals):
     """The distance is that of the whole stack: no slice lies further off than its own rounding and that of the ends."""
@@ -408,6 +499,34 @@ def test_positions_that_are_rounded(tmp_path, distance, decimals):
     (folder / names[30]).unlink()
     with pytest.raises(UserError, match="slices are missing or there twice"):
         read_ct(folder)
+
+
+def write_heights(folder, heights, across=0.0):
+    array = np.random.default_rng(0).normal(0, 300, (len(heights), 4, 4)).round().astype(np.int16)
+    places = [f"{-20 + across * k:.10g}\\30\\{height:.10g}" for k, height in enumerate(heights)]
+    return write_series(folder, array, step=(0, 0, 0), t0020_0032=lambda k: places[k], t0018_0050="1")
+
+
+@pytest.mark.parametrize(
+    ("heights", "across", "said"),
+    [
+        (np.rint(np.arange(40) * 2.5), 0, "distances between slices that are not"),  # whole mm are no rounding
+        (np.arange(40) * 3, 0, None),
+        (np.cumsum([1.99] * 25 + [2.01] * 25), 0, "found 1.99 mm between"),  # a quarter of a slice off in the middle
+        (np.cumsum([1.999] * 25 + [2.001] * 25), 0, None),
+        (np.arange(40) * 2.0, 0.01, "shifted against each other by up to 0.39 mm"),  # 0.56 pixels
+        (np.arange(40) * 2.0, 0.001, None),
+        (np.cumsum([1.25] * 20 + [5] * 10), 0, "found 10 of 29 distances between slices that are not 1.25 mm"),
+        (np.cumsum([1.25] * 20 + [5] + [1.25] * 10), 0, "found 5 mm between"),
+    ],
+)
+def test_stacks_that_are_nearly_even(tmp_path, heights, across, said):
+    folder = write_heights(tmp_path / "ct", heights, across)
+    if said is None:
+        assert read_ct(folder).spacing[0] == pytest.approx(np.diff(heights).mean())
+    else:
+        with pytest.raises(UserError, match=f"^{folder}: .*{said}.*; expected"):
+            read_ct(folder)
 
 
 def test_a_number_with_a_decimal_comma_is_named(tmp_path):
@@ -444,7 +563,7 @@ def test_a_slice_that_is_there_twice(tmp_path):
     folder = write_series(tmp_path / "ct", voxels())
     path = folder / "1.2.3.4-003.dcm"
     path.with_name("copy.dcm").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"found 0 mm between 1\.2\.3\.4-003\.dcm and copy\.dcm, as between 1 pairs"):
+    with pytest.raises(UserError, match=r"found 0 mm between 1\.2\.3\.4-003\.dcm and copy\.dcm, as between 1 pair"):
         read_ct(folder)
 
 
@@ -499,3 +618,90 @@ def test_compressed_slices(tmp_path, syntax):
         header.file_meta.TransferSyntaxUID = syntax
         header.save_as(path, implicit_vr=False, little_endian=True)
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
+
+
+def test_functional_groups_are_told_apart(tmp_path):
+    """An element of the same name in a group of another kind means something else; an absent group is looked up in the
+    file itself."""
+    hu = voxels()
+    path = enhanced(tmp_path / "enhanced.dcm", hu)
+    header = pydicom.dcmread(path)
+    for group in header.PerFrameFunctionalGroupsSequence:
+        other = Header()
+        other.RescaleSlope, other.RescaleIntercept, other.PixelSpacing = 7, 7, [9, 9]
+        group.DerivationImageSequence = [other]
+        group._dict = dict(sorted(group._dict.items()))  # before those that count
+    measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    header.PixelSpacing = measures.PixelSpacing
+    del measures.PixelSpacing
+    header.save_as(path)
+    ct = read_ct(path)
+    np.testing.assert_array_equal(ct.array, hu)
+    assert ct.spacing == (5, 4, 4)
+
+
+def compress(folder, compressor):
+    """Compress slices by JPEG, as GDCM does."""
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    before = locale.setlocale(locale.LC_ALL)
+    for path in folder.iterdir():
+        image = sitk.ReadImage(str(path))
+        writer.SetFileName(str(path))
+        writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
+    return folder
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_slices_compressed_by_jpeg(tmp_path, compressor):
+    """Also where GDCM alone would turn values upside down, or refuse the class or what follows the pixels."""
+    folder = compress(write_series(tmp_path / "ct", voxels()), compressor)
+    assert pydicom.dcmread(next(folder.iterdir())).file_meta.TransferSyntaxUID.is_compressed
+    np.testing.assert_array_equal(read_ct(folder).array, voxels())
+    edit_all(
+        folder,
+        PhotometricInterpretation="MONOCHROME1",
+        SOPClassUID="1.2.3.4.5.6",
+        RescaleSlope=2,
+        RescaleIntercept=-10,
+        DataSetTrailingPadding=b"1234",
+    )
+    np.testing.assert_array_equal(read_ct(folder).array, voxels() * 2.0 - 10)
+
+
+END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+@pytest.mark.parametrize(("missing", "taken"), [(0, True), (len(END), True), (len(END) + 4, False), (60, False)])
+def test_compressed_pixels_without_an_end(tmp_path, missing, taken):
+    """Some writers leave out the end of the items, not that of the picture."""
+    folder = compress(write_series(tmp_path / "ct", voxels()), "JPEG2000")
+    path = next(folder.iterdir())
+    content = path.read_bytes()
+    assert content.endswith(END)
+    path.write_bytes(content[: len(content) - missing])
+    if taken:
+        np.testing.assert_array_equal(read_ct(folder).array, voxels())
+    else:
+        with pytest.raises(UserError, match=f"^{path}: cannot be read as DICOM .its pixels are truncated"):
+            read_ct(folder)
+
+
+def test_compressed_pixels_and_no_place_for_temporary_files(tmp_path, monkeypatch):
+    folder = compress(write_series(tmp_path / "ct", voxels()), "JPEG")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=f"^{folder}.*no temporary file can be written .No such file.*set TMPDIR"):
+        read_ct(folder)
+
+
+def test_a_compression_that_cannot_be_unpacked(tmp_path):
+    folder = compress(write_series(tmp_path / "ct", voxels()), "JPEG2000")
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+        header.save_as(path)
+    with pytest.raises(UserError, match=r"cannot be unpacked from MPEG2 .*; expected"):
+        read_ct(folder)

@@ -228,6 +228,7 @@ def test_what_a_folder_holds(tmp_path, write_volume):
     (tmp_path / "e" / "deeper").mkdir(parents=True)
     (tmp_path / "f.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     (tmp_path / "g.nii.gz").symlink_to(tmp_path / "g.nii.gz")
+    (tmp_path / "j").symlink_to(tmp_path / "folder that is gone")
     os.mkfifo(tmp_path / "h.nii.gz")
     os.close(os.open(os.fsencode(tmp_path) + b"/i\xff.nii.gz", os.O_CREAT))
     for name in ("IM1", "IM2"):
@@ -242,9 +243,10 @@ def test_what_a_folder_holds(tmp_path, write_volume):
         "g.nii.gz": "is no file",
         "h.nii.gz": "is no file",
         "i?.nii.gz": "has a name that is not UTF-8",
+        "j": "is no file (a broken link",
         "IM1": "is one of 2 DICOM files",
     }
-    for (name, said), message in zip(expected.items(), unreadable_volumes(tmp_path), strict=True):
+    for (name, said), message in zip(expected.items(), unreadable_volumes(tmp_path).values(), strict=True):
         assert f"{name}: {said}" in message
     with pytest.raises(UserError, match="is no file"):
         read_ct(tmp_path / "h.nii.gz")

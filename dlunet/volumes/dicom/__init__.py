@@ -7,23 +7,20 @@ leaves no gap by which it would be missed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dlunet.errors import UserError
-from dlunet.volumes.dicom.frames import frames_of
-from dlunet.volumes.dicom.headers import entries, is_dicom, read_header, read_headers
+from dlunet.volumes.dicom.folder import is_meant_as_series, is_series, read_headers, volumes_beside
+from dlunet.volumes.dicom.frames import Frame, frames_of
+from dlunet.volumes.dicom.headers import is_dicom, read_header
 from dlunet.volumes.dicom.pixels import read_pixels
 from dlunet.volumes.dicom.stack import check_alike, distance_of
 from dlunet.volumes.geometry import Geometry
 
-__all__ = ["is_dicom", "is_series", "read"]
-
-
-def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files."""
-    return folder.is_dir() and any(is_dicom(path) for path in entries(folder))
+__all__ = ["is_dicom", "is_meant_as_series", "is_series", "read"]
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
@@ -47,10 +44,13 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
         grid = Geometry.of_affine((first.shape[1], first.shape[0], len(frames)), matrix, first.position.tolist())
     except ValueError as error:
         raise UserError(f"{path}: found {error}; expected rows and columns at right angles; export it again") from None
+    return read_pixels(frames, headers), grid, tuple(_warnings(path, frames))
+
+
+def _warnings(path: Path, frames: list[Frame]) -> Iterator[str]:
     # Dual-energy scanners also store maps of other things than HU as CTs.
-    others = sorted({frame.unit for frame in frames} - {"HU"})
-    return (
-        read_pixels(frames, headers),
-        grid,
-        tuple(f"its header states values in {unit}, not in HU" for unit in others),
-    )
+    for unit in sorted({frame.unit for frame in frames} - {"HU"}):
+        yield f"its header states values in {unit}, not in HU"
+    beside = volumes_beside(path) if path.is_dir() else []
+    if beside:
+        yield f"{beside[0].name} lies beside its slices and is not read; give volumes and series folders of their own"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,21 @@ import pydicom
 
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.headers import Header, Layout, unreadable
+
+#: In which functional group an enhanced CT keeps an element of a frame.
+MACROS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+}
+
+#: What a rescale type may say of Hounsfield units; US is unspecified.
+HOUNSFIELD = ("", "HU", "US", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS")
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,8 @@ class Frame:
         thickness: If stated.
         rescale: Slope and intercept of this frame.
         unit: Of its values, ``HU`` where no other is stated.
-        inverted: Whether it is stored as MONOCHROME1, whose values GDCM turns upside down.
         acquisition: The number of its acquisition, if stated.
-        decimals: Of its position, along the normal.
+        decimals: Of its position: of the coordinates that tell slices apart, and of those across.
     """
 
     path: Path
@@ -43,9 +58,8 @@ class Frame:
     thickness: float | None
     rescale: tuple[float, float]
     unit: str
-    inverted: bool
     acquisition: str
-    decimals: int
+    decimals: tuple[int, int]
 
     @property
     def height(self) -> float:
@@ -71,7 +85,7 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
             raise UserError(
                 f"{path}: describes {described} frames; expected {layout.frames}, as it states; copy it again"
             )
-        return [_frame(path, k, layout, header.values, _frame_groups(header.values, k)) for k in range(layout.frames)]
+        return [_frame(path, k, layout, header.values) for k in range(layout.frames)]
     except UserError:
         raise
     except Exception as error:  # what is damaged, empty or no number fails in as many ways
@@ -96,21 +110,10 @@ def _layout_of_ct(path: Path, header: Header) -> Layout:
     return layout
 
 
-def _frame_groups(header: pydicom.Dataset, number: int) -> list[pydicom.Dataset]:
-    """Where to look up what describes a frame: the items of its functional groups, its own before the shared ones."""
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        return [header]
-    own, shared = header.PerFrameFunctionalGroupsSequence[number:], header.get("SharedFunctionalGroupsSequence", [])
-    groups = [*own[:1], *shared[:1]]
-    return [item for group in groups for element in group if element.VR == "SQ" for item in element.value[:1]]
-
-
-def _frame(
-    path: Path, number: int, layout: Layout, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]
-) -> Frame:
-    position = _numbers(path, groups, "ImagePositionPatient", 3)
-    orientation = _numbers(path, groups, "ImageOrientationPatient", 6)
-    y, x = _numbers(path, groups, "PixelSpacing", 2)
+def _frame(path: Path, number: int, layout: Layout, header: pydicom.Dataset) -> Frame:
+    position = _numbers(path, header, number, "ImagePositionPatient", 3)
+    orientation = _numbers(path, header, number, "ImageOrientationPatient", 6)
+    y, x = _numbers(path, header, number, "PixelSpacing", 2)
     if not (x > 0 and y > 0):
         raise UserError(f"{path}: found pixels of {x:g}×{y:g} mm; expected sizes above 0; export it again")
     rows, columns = orientation[:3], orientation[3:]
@@ -120,12 +123,13 @@ def _frame(
         raise UserError(
             f"{path}: found the orientation {orientation.tolist()}; expected two directions; export it again"
         )
-    if any("ModalityLUTSequence" in group for group in (header, *groups)):
+    if _value(header, number, "ModalityLUTSequence"):
         raise UserError(f"{path}: states its values by a lookup table; expected a rescale slope; convert it to HU")
-    slope, intercept = (_number(path, groups, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (_number(path, header, number, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope == 0:
         raise UserError(f"{path}: found the rescale slope 0; expected another; export the series again")
-    thickness, unit = _value(groups, "SliceThickness"), _value(groups, "RescaleType")
+    thickness = _value(header, number, "SliceThickness") or _value(header, number, "SpacingBetweenSlices")
+    unit = str(_value(header, number, "RescaleType") or "").strip().upper()
     return Frame(
         path,
         number,
@@ -135,30 +139,40 @@ def _frame(
         axes / lengths,
         float(thickness) if thickness else None,
         (1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
-        str(unit or "HU").strip().replace("US", "HU"),  # US: unspecified
-        str(header.get("PhotometricInterpretation", "")).strip() == "MONOCHROME1",
+        "HU" if unit in HOUNSFIELD else unit,
         str(header.get("AcquisitionNumber") or "").strip(),
-        _decimals(_value(groups, "ImagePositionPatient"), axes[:, 2]),
+        _decimals(_value(header, number, "ImagePositionPatient"), axes),
     )
 
 
-def _value(groups: Sequence[pydicom.Dataset], keyword: str) -> Any:
-    return next((group[keyword].value for group in groups if keyword in group), None)
+def _value(header: pydicom.Dataset, number: int, keyword: str) -> Any:
+    """An element of a frame: in its functional group of that kind, else in the shared one, else in the file's own.
+
+    A group of another kind may hold an element of the same name that means something else.
+    """
+    for sequence, at in (("PerFrameFunctionalGroupsSequence", number), ("SharedFunctionalGroupsSequence", 0)):
+        for groups in (header.get(sequence) or [])[at : at + 1]:
+            for group in (groups.get(MACROS.get(keyword, keyword)) or [])[:1]:
+                if keyword in group:
+                    return group[keyword].value
+    return header[keyword].value if keyword in header else None
 
 
-def _number(path: Path, groups: Sequence[pydicom.Dataset], keyword: str) -> float | None:
-    """A value that may be absent; where it is there, it must be a number."""
-    stated = any(keyword in group for group in groups)
-    return float(_numbers(path, groups, keyword, 1)[0]) if stated else None
+def _number(path: Path, header: pydicom.Dataset, number: int, keyword: str) -> float | None:
+    """A value that may be absent or empty; if it is there, it must be a number."""
+    with suppress(ValueError, TypeError, ArithmeticError):
+        if _value(header, number, keyword) in (None, "", []):
+            return None
+    return float(_numbers(path, header, number, keyword, 1)[0])
 
 
-def _numbers(path: Path, groups: Sequence[pydicom.Dataset], keyword: str, count: int) -> np.ndarray:
+def _numbers(path: Path, header: pydicom.Dataset, number: int, keyword: str, count: int) -> np.ndarray:
     try:
-        values = _value(groups, keyword)
+        values = _value(header, number, keyword)
         found = np.array([] if values is None else values, dtype=float).ravel()
         shown = str(found.tolist())
-    except (ValueError, TypeError, ArithmeticError):
-        found, shown = np.array([np.nan]), _raw_value(groups, keyword)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        found, shown = np.array([np.nan]), _raw_value(header, keyword) or str(error)
     if len(found) != count or not np.isfinite(found).all():
         raise UserError(
             f"{path}: {f'found {shown} as' if len(found) else 'has no'} {keyword}; expected {count} "
@@ -167,17 +181,18 @@ def _numbers(path: Path, groups: Sequence[pydicom.Dataset], keyword: str, count:
     return found
 
 
-def _raw_value(groups: Sequence[pydicom.Dataset], keyword: str) -> str:
+def _raw_value(header: pydicom.Dataset, keyword: str) -> str:
     """A value that is no number, as it stands in the file."""
-    value = next(group.get_item(keyword).value for group in groups if keyword in group)
+    value = header.get_item(keyword).value if keyword in header else b""
     return value.decode("latin-1").strip() if isinstance(value, bytes) else str(value)
 
 
-def _decimals(position: Sequence[Any], normal: np.ndarray) -> int:
-    """Decimals of a position, of those coordinates that tell slices apart."""
-    exponents = [
-        Decimal(str(getattr(value, "original_string", value)).strip()).normalize().as_tuple().exponent
-        for value, share in zip(position, normal, strict=True)
-        if abs(share) > 1e-3
+def _decimals(position: Sequence[Any], axes: np.ndarray) -> tuple[int, int]:
+    """Decimals of a position: of the coordinates that tell slices apart, and of those that change within a slice."""
+    places = [
+        -int(Decimal(str(getattr(value, "original_string", value)).strip()).normalize().as_tuple().exponent)
+        for value in position
     ]
-    return max(-int(exponent) for exponent in exponents)
+    shares = np.abs(axes) / np.linalg.norm(axes, axis=0) > 1e-3
+    along, across = shares[:, 2], shares[:, :2].any(axis=1)
+    return max(np.array(places)[along].tolist()), max(np.array(places)[across].tolist())

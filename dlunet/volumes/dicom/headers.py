@@ -1,9 +1,8 @@
-"""What lies in a folder of DICOM files, and what stands in a file before its pixels; read by pydicom."""
+"""What stands in a DICOM file before its pixels, read by pydicom, and where these are."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,6 @@ import pydicom.uid
 from pydicom.filereader import read_partial
 
 from dlunet.errors import UserError
-from dlunet.files import check_name
-
-#: Series that a message lists at most.
-MOST_LISTED = 3
-
-#: Files that lie beside slices and are nobody's slice.
-OTHER_FILES = ("dicomdir", "lockfile", "version", "readme", "license", "copying")
-OTHER_SUFFIXES = (".txt", ".md", ".rtf", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".log", ".htm", ".html",
-                  ".pdf", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ico", ".ini", ".inf", ".db", ".xlsx", ".docx",
-                  ".exe", ".dll", ".sh", ".bat", ".py", ".md5", ".sha256")  # fmt: skip
 
 #: How a file without DICOM's preamble of 132 bytes begins: with an element of group 2 or 8, little or big endian.
 BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
@@ -31,14 +20,14 @@ BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 #: Where the pixels are, and the length of an element that is stored in parts: compressed pixels.
 PIXELS, UNDEFINED_LENGTH = 0x7FE00010, 0xFFFFFFFF
 
-#: What tells which slices belong together, and how many letters of it can.
-SERIES, LONGEST_UID = ("SeriesInstanceUID", "Modality", "StudyInstanceUID", "FrameOfReferenceUID"), 64
+#: Letters that a unique identifier has at most.
+LONGEST_UID = 64
 
 #: How much of a library's error a message shows.
 LONGEST_REASON = 200
 
 #: An encoding in which all of a file is compressed, so that nothing lies where it would without.
-DEFLATED = str(pydicom.uid.DeflatedExplicitVRLittleEndian)
+DEFLATED = pydicom.uid.DeflatedExplicitVRLittleEndian
 
 # A value that does not follow the standard is either not needed here, or ends in an error that names the file.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -69,9 +58,14 @@ class Layout:
     signed: bool
 
     @property
+    def values(self) -> int:
+        """How many values all pixels have."""
+        return self.frames * self.rows * self.columns * self.samples
+
+    @property
     def bytes(self) -> int:
         """What the pixels take if they are not compressed."""
-        return self.frames * self.rows * self.columns * self.samples * self.allocated // 8
+        return self.values * self.allocated // 8
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,7 @@ class Header:
             series belong together.
         layout: How the pixels are stored; None for an object without pixels.
         syntax: The transfer syntax.
+        big_endian: The byte order.
         offset: Where the pixels begin, in bytes.
         length: Their bytes; undefined for compressed ones.
     """
@@ -93,7 +88,8 @@ class Header:
     kind: str
     series: tuple[str, str, str, str]
     layout: Layout | None
-    syntax: str
+    syntax: pydicom.uid.UID
+    big_endian: bool
     offset: int
     length: int
 
@@ -142,64 +138,6 @@ def _has_pixels_or_class(path: Path) -> bool:
         return False
 
 
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, but for hidden files."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def read_headers(folder: Path) -> dict[Path, Header]:
-    """The headers of the images of the one series in a folder.
-
-    Raises:
-        UserError: The folder holds no series or several, or something that is not what its neighbours are.
-    """
-    headers = {}
-    for path in entries(folder):
-        check_name(path)
-        if is_dicom(path):
-            header = read_header(path)
-            if header.is_image:
-                headers[path] = header
-        elif not path.is_dir() and not _is_other_file(path):
-            raise UserError(
-                f"{path}: lies among DICOM slices and is not one ({_what_it_is(path)}); expected the slices of one CT "
-                "alone; copy it again, or take it out"
-            )
-    if not headers:
-        raise UserError(f"{folder}: holds no DICOM series; expected a volume file, or a folder of the slices of one CT")
-    _check_one_series(folder, headers)
-    return headers
-
-
-def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
-    """Whether slices are of one series; some scanners and anonymisers give each slice of one a number of its own."""
-    series = Counter(header.series[:2] for header in headers.values())
-    nameless = [path for path, header in headers.items() if not header.series[0]]
-    if 0 < len(nameless) < len(headers):
-        raise unreadable(nameless[0], EOFError("its header is truncated"))
-    places = {header.series[2:] for header in headers.values()}
-    together = len(places) == 1 and all(next(iter(places)))
-    if len(series) == 1 or (len(series) == len(headers) and together):
-        return
-    listed = [
-        f"{one} ({modality or '?'}, {count} slices)" for (one, modality), count in series.most_common(MOST_LISTED)
-    ]
-    more = ", …" if len(series) > MOST_LISTED else ""
-    raise UserError(
-        f"{folder}: holds {len(series)} series: {', '.join(listed)}{more}; expected one; give each a folder of its own"
-    )
-
-
-def _is_other_file(path: Path) -> bool:
-    return path.name.lower() in OTHER_FILES or (path.is_file() and path.name.lower().endswith(OTHER_SUFFIXES))
-
-
-def _what_it_is(path: Path) -> str:
-    if path.is_symlink() and not path.exists():
-        return "a broken link"
-    return f"{path.stat().st_size} bytes" if path.is_file() else "no file"
-
-
 def read_header(path: Path) -> Header:
     """Read what stands before the pixels, of which there must be enough.
 
@@ -219,6 +157,11 @@ def read_header(path: Path) -> Header:
             header = _header(read_partial(file, at_pixels, force=True), *(places[0] if places else (0, 0)))
     except Exception as error:  # a damaged header can fail in any way
         raise unreadable(path, error) from None
+    if header.layout and not places:
+        raise UserError(
+            f"{path}: has no pixels (its transfer syntax is {header.syntax.name}); expected a whole slice; export it "
+            "again"
+        )
     if header.layout and not header.is_compressed:
         found = min(header.length, path.stat().st_size - header.offset)
         if found < header.layout.bytes:
@@ -234,10 +177,16 @@ def _header(values: pydicom.Dataset, offset: int, length: int) -> Header:
     return Header(
         values,
         kind.name if isinstance(kind, pydicom.uid.UID) else "",
-        tuple(_shown(values, keyword) for keyword in SERIES),  # type: ignore[arg-type]
+        (
+            _shown(values, "SeriesInstanceUID"),
+            _shown(values, "Modality").upper(),
+            _shown(values, "StudyInstanceUID"),
+            _shown(values, "FrameOfReferenceUID"),
+        ),
         _layout(values) if {"Rows", "Columns", "BitsAllocated"} <= set(values.dir()) else None,
         # A file without a preamble does not say, and is not compressed.
-        str(values.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian),
+        pydicom.uid.UID(values.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian),
+        values.original_encoding[1] is False,
         offset,
         length,
     )
@@ -253,7 +202,8 @@ def _layout(values: pydicom.Dataset) -> Layout:
         samples=int(values.get("SamplesPerPixel") or 1),
         allocated=allocated,
         stored=stored,
-        highest=int(values.get("HighBit", stored - 1)),
+        # Some writers leave the highest bit at 0: there are at least as many as are stored.
+        highest=max(int(values.get("HighBit") or 0), stored - 1),
         signed=bool(values.get("PixelRepresentation")),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import SimpleITK as sitk
 
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.frames import Frame
-from dlunet.volumes.dicom.headers import DEFLATED, Header, unreadable
+from dlunet.volumes.dicom.headers import DEFLATED, Header, Layout, unreadable
+from dlunet.volumes.itk import last_line
 
 #: Compressed pixels lie in items: how each begins, and what follows the last one; the bytes of their length come next.
 ITEM, END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
-#: Elements whose length takes four bytes, after two that are empty.
-LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+#: The last bytes of a picture in any format of JPEG; one zero may follow.
+END_OF_JPEG = b"\xff\xd9"
 
 
 def read_pixels(frames: list[Frame], headers: Mapping[Path, Header]) -> np.ndarray:
@@ -32,75 +34,128 @@ def read_pixels(frames: list[Frame], headers: Mapping[Path, Header]) -> np.ndarr
     for z, frame in enumerate(frames):
         by_file.setdefault(frame.path, []).append(z)
     for path, places in by_file.items():
-        own = [frames[z] for z in places]
-        read = _unpack if headers[path].is_compressed else _read
-        pixels = read(path, headers[path], own)
-        for z, frame in zip(places, own, strict=True):
-            voxels[z] = pixels[frame.number]
+        pixels = _stored_values(path, headers[path])
+        for z in places:
+            slope, intercept = frames[z].rescale
+            voxels[z] = pixels[frames[z].number] * slope + intercept
     return voxels
 
 
-def _read(path: Path, header: Header, frames: list[Frame]) -> np.ndarray:
-    """The frames (n, y, x) of a file whose pixels are not compressed, in the file's order."""
+def _stored_values(path: Path, header: Header) -> np.ndarray:
+    """The frames (n, y, x) of a file, in the file's order, before any rescale."""
     layout = header.layout
     assert layout is not None
-    allocated, stored, highest = layout.allocated, layout.stored, layout.highest
-    if allocated not in (8, 16, 32) or not 0 < stored <= highest + 1 <= allocated:
+    if layout.allocated not in (8, 16, 32) or not 0 < layout.stored <= layout.highest + 1 <= layout.allocated:
         raise UserError(
-            f"{path}: found {stored} of {allocated} bits per pixel, up to bit {highest}; expected whole bytes; export "
-            "it again"
+            f"{path}: found {layout.stored} of {layout.allocated} bits per pixel, up to bit {layout.highest}; expected "
+            "whole bytes; export it again"
         )
-    order = ">" if header.syntax == pydicom.uid.ExplicitVRBigEndian else "<"
-    shape = (len(frames), *frames[0].shape)
-    raw = np.fromfile(
-        path, f"{order}{'iu'[not layout.signed]}{allocated // 8}", int(np.prod(shape)), offset=header.offset
-    )
-    if stored < allocated:  # other things may be kept in the other bits
-        raw = (raw << (allocated - 1 - highest)) >> (allocated - stored)
-    return _rescaled(raw.reshape(shape), frames)
+    read: Callable[[Path, Header, Layout], np.ndarray] = _read
+    if header.is_compressed:
+        read = _inflate if header.syntax == DEFLATED else _decode
+    return read(path, header, layout).reshape(layout.frames, layout.rows, layout.columns)
 
 
-def _rescaled(stored: np.ndarray, frames: list[Frame]) -> np.ndarray:
-    pixels = np.empty(stored.shape, np.float32)
-    for frame in frames:
-        slope, intercept = frame.rescale
-        pixels[frame.number] = stored[frame.number] * slope + intercept
-    return pixels
+def _read(path: Path, header: Header, layout: Layout) -> np.ndarray:
+    order = ">" if header.big_endian else "<"
+    raw = np.fromfile(path, _dtype(layout, order), layout.values, offset=header.offset)
+    return _without_other_bits(raw, layout)
 
 
-def _unpack(path: Path, header: Header, frames: list[Frame]) -> np.ndarray:
-    """The frames (n, y, x) of a file whose pixels are compressed, in the file's order."""
-    if header.syntax != DEFLATED:
-        _check_items(path, header.offset)
-    if frames[0].inverted or len({frame.rescale for frame in frames}) > 1:  # GDCM takes the first rescale for all
-        try:
-            return _rescaled(pydicom.dcmread(path).pixel_array.reshape(-1, *frames[0].shape), frames)
-        except Exception as error:  # a compression that pydicom does not know, or a damaged file
-            raise unreadable(path, error) from None
+def _inflate(path: Path, header: Header, layout: Layout) -> np.ndarray:
+    """The pixels of a file that is compressed as a whole."""
     try:
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-    except RuntimeError as error:
+        content = pydicom.dcmread(path).PixelData
+        raw = np.frombuffer(content, _dtype(layout, "<"), layout.values)
+    except Exception as error:  # a damaged file can fail in any way
         raise unreadable(path, error) from None
-    size, expected = ("×".join(map(str, n)) for n in (image.GetSize(), (*frames[0].shape[::-1], len(frames))))
-    if size != expected or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(f"{path}: found {size} pixels; expected {expected}, as its header says; copy it again")
-    return sitk.GetArrayViewFromImage(image).astype(np.float32)
+    return _without_other_bits(raw, layout)
 
 
-def _check_items(path: Path, offset: int) -> None:
-    """Check that the items of compressed pixels, and what follows them, end within the file.
+def _dtype(layout: Layout, order: str) -> np.dtype:
+    return np.dtype(f"{order}{'iu'[not layout.signed]}{layout.allocated // 8}")
 
-    GDCM makes memory ready for whatever a damaged length says, which takes long.
+
+def _without_other_bits(raw: np.ndarray, layout: Layout) -> np.ndarray:
+    """Values without the bits that do not count, in which other things may be kept."""
+    if layout.stored == layout.allocated:
+        return raw
+    return (raw << (layout.allocated - 1 - layout.highest)) >> (layout.allocated - layout.stored)
+
+
+def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
+    """The pixels of a file that are compressed one by one.
+
+    GDCM is given these alone, as a file of its own: it would go by the first frame's rescale for all, turn MONOCHROME1
+    upside down, and refuse a class or an element behind the pixels that it does not know.
     """
+    items = _read_items(path, header, layout)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="dlunet-", suffix=".dcm") as bare:
+            _bare_dataset(header, layout, items).save_as(bare, enforce_file_format=True)
+            bare.flush()
+            image = sitk.ReadImage(bare.name, imageIO="GDCMImageIO")
+    except OSError as error:
+        raise UserError(
+            f"{path}: is not unpacked, since no temporary file can be written ({error.strerror}); expected space for a "
+            "slice; free some, or set TMPDIR to another folder"
+        ) from None
+    except ValueError as error:  # there is no such transfer syntax
+        raise unreadable(path, error) from None
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its pixels cannot be unpacked from {header.syntax.name} ({last_line(error)}); expected a whole "
+            "slice; copy it again, or convert the series to one that is not compressed"
+        ) from None
+    expected = (layout.columns, layout.rows, *([layout.frames] if layout.frames > 1 else []))
+    size = [n for n in image.GetSize() if n > 1]
+    if size != [n for n in expected if n > 1] or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(
+            f"{path}: found {_times(image.GetSize())} pixels; expected {_times(expected)}, as its header says; copy it "
+            "again"
+        )
+    return sitk.GetArrayFromImage(image)
+
+
+def _read_items(path: Path, header: Header, layout: Layout) -> bytes:
+    """The items of compressed pixels, if they end within the file.
+
+    GDCM makes memory ready for whatever a damaged length says, and fills in what is missing of a picture.
+    """
+    damage = UserError(f"{path}: cannot be read as DICOM (its pixels are truncated or damaged); copy it again")
     size = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(offset)
+        file.seek(header.offset)
+        lengths = []
         while (start := file.read(8))[:4] == ITEM:
-            file.seek(int.from_bytes(start[4:], "little"), 1)
-        whole = start[:4] == END_OF_ITEMS
-        while whole and file.tell() < size:
-            start = file.read(8)
-            length = file.read(4) if start[4:6] in LONG else start[6:]
-            file.seek(int.from_bytes(length, "little"), 1)
-        if not whole or file.tell() > size:
-            raise UserError(f"{path}: cannot be read as DICOM (its pixels are truncated or damaged); copy it again")
+            lengths.append(int.from_bytes(start[4:], "little"))
+            file.seek(lengths[-1], 1)
+        end = header.offset + sum(8 + length for length in lengths)
+        # The first item is a table of the others. Some writers leave the end out.
+        if end > size or len(lengths) <= layout.frames or (start and start[:4] != END_OF_ITEMS):
+            raise damage
+        file.seek(header.offset)
+        items = file.read(end - header.offset)
+    if not start and not items[-3:].rstrip(b"\0").endswith(END_OF_JPEG):
+        raise damage
+    return items
+
+
+def _bare_dataset(header: Header, layout: Layout, items: bytes) -> pydicom.Dataset:
+    """A DICOM file of nothing but pixels as they are stored."""
+    bare = pydicom.Dataset()
+    bare.file_meta = pydicom.dataset.FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = header.syntax
+    bare.SOPClassUID = pydicom.uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    bare.SOPInstanceUID = "1.2.3"
+    bare.Modality, bare.PhotometricInterpretation, bare.SamplesPerPixel = "OT", "MONOCHROME2", 1
+    bare.Rows, bare.Columns, bare.NumberOfFrames = layout.rows, layout.columns, layout.frames
+    bare.BitsAllocated, bare.BitsStored, bare.HighBit = layout.allocated, layout.stored, layout.highest
+    bare.PixelRepresentation = int(layout.signed)
+    bare.PixelData = items
+    bare["PixelData"].is_undefined_length = True
+    return bare
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "×".join(map(str, numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,10 +13,15 @@ from dlunet.volumes.dicom.frames import Frame
 
 #: Distances between slices may differ by this part of a slice, or by what the decimals of their positions leave open.
 DISTANCE_TOLERANCE = 0.01
+#: However little distances differ, no slice lies further off than this part of their distance.
+DRIFT_TOLERANCE = 0.1
 #: Slices may be shifted against each other by this part of a voxel; a tilted gantry shifts them by many.
 SHIFT_TOLERANCE = 0.1
 #: However coarsely positions are rounded, slices further off than this part of their distance are not evenly stacked.
 ROUNDING_LIMIT = 0.3
+
+#: Where more distances differ, slices are not missing but stacked in another way.
+MOST_GAPS = 3
 
 #: Acquisitions that a message lists at most.
 MOST_LISTED = 3
@@ -54,13 +60,13 @@ def distance_of(path: Path, frames: list[Frame]) -> float:
         return first.thickness
     heights = np.array([frame.height for frame in frames])
     distance = float(heights[-1] - heights[0]) / (len(frames) - 1)
-    rounding = 10.0 ** -max(frame.decimals for frame in frames)
+    rounding, across = (_rounding(frame.decimals[k] for frame in frames) for k in (0, 1))
     if not _is_even(heights, distance, rounding):
         _fail_as_uneven(path, frames, np.diff(heights))
     along = first.direction[:, 2]
     offsets = np.array([frame.position - first.position for frame in frames])
     shift = float(np.linalg.norm(offsets - np.outer(offsets @ along, along), axis=1).max())
-    if shift > SHIFT_TOLERANCE * min(first.spacing) + rounding:
+    if shift > SHIFT_TOLERANCE * min(first.spacing) + across:
         tilt = np.degrees(np.arctan2(shift, last.height - first.height))
         raise UserError(
             f"{path}: its slices are shifted against each other by up to {shift:.4g} mm, as with a gantry tilted by "
@@ -69,21 +75,34 @@ def distance_of(path: Path, frames: list[Frame]) -> float:
     return distance
 
 
+def _rounding(decimals: Iterable[int]) -> float:
+    """By how much positions may be rounded, in mm. Positions in whole mm are taken as they are."""
+    most = max(decimals)
+    return 10.0**-most if most > 0 else 0.0
+
+
 def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoReturn:
     """Say where slices share a place, or else where their distance is another than elsewhere."""
     apart = steps[steps > DISTANCE_TOLERANCE * steps.max(initial=0)]
     shared = np.flatnonzero(steps <= DISTANCE_TOLERANCE * (np.median(apart) if len(apart) else 1))
     if len(shared):
-        at = int(shared[0])
+        at, pairs = int(shared[0]), f"pair{'s' * (len(shared) > 1)}"
         acquisitions = sorted({frame.acquisition for frame in frames if frame.acquisition})
         named = f" (acquisitions {', '.join(acquisitions[:MOST_LISTED])})" if len(acquisitions) > 1 else ""
         raise UserError(
-            f"{path}: found 0 mm between {frames[at].name} and {frames[at + 1].name}, as between {len(shared)} pairs "
-            f"of its {len(frames)} slices{named}; expected one slice in each place; slices are there twice: remove "
-            "copies, and give each acquisition a folder of its own"
+            f"{path}: found 0 mm between {frames[at].name} and {frames[at + 1].name}, as between {len(shared)} "
+            f"{pairs} of its {len(frames)} slices{named}; expected one slice in each place; slices are there twice: "
+            "remove copies, and give each acquisition a folder of its own"
         )
     usual = float(np.median(steps))
     at = int(np.argmax(np.abs(steps - usual)))
+    others = int((np.abs(steps - usual) > ROUNDING_LIMIT * usual).sum())
+    if others > MOST_GAPS:
+        raise UserError(
+            f"{path}: found {others} of {len(steps)} distances between slices that are not {usual:.4g} mm, such as "
+            f"{steps[at]:.4g} mm after {frames[at].name}; expected even distances; give each region of another "
+            "distance a folder of its own, or export the series again"
+        )
     raise UserError(
         f"{path}: found {steps[at]:.4g} mm between {frames[at].name} and {frames[at + 1].name}; expected "
         f"{usual:.4g} mm, as between the others; slices are missing or there twice; export the series again"
@@ -92,10 +111,10 @@ def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoRet
 
 def _is_even(heights: np.ndarray, distance: float, rounding: float) -> bool:
     """Whether slices lie at even distances, up to a small part of these or to the rounding of their positions."""
+    off = np.abs(heights - heights[0] - distance * np.arange(len(heights))).max()
     if (np.abs(np.diff(heights) - distance) <= DISTANCE_TOLERANCE * distance).all():
-        return distance > 0
-    off = np.abs(heights - heights[0] - distance * np.arange(len(heights)))
-    return bool(off.max() <= min(rounding, ROUNDING_LIMIT * distance))
+        return bool(distance > 0 and off <= max(DRIFT_TOLERANCE * distance, rounding))
+    return bool(off <= min(rounding, ROUNDING_LIMIT * distance))
 
 
 def _size(one: Frame) -> str:
