@@ -26,7 +26,7 @@ from dlunet.inference import Extras, Predictor, find_images, labels_on_grid, pre
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet
 from dlunet.preparation import Intensity, Plan, prepare_image
-from dlunet.volumes import read_ct
+from dlunet.volumes import case_name, read_ct
 
 PLAN = Plan((8.0, 8.0, 8.0), (16, 32, 32), Intensity(-1000, 400, 0, 100))
 WRITTEN = ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv", "prediction.json"]
@@ -366,3 +366,29 @@ def test_find_images(images, tmp_path):
     for source, message in ((tmp_path, "holds no CT"), (tmp_path / "gone", "no such file or folder")):
         with pytest.raises(UserError, match=f"^{re.escape(str(source))}: {message}; expected"):
             find_images(source)
+
+
+def test_what_is_meant_as_a_ct_and_is_none_is_a_case_that_failed(predictor, images, tmp_path, caplog):
+    """A folder of other things is nobody's CT; what only a name tells is a CT once."""
+    folder = Path(shutil.copytree(images[0].parent, tmp_path / "in"))
+    (folder / "series").mkdir()
+    (folder / "series" / "IM1.dcm").touch()
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("c.mhd", "d.hdr", "d.img", f"{case_name(images[0])}.mhd"):
+        (folder / name).touch()
+    (folder / "notes").mkdir()
+    with pytest.raises(UserError, match=r"4 of 6 cases could not be segmented") as error:
+        predict_files(predictor, find_images(folder), tmp_path / "out")
+    assert "notes" not in str(error.value)
+    said = caplog.text
+    for name, reason in {
+        "series": "holds no DICOM series",
+        "gone": "no such file",
+        "c.mhd": "is not read",
+        "d.hdr": "is not read",
+        "notes": "is a folder without DICOM slices",
+    }.items():
+        assert f"{folder / name}: {reason}" in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
+        f"{case_name(path)}.nii.gz" for path in images
+    ]
