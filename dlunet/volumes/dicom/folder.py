@@ -51,7 +51,7 @@ def read_headers(folder: Path) -> dict[Path, Header]:
         UserError: The folder holds no series or several, or something that is not what its neighbours are.
     """
     paths = sorted(folder.iterdir())
-    visible = {path: path.name for path in paths if not path.name.startswith(".")}
+    visible = [path for path in paths if not path.name.startswith(".")]
     for path in visible:
         check_name(path)
     slices = [path for path in visible if is_dicom(path)]
