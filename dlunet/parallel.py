@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,9 @@ from dlunet.progress import progress_bar
 
 #: Where Linux keeps what processes share, and what the locks and queues of a pool take there.
 SHARED_MEMORY, POOL_BYTES = Path("/dev/shm"), 2**18
+
+#: Seconds that processes have to end when they are asked to.
+PATIENCE = 10.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,8 +78,7 @@ def _in_parallel(
             "the command with one process, which needs the least memory: data.workers=1"
         ) from None
     except BaseException:  # an interrupt does not wait for the cases at hand
-        for process in set(active_children()) - others:
-            process.terminate()
+        end_processes(others)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -95,6 +99,17 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def end_processes(others: Container[BaseProcess] = ()) -> None:
+    """End the processes that this one has started, but for ``others``: it would wait for them before it ends itself."""
+    own = [process for process in active_children() if process not in others]
+    for process in own:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in own:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
 
 
 def check_shared_memory(needed: int, purpose: str, without: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from types import FrameType
 
 #: Sent by Ctrl-C, a batch system whose time is up, and a terminal that is closed.
@@ -39,11 +40,14 @@ def signals_raise() -> Iterator[None]:
     """While the block runs, signals that ask the process to end raise :class:`Stopped` in the main thread.
 
     A signal that is ignored, as ``nohup`` has it, stays ignored. Processes that are forked meanwhile end as by default.
+    Asked once, the process is left to end in order, and only a second Ctrl-C ends it at once.
     """
     process, report = os.getpid(), sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
+            for other in chosen:
+                signal.signal(other, _end_at_once if other == signal.SIGINT else signal.SIG_IGN)
             raise Stopped(number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -51,6 +55,8 @@ def signals_raise() -> Iterator[None]:
     def ask_again(ignored: sys.UnraisableHookArgs) -> None:
         """Where an exception is ignored, as within a destructor, it is raised once more, a moment later."""
         if isinstance(ignored.exc_value, Stopped):
+            for number in chosen:
+                signal.signal(number, stop)
             threading.Timer(0.01, os.kill, (process, ignored.exc_value.number)).start()
         else:
             report(ignored)
@@ -66,3 +72,9 @@ def signals_raise() -> Iterator[None]:
         sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    for process in active_children():
+        process.kill()
+    os._exit(128 + number)

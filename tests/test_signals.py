@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -112,3 +113,26 @@ def test_processes_that_prepare_end_with_the_command(place, number):
     printed, alive = stop(process, lambda: list(place.glob("prepared/*/*/*/case.json")), number)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), printed
     assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+def test_a_training_of_several_processes_ends_with_all_of_them(place, number, times):
+    """The signal reaches one process alone, as from a batch system; a second Ctrl-C does not wait for the others."""
+    shutil.rmtree(place / "two", ignore_errors=True)
+    process = start(
+        place, "train", "output=two", "experiment=sup_light", "trainer.devices=2", "trainer.max_epochs=1000"
+    )
+    ready = (place / "two" / "checkpoints" / "last.ckpt").exists
+    if times == 2:
+        threading.Thread(target=_ask_again, args=(process, ready)).start()
+    printed, alive = stop(process, ready, number)
+    assert process.returncode == 128 + number, printed
+    assert "Traceback" not in printed and not alive
+
+
+def _ask_again(process, ready):
+    while not ready():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_if_changed, write_text
 from dlunet.networks import UNet, build_network
+from dlunet.parallel import end_processes
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
 from dlunet.sampling import PatchDataModule, check_workers
@@ -36,6 +38,9 @@ from dlunet.training.module import SegmentationModule
 from dlunet.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+#: Seconds after which a signal that ended a process that this one has started has reached this one as well.
+SIGNAL_DELAY = 1.0
 
 #: The parts of a dataset that a run trains and validates on.
 PARTS = ("labelled", "unlabelled", "validation")
@@ -84,11 +89,13 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             resume_from = folder.last if epochs_done else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
         except (Stopped, SIGTERMException) as stop:  # Lightning's own, in a process that it started
+            end_processes()
             log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", folder.path)
             raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
+            time.sleep(SIGNAL_DELAY)  # one that was sent to all processes comes first
             raise UserError(
                 f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
                 "fewer: sampling.num_workers=0; add resume=auto to continue from the last epoch that was finished"
