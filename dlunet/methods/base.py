@@ -27,6 +27,9 @@ class Method(Protocol):
     #: How many networks of the same kind are trained together.
     num_networks: int
 
+    #: Whether any epoch uses unlabelled patches, so that a run must have unlabelled cases.
+    needs_unlabelled: bool
+
     def uses_unlabelled(self, epoch: int) -> bool:
         """Whether an epoch's batches must hold unlabelled patches."""
         ...

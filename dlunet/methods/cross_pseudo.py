@@ -24,6 +24,7 @@ class CrossPseudo:
     """
 
     num_networks = 2
+    needs_unlabelled = True
 
     def __init__(self, unlabelled_weight: float = 0.8, boxes: int = 3, supervised_epochs: int = 0) -> None:
         self.unlabelled_weight = unlabelled_weight

@@ -14,6 +14,7 @@ class Supervised:
     """One network, labelled patches."""
 
     num_networks = 1
+    needs_unlabelled = False
 
     def uses_unlabelled(self, epoch: int) -> bool:
         """Never."""

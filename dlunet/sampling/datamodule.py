@@ -66,7 +66,7 @@ class PatchDataModule(lightning.LightningDataModule):
             UserError: There are too few cases.
         """
         self._check_count("labelled", len(self.prepared.labelled), processes)
-        if self.method.num_networks > 1:
+        if self.method.needs_unlabelled:
             self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:

@@ -107,7 +107,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
 def open_dataset(config: DictConfig) -> Dataset:
     """The cases of a config's dataset; without the unlabelled ones where the method uses none."""
     dataset = instantiate(config.data.source)
-    if instantiate(config.method).num_networks == 1:
+    if not instantiate(config.method).needs_unlabelled:
         return replace(dataset, unlabelled=())
     if config.data.pseudo_labels is not None:
         return with_pseudo_labels(dataset, Path(config.data.pseudo_labels))

@@ -64,6 +64,12 @@ def test_each_step_gets_one_labelled_and_two_unlabelled_batches_of_different_cas
         assert {case for step in seen for case in step[stream]} == set(cases)
 
 
+class OneNetwork(CrossPseudo):
+    """A method that trains one network and wants unlabelled patches, as a teacher by averaging does."""
+
+    num_networks = 1
+
+
 @pytest.mark.parametrize(("method", "epoch"), [(Supervised(), 5), (CrossPseudo(supervised_epochs=3), 2)])
 def test_supervised_epochs_have_no_unlabelled_streams(make_prepared, method, epoch):
     seen = steps(make_module(make_prepared(), method, epoch=epoch))
@@ -95,6 +101,7 @@ def test_processes_have_cases_of_their_own(make_prepared):
         (Supervised(), 1, 0, 2, "found 1 labelled cases; expected at least 2"),
         (CrossPseudo(), 2, 1, 1, "found 1 unlabelled cases; expected at least 2"),
         (CrossPseudo(), 2, 3, 2, "found 3 unlabelled cases; expected at least 4"),
+        (OneNetwork(), 2, 0, 1, "found 0 unlabelled cases; expected at least 2"),
     ],
 )
 def test_too_few_cases(make_prepared, method, labelled, unlabelled, world_size, message):
