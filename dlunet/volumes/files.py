@@ -60,9 +60,15 @@ def unreadable_volumes(folder: Path) -> dict[Path, str]:
     Raises:
         UserError: The folder is missing.
     """
-    others = [path for path in _entries(folder) if not _is_volume(path)]
-    slices = [path for path in others if _is_slice(path)]
-    messages = {path: _why_unreadable(path) for path in others if path not in slices}
+    slices: list[Path] = []
+    messages: dict[Path, str | None] = {}
+    for path in _entries(folder):
+        if _is_volume(path):
+            continue
+        if _is_slice(path):
+            slices.append(path)
+        else:
+            messages[path] = _why_unreadable(path)
     if slices:
         messages[slices[0]] = (
             f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series"

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from dlunet.errors import NotReadable
 from dlunet.volumes import gunzip
-from dlunet.volumes.geometry import Geometry
+from dlunet.volumes.geometry import EXPORT_ANEW, Geometry, times
 
 #: File endings, and what ITK calls their readers.
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
@@ -37,9 +37,8 @@ NO_ORIENTATION = (
     "takes them"
 )
 
-#: What is expected and to be done where a file, or its header, is not what it should be.
+#: What is expected and to be done where a file is damaged.
 COPY_AGAIN = "expected an intact file; copy it again, or export it anew"
-EXPORT_ANEW = "expected a header that places the volume in the patient; export it anew"
 
 #: Letters of a file's name that a message shows at most: of a damaged header it may be anything.
 LONGEST_NAME = 80
@@ -137,8 +136,7 @@ def _check_scalar_3d(reader: sitk.ImageFileReader) -> None:
         raise NotReadable(f"found {max(values, 2)} values per voxel; expected one; export a CT or label map")
     if len(size) < 3 or math.prod(size[3:]) != 1:
         raise NotReadable(
-            f"found {len(size)} dimensions ({'×'.join(map(str, size))}); expected one 3-D volume; export each volume "
-            "as a file"
+            f"found {len(size)} dimensions ({times(size)}); expected one 3-D volume; export each volume as a file"
         )
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from dlunet.errors import NotReadable
 from dlunet.volumes import gunzip
-from dlunet.volumes.geometry import ROUNDING_VOXELS, Geometry
+from dlunet.volumes.geometry import EXPORT_ANEW, ROUNDING_VOXELS, Geometry, times
 
 #: Voxels that are scaled at a time.
 CHUNK = 2**22
@@ -31,9 +30,8 @@ HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 #: From nibabel's axes, which grow to right, anterior and superior, to ours.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
-#: What is expected and to be done where a file, or its header, is not what it should be.
+#: What is expected and to be done where a file is damaged.
 COPY_AGAIN = "expected an intact NIfTI file; copy it again, or export it anew"
-EXPORT_ANEW = "expected a header that places the volume in the patient; export it anew"
 
 #: Voxel sizes are in mm where the header says so, or does not say.
 UNITS = {"mm", "unknown"}
@@ -113,7 +111,7 @@ def _check_sizes(header: nib.Nifti1Header) -> None:
     """Check voxel sizes as they stand: nibabel takes them without their sign, and 0 for 1."""
     sizes = [float(mm) for mm in header["pixdim"][1:4]]
     if not all(mm > 0 and math.isfinite(mm) for mm in sizes):
-        raise NotReadable(f"found voxels of {_times(sizes)} mm; expected sizes above 0; export it anew")
+        raise NotReadable(f"found voxels of {times(sizes)} mm; expected sizes above 0; export it anew")
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
@@ -126,11 +124,10 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
         raise NotReadable(f"found {values} values per voxel; expected one; export a CT or label map")
     if len(shape) != 3:
         raise NotReadable(
-            f"found {len(shape)} dimensions ({'×'.join(map(str, shape))}); expected one 3-D volume; export "
-            "each volume as a file"
+            f"found {len(shape)} dimensions ({times(shape)}); expected one 3-D volume; export each volume as a file"
         )
     if min(shape) < 1:
-        raise NotReadable(f"found {'×'.join(map(str, shape))} voxels; {COPY_AGAIN}")
+        raise NotReadable(f"found {times(shape)} voxels; {COPY_AGAIN}")
     return shape
 
 
@@ -156,7 +153,7 @@ def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Geometry, t
     extent = np.abs(np.subtract(pixdim, grid.spacing)) * (np.array(shape) - 1)
     if (extent > ROUNDING_VOXELS * np.array(grid.spacing)).any():
         raise NotReadable(
-            f"found a header whose sform has voxels of {_times(grid.spacing)} mm, its pixdim of {_times(pixdim)} mm; "
+            f"found a header whose sform has voxels of {times(grid.spacing)} mm, its pixdim of {times(pixdim)} mm; "
             f"{EXPORT_ANEW}"
         )
     return grid, () if grids else (NO_ORIENTATION,)
@@ -173,10 +170,6 @@ def _agree(sform: Geometry, qform: Geometry, header: nib.Nifti1Header) -> bool:
     return bool(
         w < SMALL_QUATERNION and turn < QUATERNION_ROUNDING and sform.voxels_apart(turned_back) <= ROUNDING_VOXELS
     )
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return "×".join(f"{number:g}" for number in numbers)
 
 
 def _of_affine(shape: tuple[int, ...], affine: np.ndarray) -> Geometry:

@@ -214,7 +214,11 @@ def test_mixed_precision_changes_logits_little_and_reaches_every_weight_but_the_
         logits = network(x)[0]
     assert (logits.float() - exact).norm() < 0.05 * exact.norm()
     logits.float().square().sum().backward()
-    # Only whether there is a gradient: of depthwise convolutions in bfloat16, PyTorch 2.13 on a CPU computes some from
-    # memory that nobody has written to, and they are NaN now and then.
-    without = {name for name, p in network.named_parameters() if p.grad is None}
+    # In bfloat16, PyTorch 2.13 on a CPU computes some gradients of depthwise convolutions, all that have a kernel, from
+    # memory that nobody has written to: they are NaN now and then, and only whether they are there is looked at.
+    without = {
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not (p.grad.isfinite().all() or (p.ndim == 5 and p.shape[2:].numel() > 1))
+    }
     assert without == {f"decoder.{level}.head.weight" for level in range(4)}

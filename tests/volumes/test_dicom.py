@@ -563,7 +563,9 @@ def test_a_slice_that_is_there_twice(tmp_path):
     folder = write_series(tmp_path / "ct", voxels())
     path = folder / "1.2.3.4-003.dcm"
     path.with_name("copy.dcm").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"found 0 mm between 1\.2\.3\.4-003\.dcm and copy\.dcm, as between 1 pair"):
+    with pytest.raises(
+        UserError, match=r"found 0 mm between 1\.2\.3\.4-003\.dcm and copy\.dcm, as between 1 pair of its 9"
+    ):
         read_ct(folder)
 
 

@@ -50,23 +50,28 @@ def read_headers(folder: Path) -> dict[Path, Header]:
     Raises:
         UserError: The folder holds no series or several, or something that is not what its neighbours are.
     """
-    paths = sorted(folder.iterdir())
-    visible = [path for path in paths if not path.name.startswith(".")]
-    for path in visible:
+    slices: list[Path] = []
+    others: list[Path] = []
+    hidden: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            hidden.append(path)
+            continue
         check_name(path)
-    slices = [path for path in visible if is_dicom(path)]
+        (slices if is_dicom(path) else others).append(path)
     headers = {path: header for path in slices if (header := read_header(path)).is_image}
     if not headers:
         raise UserError(f"{folder}: holds no DICOM series; expected a volume file, or a folder of the slices of one CT")
     looks_like_one = _Slices(slices)
-    for path in visible:
-        if path not in slices and not path.is_dir() and looks_like_one(path):
+    folders = [path for path in others if path.is_dir()]
+    for path in others:
+        if looks_like_one(path) and not path.is_dir():
             raise UserError(
                 f"{path}: lies among DICOM slices and is not one ({_what_it_is(path)}); expected the slices of one CT "
                 "alone; copy it again, or take it out"
             )
     _check_one_series(folder, headers)
-    _check_nothing_aside(paths, headers)
+    _check_nothing_aside(hidden, folders, headers)
     return headers
 
 
@@ -124,10 +129,10 @@ def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
     )
 
 
-def _check_nothing_aside(paths: list[Path], headers: dict[Path, Header]) -> None:
+def _check_nothing_aside(hidden: list[Path], folders: list[Path], headers: dict[Path, Header]) -> None:
     """Check that no slice of the series is hidden, or lies in a folder within."""
     series = {header.series[0] for header in headers.values()}
-    for path in filter(None, (path if path.name.startswith(".") else _first_slice(path) for path in paths)):
+    for path in [*hidden, *filter(None, map(_first_slice, folders))]:
         if _series_of(path) in series:
             raise UserError(
                 f"{path}: is a slice of the series in {next(iter(headers)).parent}; expected all its slices in that "
@@ -136,9 +141,9 @@ def _check_nothing_aside(paths: list[Path], headers: dict[Path, Header]) -> None
 
 
 def _first_slice(folder: Path) -> Path | None:
-    """The first DICOM file of a folder within a series; None of anything else."""
+    """The first DICOM file of a folder, if it holds one."""
     try:
-        return next((path for path in _visible(folder) if is_dicom(path)), None) if folder.is_dir() else None
+        return next((path for path in _visible(folder) if is_dicom(path)), None)
     except OSError:  # what cannot be looked into is another's
         return None
 

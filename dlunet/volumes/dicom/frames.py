@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -128,6 +127,7 @@ def _frame(path: Path, number: int, layout: Layout, header: pydicom.Dataset) -> 
     slope, intercept = (_number(path, header, number, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope == 0:
         raise UserError(f"{path}: found the rescale slope 0; expected another; export the series again")
+    direction = axes / lengths
     thickness = _value(header, number, "SliceThickness") or _value(header, number, "SpacingBetweenSlices")
     unit = str(_value(header, number, "RescaleType") or "").strip().upper()
     return Frame(
@@ -136,12 +136,12 @@ def _frame(path: Path, number: int, layout: Layout, header: pydicom.Dataset) -> 
         (layout.rows, layout.columns),
         (float(x), float(y)),
         position,
-        axes / lengths,
+        direction,
         float(thickness) if thickness else None,
         (1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
         "HU" if unit in HOUNSFIELD else unit,
         str(header.get("AcquisitionNumber") or "").strip(),
-        _decimals(_value(header, number, "ImagePositionPatient"), axes),
+        _decimals(_value(header, number, "ImagePositionPatient"), direction),
     )
 
 
@@ -160,19 +160,22 @@ def _value(header: pydicom.Dataset, number: int, keyword: str) -> Any:
 
 def _number(path: Path, header: pydicom.Dataset, number: int, keyword: str) -> float | None:
     """A value that may be absent or empty; if it is there, it must be a number."""
-    with suppress(ValueError, TypeError, ArithmeticError):
-        if _value(header, number, keyword) in (None, "", []):
-            return None
-    return float(_numbers(path, header, number, keyword, 1)[0])
+    found = _numbers(path, header, number, keyword, 1, optional=True)
+    return float(found[0]) if len(found) else None
 
 
-def _numbers(path: Path, header: pydicom.Dataset, number: int, keyword: str, count: int) -> np.ndarray:
+def _numbers(
+    path: Path, header: pydicom.Dataset, number: int, keyword: str, count: int, optional: bool = False
+) -> np.ndarray:
+    """So many numbers, or none where they are optional."""
     try:
         values = _value(header, number, keyword)
         found = np.array([] if values is None else values, dtype=float).ravel()
         shown = str(found.tolist())
     except (ValueError, TypeError, ArithmeticError) as error:
         found, shown = np.array([np.nan]), _raw_value(header, keyword) or str(error)
+    if optional and not len(found):
+        return found
     if len(found) != count or not np.isfinite(found).all():
         raise UserError(
             f"{path}: {f'found {shown} as' if len(found) else 'has no'} {keyword}; expected {count} "
@@ -187,12 +190,12 @@ def _raw_value(header: pydicom.Dataset, keyword: str) -> str:
     return value.decode("latin-1").strip() if isinstance(value, bytes) else str(value)
 
 
-def _decimals(position: Sequence[Any], axes: np.ndarray) -> tuple[int, int]:
+def _decimals(position: Sequence[Any], direction: np.ndarray) -> tuple[int, int]:
     """Decimals of a position: of the coordinates that tell slices apart, and of those that change within a slice."""
     places = [
         -int(Decimal(str(getattr(value, "original_string", value)).strip()).normalize().as_tuple().exponent)
         for value in position
     ]
-    shares = np.abs(axes) / np.linalg.norm(axes, axis=0) > 1e-3
+    shares = np.abs(direction) > 1e-3
     along, across = shares[:, 2], shares[:, :2].any(axis=1)
     return max(np.array(places)[along].tolist()), max(np.array(places)[across].tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.frames import Frame
 from dlunet.volumes.dicom.headers import DEFLATED, Header, Layout, unreadable
+from dlunet.volumes.geometry import times
 from dlunet.volumes.itk import last_line
 
 #: Compressed pixels lie in items: how each begins, and what follows the last one; the bytes of their length come next.
@@ -107,12 +108,10 @@ def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
             f"{path}: its pixels cannot be unpacked from {header.syntax.name} ({last_line(error)}); expected a whole "
             "slice; copy it again, or convert the series to one that is not compressed"
         ) from None
-    expected = (layout.columns, layout.rows, *([layout.frames] if layout.frames > 1 else []))
-    size = [n for n in image.GetSize() if n > 1]
-    if size != [n for n in expected if n > 1] or image.GetNumberOfComponentsPerPixel() != 1:
+    found, expected = image.GetSize(), (layout.columns, layout.rows, layout.frames)
+    if (*found, 1)[:3] != expected or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
-            f"{path}: found {_times(image.GetSize())} pixels; expected {_times(expected)}, as its header says; copy it "
-            "again"
+            f"{path}: found {times(found)} pixels; expected {times(expected)}, as its header says; copy it again"
         )
     return sitk.GetArrayFromImage(image)
 
@@ -155,7 +154,3 @@ def _bare_dataset(header: Header, layout: Layout, items: bytes) -> pydicom.Datas
     bare.PixelData = items
     bare["PixelData"].is_undefined_length = True
     return bare
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return "×".join(map(str, numbers))
