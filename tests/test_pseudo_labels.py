@@ -13,7 +13,7 @@ from dlunet.datasets import read_flare22, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase, prepare_dataset
 
-TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv")
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
 SPACING, PATCH = (8.0, 8.0, 8.0), (16, 32, 32)
 
 

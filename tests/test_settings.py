@@ -88,7 +88,7 @@ def small_disk(tmp_path):
 
 
 def dlunet(place, verb, *settings):
-    words = (verb, "scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", *settings)
+    words = (verb, "scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.workers=1", *settings)
     done = subprocess.run(
         [sys.executable, "-m", "dlunet", *words], cwd=place, capture_output=True, text=True, timeout=300
     )

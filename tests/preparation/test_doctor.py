@@ -109,7 +109,17 @@ def make_everything_wrong(root):
 
 def dlunet(verb, root, *settings):
     return subprocess.run(
-        [sys.executable, "-m", "dlunet", verb, "data=nnunet", f"data.root={root}", "scale=tiny", *settings],
+        [
+            sys.executable,
+            "-m",
+            "dlunet",
+            verb,
+            "data=nnunet",
+            f"data.root={root}",
+            "scale=tiny",
+            "data.workers=1",
+            *settings,
+        ],
         cwd=root.parent,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-TINY = ("scale=tiny", "data=flare22", "logger=csv")
+TINY = ("scale=tiny", "data=flare22", "logger=csv", "data.workers=1")
 
 
 @pytest.fixture(scope="module")
