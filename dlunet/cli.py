@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -79,7 +80,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     _find_a_home()
     arguments = sys.argv[1:] if arguments is None else arguments
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    sys.argv = [sys.argv[0], *quote_literals(_with_default_scale(verb, arguments), sweep)]
+    sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     _register_resolvers()
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
@@ -379,18 +380,31 @@ def _folder_stem(root: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(root).resolve().name)
 
 
-def _with_default_scale(verb: str, arguments: list[str]) -> list[str]:
+def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
     """Choose the scale by what the machine has, where the user did not."""
     if verb not in ("train", "prepare", "doctor", "chain") or any(
         argument.startswith("scale=") for argument in arguments
     ):
         return arguments
-    # The paper's plan is one for the CTs of FLARE22 and their phantoms; other CTs get a plan of their own.
-    known = not any(argument in ("data=nnunet", "data=msd", "data=folders") for argument in arguments)
-    scale = ("scale=paper" if known else "scale=auto") if torch.cuda.is_available() else "scale=cpu"
+    scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
     # Hydra wants all overrides in one row: flags may stand before or after them.
     first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
     return [*arguments[:first], scale, *arguments[first:]]
+
+
+def _gpu_scale(verb: str, arguments: list[str]) -> str:
+    """The scale on a GPU that the chosen dataset's config names; of a sweep, its first run's."""
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+        first_run = [
+            f"{word.get_key_element()}={next(word.sweep_string_iterator())}" if word.is_sweep_override() else text
+            for word, text in zip(parsed, words, strict=True)
+        ]
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose(verb, first_run).data.get("gpu_scale", "auto")
+    except CompactHydraException:  # the command itself meets it as well, and says so
+        return "auto"
 
 
 def _help() -> str:

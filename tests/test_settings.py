@@ -5,9 +5,12 @@ import sys
 
 import hydra
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from dlunet.cli import CONFIGS
+from dlunet.cli import CONFIGS, with_default_scale
 from dlunet.errors import UserError
+from dlunet.networks import build_network
 from dlunet.settings import RULES, check_settings
 
 WRONG = [
@@ -48,7 +51,7 @@ WRONG = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def compose():
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield hydra.compose
@@ -70,10 +73,76 @@ def test_no_run_to_report(compose):
         check_settings(compose("report", ["runs=[]"]))
 
 
-@pytest.mark.parametrize("group", ["scale", "optimizer", "method", "data", "experiment"])
-def test_every_choice_passes(compose, group):
-    for file in (CONFIGS / group).glob("*.yaml"):
-        check_settings(compose("train", [f"{group}={file.stem}"]))
+GROUPS = ("augmentation", "data", "experiment", "loss", "method", "network", "optimizer", "optimizer/schedule", "scale")
+CHOICES = [
+    (group, file.stem)
+    for group in GROUPS
+    for file in sorted((CONFIGS / group).glob("*.yaml"))
+    if file.stem != "unet_sizes"  # a part of the U-Nets' configs
+]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_passes_and_can_be_built(compose, group, choice):
+    config = compose("train", [f"{group}={choice}", *(["scale=tiny"] if group != "scale" else [])])
+    check_settings(config)
+    for part in (config.augmentation, config.loss, config.method, config.optimizer.schedule):
+        assert instantiate(part, _convert_="all") is not None
+    network = {k: v for k, v in OmegaConf.to_container(config.network, resolve=True).items() if v is not None}
+    parameters = build_network({**network, "num_classes": 3}).parameters()
+    assert instantiate(config.optimizer.algorithm)(parameters).param_groups
+    assert callable(hydra.utils.get_method(config.data.source._target_))
+
+
+def test_the_paper_s_network_is_the_default_of_its_class(compose):
+    network = OmegaConf.to_container(compose("train", ["scale=paper"]).network, resolve=True)
+    ours, default = (build_network(description) for description in (network, {"kind": "LightUNet"}))
+    assert str(ours) == str(default)
+
+
+@pytest.mark.parametrize("scale", sorted(file.stem for file in (CONFIGS / "scale").glob("*.yaml")))
+def test_a_network_of_any_kind_is_left_alone_by_every_scale(compose, scale, plug_in):
+    plug_in("network/third.yaml", "kind: Third\nwidth: 7\n")
+    config = compose("train", [f"scale={scale}", "network=third", plug_in.searchpath])
+    assert OmegaConf.to_container(config.network) == {"kind": "Third", "width": 7}
+
+
+@pytest.fixture
+def plug_in(tmp_path):
+    """``plug_in(name, text)`` writes a config of the user's own; ``plug_in.searchpath`` lets Hydra find it."""
+
+    def write(name, text):
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    write.searchpath = f"hydra.searchpath=['file://{tmp_path}/mine']"
+    return write
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        ([], "paper"),
+        (["data=flare22", "data.root=x"], "paper"),
+        (["experiment=sup_light", "data=folders", "-m"], "auto"),
+        (["data=nnunet,flare22", "seed=1,2", "--multirun"], "auto"),
+        (["data='msd'"], "auto"),  # as some shells and scripts have it
+        (["data=mine"], "paper"),
+        (["data=plain"], "auto"),
+        (["data=nonsense"], "auto"),
+    ],
+)
+def test_a_dataset_says_which_scale_is_for_it_on_a_gpu(words, scale, plug_in, monkeypatch):
+    plug_in("data/mine.yaml", "gpu_scale: paper\nroot: x\n")
+    plug_in("data/plain.yaml", "root: x\n")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    words = [*words, plug_in.searchpath]
+    chosen = with_default_scale("train", words)
+    assert sorted(chosen) == sorted([*words, f"scale={scale}"])
+    assert with_default_scale("train", [*words, "scale=cpu"]) == [*words, "scale=cpu"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert sorted(with_default_scale("train", words)) == sorted([*words, "scale=cpu"])
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dlunet.errors import UserError
-from dlunet.inference.export import is_export, read_export
+from dlunet.inference.export import has_graph, is_export, no_graph, read_export
 from dlunet.inference.native import NativeEngine, NativeUnavailable, can_run, find_compiler
-from dlunet.networks import Bundle, UNet, load_bundle
+from dlunet.networks import Bundle, load_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -155,17 +155,19 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
                 raise UserError(f"engine=native: {error}; or choose another engine") from None
             if can_run(bundle.network) and find_compiler():  # it should have worked
                 logger.warning("engine=native cannot be used: %s", error)
-    name = _chosen(engine, ("torch",) if device == "cuda" else ("openvino", "onnxruntime", "torch"))
+    name = _chosen(engine, ("torch",) if device == "cuda" or not has_graph(bundle.network) else ONNX_FIRST)
     if precision == "auto":
         precision = "float16" if device == "cuda" and name == "torch" else "float32"
     if name == "torch":
         if device == "tensorrt":
             raise UserError("device=tensorrt: expected engine=onnxruntime, which TensorRT belongs to")
         return TorchEngine(bundle.network, device, precision, _tiles_at_once(bundle.plan.patch_size, device))
+    if not has_graph(bundle.network):
+        raise UserError(f"engine={name}: {no_graph(bundle.network)}; expected engine=torch, which runs every network")
     from dlunet.networks.onnx_graph import to_onnx
 
-    assert isinstance(bundle.network, UNet)
-    return _of_onnx(name, to_onnx(bundle.network, bundle.plan.patch_size).SerializeToString(), device, precision)
+    model = to_onnx(bundle.network, bundle.plan.patch_size)
+    return _of_onnx(name, model.SerializeToString(), device, precision)
 
 
 def _tiles_at_once(patch_size: Sequence[int], device: str) -> int:
@@ -215,6 +217,8 @@ NEEDS: dict[str, tuple[Sequence[str], str]] = {
     "openvino": (("onnx", "openvino"), "openvino"),
 }
 ENGINES = ("auto", "native", *NEEDS)
+#: On a CPU, the faster ones first, where compiled code of our own cannot be used.
+ONNX_FIRST = ("openvino", "onnxruntime", "torch")
 
 
 def _chosen(engine: str, preferred: Sequence[str]) -> str:

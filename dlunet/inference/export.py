@@ -10,11 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from torch import nn
 
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
-from dlunet.networks import Bundle, UNet, load_bundle, read_description, save_safetensors
+from dlunet.networks import Bundle, LightUNet, PlainUNet, UNet, load_bundle, read_description, save_safetensors
 
 DESCRIPTION = "dlunet.json"
 
@@ -39,12 +41,14 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
     """
     if form not in MODELS:
         raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
-    assert isinstance(bundle.network, UNet)
+    if form != "safetensors" and not has_graph(bundle.network):
+        raise UserError(f"format={form}: {no_graph(bundle.network)}; expected format=safetensors")
     (folder / DESCRIPTION).unlink(missing_ok=True)  # a folder half-written over an older export is none
     model = folder / MODELS[form]
     if form == "safetensors":
         save_safetensors(bundle, model)
     else:
+        assert has_graph(bundle.network)
         try:
             _WRITERS[form](bundle.network, bundle.plan.patch_size, model)
         except ImportError as error:
@@ -53,6 +57,16 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
     files = {path.name: _checksum(path) for path in sorted(folder.glob("model.*"))}
     about = {**bundle.description, "digest": bundle.digest, "model_format": form, "files": files}
     write_text(folder / DESCRIPTION, json.dumps(about, indent=2))
+
+
+def has_graph(network: nn.Module | None) -> TypeGuard[UNet]:
+    """Whether a network can be written as a graph, which OpenVINO and ONNX Runtime run."""
+    return isinstance(network, LightUNet | PlainUNet)
+
+
+def no_graph(network: nn.Module | None) -> str:
+    """Why a network cannot be written as a graph."""
+    return f"only LightUNet and PlainUNet can be written as a graph, found {type(network).__name__}"
 
 
 def is_export(path: Path) -> bool:

@@ -117,15 +117,17 @@ def open_dataset(config: DictConfig) -> Dataset:
 def complete_plan(config: DictConfig, dataset: Dataset) -> None:
     """Fill in what a config leaves open of the plan and the network, by nnU-Net's rules from the labelled cases."""
     plan, network = config.plan, config.network
-    if None not in (plan.spacing, plan.patch_size, network.features, network.strides, network.kernel_sizes):
+    # A network that is not a U-Net has none of these settings.
+    left_open = [part for part in ("features", "strides", "kernel_sizes") if network.get(part, ...) is None]
+    if None not in (plan.spacing, plan.patch_size) and not left_open:
         return
     found = _fingerprint(config, dataset)
     plan.spacing = list(plan.spacing or plan_spacing(found))
     patch = plan.patch_size and tuple(plan.patch_size)
     chosen = plan_topology(found, plan.spacing, dataset.labels.num_classes, plan.get("memory_gb", REFERENCE_GB), patch)
     plan.patch_size = list(plan.patch_size or chosen.patch_size)
-    for part in ("features", "strides", "kernel_sizes"):
-        network[part] = network[part] or getattr(chosen, part)
+    for part in left_open:
+        network[part] = getattr(chosen, part)
 
 
 def prepared_folder(config: DictConfig) -> Path:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from dlunet.errors import UserError
-from dlunet.inference import Predictor, engines, export_bundle, load_engine
+from dlunet.inference import Predictor, engines, export_bundle, load_engine, make_engine
 from dlunet.inference.native import find_compiler, library
 from dlunet.labels import FLARE22
-from dlunet.networks import build_network, describe, load_bundle, save_safetensors
+from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
 from dlunet.volumes import read_ct
 
@@ -111,6 +111,24 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
 )
 def test_a_gpu_takes_as_many_tiles_as_fill_the_papers_patch(patch, device, tiles):
     assert engines._tiles_at_once(patch, device) == tiles
+
+
+def test_a_network_that_is_not_a_unet_runs_in_pytorch(tmp_path):
+    network = nn.Conv3d(1, 14, 3, padding=1)
+    bundle = Bundle(network, PLAN, FLARE22)
+    engine = make_engine(bundle)
+    assert engine.name == "torch on cpu, float32"
+    tile = torch.randn(1, 1, *PLAN.patch_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(engine(tile), network(tile))
+    for name in ("onnxruntime", "openvino"):
+        with pytest.raises(
+            UserError, match=rf"^engine={name}: only LightUNet and PlainUNet .*, found Conv3d; .*=torch"
+        ):
+            make_engine(bundle, name)
+    for form in ("onnx", "openvino"):
+        with pytest.raises(UserError, match=rf"^format={form}: .* found Conv3d; expected format=safetensors"):
+            export_bundle(bundle, form, tmp_path)
 
 
 def no_engine(name, monkeypatch):

@@ -1,0 +1,82 @@
+"""Whether training computes the same numbers as at another commit, bit by bit.
+
+    python benchmarks/training_unchanged.py COMMIT
+
+Trains 30 steps of four experiments with three seeds at ``scale=tiny``, once with the code of COMMIT and once with this
+checkout, and compares every logged value and the trained weights. Exits with 1 where one differs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlunet.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "training_unchanged.json"
+EXPERIMENTS = ("ssl_light", "sup_light", "ssl_nnunet", "ssl_light_as_published")
+SEEDS = (0, 1, 2)
+SETTINGS = (
+    "scale=tiny",
+    "logger=csv",
+    "sampling.steps_per_epoch=10",
+    "trainer.max_epochs=3",
+    "trainer.precision=32-true",
+)
+
+
+def main() -> None:
+    """Train on both sides and compare."""
+    commit = subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", sys.argv[1]], text=True).strip()
+    with tempfile.TemporaryDirectory() as temporary:
+        before = Path(temporary) / "before"
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), commit], check=True)
+        try:
+            rows = [
+                compare(before, Path(temporary), experiment, seed) for experiment, seed in product(EXPERIMENTS, SEEDS)
+            ]
+        finally:
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)], check=True)
+    RESULTS.write_text(json.dumps({"commit": commit, "runs": rows, "provenance": provenance()}, indent=2) + "\n")
+    sys.exit(not all(row["same"] for row in rows))
+
+
+def compare(before: Path, temporary: Path, experiment: str, seed: int) -> dict[str, Any]:
+    """One experiment and seed on both sides."""
+    sides = [train(code, temporary / name, experiment, seed) for code, name in ((before, "old"), (ROOT, "new"))]
+    row = {"experiment": experiment, "seed": seed, "same": sides[0] == sides[1], "steps": len(sides[1]["losses"])}
+    row |= {"last_loss": sides[1]["losses"][-1]["train/loss"], "weights": sides[1]["weights"]}
+    print(row, flush=True)
+    return row
+
+
+def train(code: Path, folder: Path, experiment: str, seed: int) -> dict[str, Any]:
+    """Train with the code of a checkout; the logged values as text, and a digest of the networks' weights in order."""
+    folder.mkdir(exist_ok=True)
+    output = folder / f"{experiment}-{seed}"
+    words = ["train", f"experiment={experiment}", f"seed={seed}", f"output={output}", *SETTINGS]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    subprocess.run([sys.executable, "-m", "dlunet", *words], cwd=folder, env=environment, check=True, stdout=sys.stderr)
+    with (output / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if k.startswith("train/") and v} for row in csv.DictReader(file)]
+    state = torch.load(output / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        if name.startswith("networks."):
+            digest.update(value.numpy().tobytes())
+    return {"losses": [row for row in rows if row], "weights": digest.hexdigest()}
+
+
+if __name__ == "__main__":
+    main()
