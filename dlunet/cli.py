@@ -61,6 +61,10 @@ WANDB_MODE = "WANDB_MODE"
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
 
 
+#: What an experiment consists of, in the order in which its name tells it.
+PARTS = ("method", "network", "loss")
+
+
 def main() -> None:
     """``dlunet VERB [OVERRIDES…]``."""
     _print_whatever_comes()
@@ -81,7 +85,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
-    _register_resolvers()
+    register_resolvers()
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # Hydra hands its errors on, and does not print them in its own words
@@ -130,7 +134,12 @@ def chain(config: DictConfig) -> None:
 
     def step(name: str, experiment: str, *overrides: str) -> DictConfig:
         settings = [f"experiment={experiment}", override("output", output / name), "resume=auto", *given, *overrides]
-        return hydra.compose("train", [word for word in settings if not word.startswith("teacher=")])
+        words = [word for word in settings if not word.startswith("teacher=")]
+        config = hydra.compose("train", words, return_hydra_config=True)
+        OmegaConf.set_struct(config, False)
+        config.name = config.name  # its own choices name it, which Hydra's node tells, not those of this command
+        del config["hydra"]
+        return config
 
     unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
     if len(unlabelled) < 2:  # known before the teacher is trained, not after
@@ -354,9 +363,10 @@ def _fail(message: str, exit_code: int = 1) -> None:
     sys.exit(exit_code)
 
 
-def _register_resolvers() -> None:
+def register_resolvers() -> None:
     """The values that configs ask of the program."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
     OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
@@ -373,6 +383,18 @@ def _run_folder(single: str) -> str:
     """Where a run goes: its own place in a sweep, else ``single``."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
     return HydraConfig.get().runtime.output_dir if in_sweep else single
+
+
+def _run_name(experiment: str, *, _root_: DictConfig) -> str:
+    """The experiment's name; the choices' own, where the command line chooses another part of an experiment."""
+    if "hydra" in _root_:
+        composed = _root_.hydra
+    elif HydraConfig.initialized():
+        composed = HydraConfig.get()
+    else:
+        return experiment
+    chosen = {word.lstrip("+").partition("=")[0] for word in composed.overrides.task}
+    return "-".join(composed.runtime.choices[part] for part in PARTS) if chosen & set(PARTS) else experiment
 
 
 def _folder_stem(root: str) -> str:

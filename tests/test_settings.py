@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dlunet.cli import CONFIGS, with_default_scale
+from dlunet.cli import CONFIGS, register_resolvers, with_default_scale
 from dlunet.errors import UserError
 from dlunet.networks import build_network
 from dlunet.settings import RULES, check_settings
@@ -118,6 +118,24 @@ def plug_in(tmp_path):
 
     write.searchpath = f"hydra.searchpath=['file://{tmp_path}/mine']"
     return write
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "ssl_light"),
+        (["experiment=sup_nnunet"], "sup_nnunet"),
+        (["experiment=sup_light", "scale=tiny", "seed=3", "optimizer=adamw"], "sup_light"),
+        (["method=supervised", "network=plain", "loss=dice_ce"], "supervised-plain-dice_ce"),
+        (["experiment=ssl_light_as_published", "network=plain"], "cross_pseudo-plain-published"),
+        (["loss=dice_ce", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_is_named_by_what_it_is(compose, words, name):
+    register_resolvers()
+    config = compose("train", [*words, "hydra.mode=RUN"], return_hydra_config=True)
+    assert config.name == name
+    assert name in config.output
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def print_report_summary(runs: Sequence[Path], page: Path, console: Console | No
     for title, scores, column in lines:
         table.add_row(title, *(_highlight(scores, name, column) for name in groups), end_section=title == "mean NSD")
     console.print(table)
-    for paper_table in tables.paper_tables(dsc, labels):
+    for paper_table in tables.paper_tables(dsc, groups, labels):
         console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
@@ -125,8 +125,8 @@ def _render(
         columns=[MEAN] + [label.abbreviation for label in labels],
         format_score=tables.format_score,
         case_count=_case_count,
-        paper_tables=tables.paper_tables(score_tables["dsc"], labels),
-        comparisons=tables.comparisons(score_tables["dsc"], labels),
+        paper_tables=tables.paper_tables(score_tables["dsc"], groups, labels),
+        comparisons=tables.comparisons(score_tables["dsc"], groups, labels),
         images=images,
         panel_notes=panel_notes,
         synthetic=_is_synthetic(groups),

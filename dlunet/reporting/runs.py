@@ -71,6 +71,13 @@ class Run:
         """The last training step that was logged."""
         return int(self.metrics["step"].max()) if len(self.metrics) else 0
 
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """What it is: the classes of its method, network and loss; empty where the configuration does not tell."""
+        kinds = (self.setting(key, "") for key in ("method._target_", "network.kind", "loss._target_"))
+        method, network, loss = (str(kind).rpartition(".")[2] for kind in kinds)
+        return method, network, loss
+
     def setting(self, key: str, default: Any) -> Any:
         """A value of the configuration by its dotted name; the default where it is absent or cannot be resolved."""
         try:
@@ -145,11 +152,14 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
     A group is called by the experiment's name. Where runs of that name differ in data or scale, these are added; where
     even the seeds are the same, so that something else must differ, each run stands alone and is called by its folder.
-    Named ``ssl…``, an experiment is semi-supervised.
+    The paper lists its baseline, nnU-Net's network, before the light one.
     """
-    ordered = sorted(
-        runs, key=lambda run: (run.name.startswith("ssl"), _plain_first(run.name), run.name, run.seed.zfill(9))
-    )
+
+    def place(run: Run) -> tuple[bool, bool, str, str]:
+        method, network, _ = run.parts
+        return method != "Supervised", network != "PlainUNet", run.name, run.seed.zfill(9)
+
+    ordered = sorted(runs, key=place)
     groups: dict[str, list[Run]] = {}
     for run in ordered:
         groups.setdefault(_group_name(run, runs), []).append(run)
@@ -162,11 +172,6 @@ def _group_name(run: Run, runs: Sequence[Run]) -> str:
     if len({other.seed for other in alike}) < len(alike):
         return f"{run.name} ({run.folder})"
     return run.name if len(alike) == len(namesakes) else f"{run.name} ({run.data}, {run.scale})"
-
-
-def _plain_first(name: str) -> bool:
-    """The paper lists its baseline, nnU-Net, before the light network."""
-    return "nnunet" not in name
 
 
 def _read_config(path: Path) -> DictConfig:

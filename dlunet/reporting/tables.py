@@ -28,6 +28,15 @@ PAPER_TITLES = {
     3: "Table 3: DSC with and without semi-supervised learning",
     4: "Table 4: DSC by loss function",
 }
+#: What each of these experiments is: the classes of its method, network and loss.
+PAPER_PARTS = {
+    "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
+    "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
+    "sup_light": ("Supervised", "LightUNet", "RobustSegmentationLoss"),
+    "ssl_light": ("CrossPseudo", "LightUNet", "RobustSegmentationLoss"),
+    "loss_dice_ce": ("Supervised", "PlainUNet", "DiceCrossEntropyLoss"),
+    "loss_nrd_tce": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
+}
 #: Pairs whose difference is what an experiment is about: (what changed, without, with).
 COMPARISONS = (
     ("Semi-supervision, nnU-Net", "sup_nnunet", "ssl_nnunet"),
@@ -121,29 +130,36 @@ def paper_figures() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def paper_tables(dsc: ScoreTable, labels: LabelSet = FLARE22) -> list[PaperTable]:
+def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[PaperTable]:
     """The paper's tables of which at least one row was run, in the paper's layout; none for other organs."""
     if labels != FLARE22:
         return []
+    ours = {experiment: _group_of(experiment, groups) for experiment in PAPER_PARTS}
     return [
-        PaperTable(number, PAPER_TITLES[number], tuple(_paper_row(number, *item, dsc) for item in rows.items()))
+        PaperTable(
+            number,
+            PAPER_TITLES[number],
+            tuple(_paper_row(number, name, row, ours[name], dsc) for name, row in rows.items()),
+        )
         for number, rows in PAPER_ROWS.items()
-        if any(experiment in dsc.mean.index for experiment in rows)
+        if any(ours[experiment] is not None for experiment in rows)
     ]
 
 
-def comparisons(dsc: ScoreTable, labels: LabelSet = FLARE22) -> list[Comparison]:
+def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[Comparison]:
     """The differences in mean DSC that the experiments at hand can show beside the paper's; none for other organs."""
     if labels != FLARE22:
         return []
-    ours = dsc.mean[MEAN].dropna()
+    means = dsc.mean[MEAN].dropna()
+    names = {experiment: _group_of(experiment, groups) for experiment in PAPER_PARTS}
+    ours = {experiment: float(means[name]) for experiment, name in names.items() if name is not None and name in means}
     rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
     return [
         Comparison(
             change,
             before,
             after,
-            float(ours[after] - ours[before]),
+            ours[after] - ours[before],
             _paper_values(*rows[after])[MEAN] - _paper_values(*rows[before])[MEAN],
         )
         for change, before, after in COMPARISONS
@@ -187,10 +203,19 @@ def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
 
 
-def _paper_row(number: int, experiment: str, row: str, dsc: ScoreTable) -> PaperRow:
+def _group_of(experiment: str, groups: Mapping[str, Sequence[Run]]) -> str | None:
+    """The group that repeats an experiment: the one of its name, else the only one that is the same by its parts."""
+    if experiment in groups:
+        return experiment
+    others = {name: runs for name, runs in groups.items() if name not in PAPER_PARTS}
+    alike = [name for name, runs in others.items() if all(run.parts == PAPER_PARTS[experiment] for run in runs)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _paper_row(number: int, experiment: str, row: str, group: str | None, dsc: ScoreTable) -> PaperRow:
     ours = None
-    if experiment in dsc.mean.index and dsc.mean.loc[experiment].notna().any():
-        ours = {column: float(dsc.mean[column][experiment]) for column in dsc.mean.columns}
+    if group is not None and dsc.mean.loc[group].notna().any():
+        ours = {column: float(dsc.mean[column][group]) for column in dsc.mean.columns}
     return PaperRow(row, experiment, _paper_values(number, row), ours)
 
 

@@ -14,6 +14,15 @@ from dlunet.labels import FLARE22
 from dlunet.volumes import Geometry, write_labels
 
 TABLE_3 = ("sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light")
+PARTS_OF = {
+    f"{method}_{network}": (f"dlunet.methods.{target}", kind, "dlunet.losses.RobustSegmentationLoss")
+    for method, target in (("sup", "Supervised"), ("ssl", "CrossPseudo"))
+    for network, kind in (("nnunet", "PlainUNet"), ("light", "LightUNet"))
+} | {
+    f"loss_{name}": ("dlunet.methods.Supervised", "PlainUNet", f"dlunet.losses.{loss}")
+    for name, loss in (("dice_ce", "DiceCrossEntropyLoss"), ("nrd_tce", "RobustSegmentationLoss"))
+}
+UNKNOWN = ("mine.Method", "Mine", "mine.Loss")
 PARTS = ("provenance", "predictions", "scores")
 CASES = ("case_1", "case_2", "case_3", "case_4")
 SHAPE = (12, 40, 52)
@@ -69,11 +78,13 @@ def table_3_runs(tmp_path_factory, data):
     return [write_run(sweep, data, name, error=2 - index / 2) for index, name in enumerate(TABLE_3)]
 
 
-def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phantom"):
+def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phantom", parts_of=None):
     """Write a run folder; the larger ``error``, the worse its predictions."""
     run = sweep / name / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "scale": {"name": "cpu"}, "data": {"name": data_name, "root": str(data)}}
+    method, network, loss = parts_of or PARTS_OF.get(name, UNKNOWN)
+    config |= {"method": {"_target_": method}, "network": {"kind": network}, "loss": {"_target_": loss}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     _write_metrics(run / "metrics.csv", seed, error)
     (run / "labels.json").write_text(json.dumps(FLARE22.to_dict()))

@@ -9,7 +9,8 @@ import pytest
 
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, label_set
-from dlunet.reporting import print_report_summary, write_report
+from dlunet.reporting import print_report_summary, tables, write_report
+from dlunet.reporting.runs import group_by_experiment, read_run
 from dlunet.reporting.tables import paper_figures
 
 TABLE_3 = {
@@ -111,6 +112,30 @@ def test_table_3_stands_beside_the_paper_s(page, scores):
         dsc = scores[name]["dsc"]
         expected = [dsc.mean(), *(dsc[scores[name]["organ"] == label.name].mean() for label in FLARE22)]
         assert ours == ["ours (synthetic)"] + [f"{value:.3f}" for value in expected]
+
+
+def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_path):
+    """The name is the user's: a semi-supervised run may be called anything, a supervised one anything as well."""
+    loss = "dlunet.losses.RobustSegmentationLoss"
+    runs = [
+        make_run("a_second_try", parts_of=("dlunet.methods.CrossPseudo", "LightUNet", loss)),
+        make_run("ssl_in_name_alone", parts_of=("dlunet.methods.Supervised", "LightUNet", loss)),
+        make_run("ssl_without_a_row", parts_of=("dlunet.methods.Supervised", "Other", loss)),
+    ]
+    page = Page(write_report(runs, tmp_path / "report"))
+    assert [row[0] for row in page.tables[0][1:]] == ["ssl_in_name_alone", "ssl_without_a_row", "a_second_try"]
+    groups = group_by_experiment([read_run(run) for run in runs])
+    (table,) = tables.paper_tables(tables.score_table(groups, "dsc"), groups)
+    assert {row.name: row.ours is not None for row in table.rows} == {
+        "nnU-Net w/o SSL": False,
+        "nnU-Net w SSL": False,
+        "Light UNet w/o SSL": True,
+        "Light UNet w SSL": True,
+    }
+    (comparison,) = tables.comparisons(tables.score_table(groups, "dsc"), groups)
+    scores = [pd.read_csv(run / "scores" / "scores.csv") for run in runs[:2]]
+    means = [frame.groupby("case")["dsc"].mean().mean() for frame in scores]
+    assert comparison.ours == pytest.approx(means[0] - means[1])
 
 
 def test_the_score_tables_are_those_of_the_folders_with_the_best_in_bold(report, page, scores):
