@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-bench
+LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format bench bench-peers clean
+.PHONY: help setup demo test test-full test-lowest lint format bench bench-peers clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Install everything into .venv, in the versions of constraints.txt
 
@@ -28,6 +29,16 @@ test: $(STAMP)  ## The tests that take minutes at most
 
 test-full: $(STAMP)  ## All tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --hypothesis-profile=full
+
+test-lowest: $(LOWEST)/.installed  ## The fast tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@touch $@
 
 lint: $(STAMP)  ## Style, formatting and types
 	$(BIN)/ruff check .
@@ -60,4 +71,4 @@ $(PEERS)/.installed: benchmarks/constraints.txt
 	@touch $@
 
 clean:  ## Remove the environment and caches; data and runs stay
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf $(VENV) $(PEERS) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache dist

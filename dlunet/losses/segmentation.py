@@ -1,5 +1,8 @@
 """Losses between logits (B, C, z, y, x) and integer targets (B, z, y, x); each returns a scalar.
 
+Each also takes the weights of voxels, (B, z, y, x), 0 or more, and a label whose voxels are ignored, which is to give
+them a weight of 0. Sums over voxels are weighted; a mean over voxels is Σ w·loss / Σ w, and 0 where all weights are.
+
 NRD and TCE are DLUNet's noise-robust pair (eq. 7 and 8); Dice + cross entropy is nnU-Net's.
 """
 
@@ -40,12 +43,19 @@ class NoiseRobustDiceLoss(nn.Module):
         self.batch_dice = batch_dice
         self.include_background = include_background
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+    ) -> Tensor:
         """The mean over classes of the noise-robust ratio."""
+        target, weight = _without_ignored(target, weight, ignore)
         p, y = _probabilities_and_one_hot(logits, target, self.include_background)
         axes = _summed_axes(p, self.batch_dice)
-        difference = (p - y).abs().pow(self.gamma).sum(axes)
-        size = p.square().sum(axes) + y.square().sum(axes) if self.denominator == "squared" else (p + y).sum(axes)
+
+        def total(values: Tensor) -> Tensor:
+            return _weighted(values, weight).sum(axes)
+
+        difference = total((p - y).abs().pow(self.gamma))
+        size = total(p.square()) + total(y.square()) if self.denominator == "squared" else total(p + y)
         return (difference / (size + _EPSILON)).mean()
 
 
@@ -63,17 +73,20 @@ class TaylorCrossEntropyLoss(nn.Module):
             raise ValueError(f"variant must be 'paper' or 'published', not {variant!r}")
         self.variant = variant
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+    ) -> Tensor:
         """The mean over voxels (and, as published, classes)."""
+        target, weight = _without_ignored(target, weight, ignore)
         if self.variant == "published":
             p, y = _probabilities_and_one_hot(logits, target, include_background=True)
             difference = p - y
-            return (difference.abs() + difference.square()).mean() / 2
+            return _mean(difference.abs() + difference.square(), weight) / 2
         _check_same_size(logits, target)
         # The loss needs one probability a voxel: log-softmax and gather avoid a one-hot volume.
         log_q = F.log_softmax(logits.float() if _is_half(logits) else logits, dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
-        return (miss + miss.square() / 2).mean()
+        return _mean(miss + miss.square() / 2, weight)
 
 
 class RobustSegmentationLoss(nn.Module):
@@ -88,9 +101,11 @@ class RobustSegmentationLoss(nn.Module):
         self.nrd = NoiseRobustDiceLoss(denominator=denominator)
         self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+    ) -> Tensor:
         """The sum of both."""
-        return self.nrd(logits, target) + self.tce(logits, target)
+        return self.nrd(logits, target, weight, ignore) + self.tce(logits, target, weight, ignore)
 
 
 class DiceCrossEntropyLoss(nn.Module):
@@ -99,17 +114,46 @@ class DiceCrossEntropyLoss(nn.Module):
     The Dice part is 1 − Dice, so that a perfect prediction gives 0; nnU-Net prints it without the 1.
     """
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+    ) -> Tensor:
         """The sum of both."""
+        target, weight = _without_ignored(target, weight, ignore)
         p, y = _probabilities_and_one_hot(logits, target, include_background=False)
         axes = _summed_axes(p, batch_dice=True)
-        overlap, size = (p * y).sum(axes), (p + y).sum(axes)
+        overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)
         dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
         scores = logits.float() if _is_half(logits) else logits
-        return 1 - dice.mean() + F.cross_entropy(scores, target.long())
+        if weight is None:
+            return 1 - dice.mean() + F.cross_entropy(scores, target.long())
+        by_voxel = F.cross_entropy(scores, target.long(), reduction="none")
+        return 1 - dice.mean() + _mean(by_voxel[:, None], weight)
 
 
 _EPSILON = 1e-5
+
+
+def _without_ignored(target: Tensor, weight: Tensor | None, ignore: int | None) -> tuple[Tensor, Tensor | None]:
+    """Targets and weights in which ignored voxels are background of weight 0."""
+    if weight is not None and weight.shape != target.shape:
+        raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(target.shape)} as the target")
+    if ignore is None:
+        return target, weight
+    ignored = target == ignore
+    kept = torch.ones_like(target, dtype=torch.float32) if weight is None else weight
+    return target.masked_fill(ignored, 0), kept.masked_fill(ignored, 0)
+
+
+def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Values (B, C, z, y, x) times the weights of their voxels."""
+    return values if weight is None else values * weight[:, None]
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean over classes of values (B, C, z, y, x), and their weighted mean over voxels."""
+    if weight is None:
+        return values.mean()
+    return _weighted(values, weight).sum() / (weight.sum() * values.shape[1]).clamp_min(_EPSILON)
 
 
 def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:

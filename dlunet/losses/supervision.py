@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,25 +13,44 @@ class DeepSupervisionLoss(nn.Module):
     """A loss at every decoder level: weights 1, 1/2, 1/4, … with none for the coarsest, normalised to sum 1.
 
     Args:
-        loss: The loss of one level, ``(logits, target) → scalar``.
+        loss: The loss of one level, ``(logits, target) → scalar``; with weights or an ignored label, one that takes
+            these as well.
     """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor | Sequence[Tensor],
+        weight: Tensor | Sequence[Tensor] | None = None,
+        ignore: int | None = None,
+    ) -> Tensor:
         """Weigh the levels.
 
         Args:
             logits: The logits (B, C, …) of each level, finest first, or the finest alone.
             target: One target (B, z, y, x), down-sampled here by nearest neighbour, or one a level.
+            weight: Weights of the voxels, as ``target``; None: all count the same.
+            ignore: A label whose voxels do not count.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
-        targets = [downsample(target, level.shape[2:]) for level in levels] if isinstance(target, Tensor) else target
-        weights = level_weights(len(levels))
-        terms = [w * self.loss(z, y) for w, z, y in zip(weights, levels, targets, strict=True) if w > 0]
+        terms = []
+        for level, (factor, scores, labels) in enumerate(
+            zip(level_weights(len(levels)), levels, _by_level(target, levels), strict=True)
+        ):
+            if factor > 0:
+                given: dict[str, Any] = {} if weight is None else {"weight": _by_level(weight, levels)[level]}
+                given |= {} if ignore is None else {"ignore": ignore}
+                terms.append(factor * self.loss(scores, labels, **given))
         return sum(terms[1:], start=terms[0])
+
+
+def _by_level(volumes: Tensor | Sequence[Tensor], levels: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One volume (B, z, y, x) for each level of logits."""
+    return [downsample(volumes, level.shape[2:]) for level in levels] if isinstance(volumes, Tensor) else volumes
 
 
 class LossSchedule(nn.Module):

@@ -145,15 +145,29 @@ class UNet(nn.Module):
         Raises:
             ValueError: The size of ``x`` is not a multiple of the network's total stride.
         """
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """What the stages make of ``x`` (B, in_channels, z, y, x): features (B, C, …), finest first.
+
+        Raises:
+            ValueError: The size of ``x`` is not a multiple of the network's total stride.
+        """
         self.check_size(x.shape[2:])
         if x.is_cpu:
             # A CPU computes depthwise convolutions several times faster when the channels of a voxel lie together.
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        skips = []
+        features = []
         for stage in self.encoder:
             x = stage(x)
-            skips.append(x)
-        skips.pop()
+            features.append(x)
+        return features
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """The logits that :meth:`forward` returns, from the features of :meth:`encode`."""
+        skips = list(features)
+        del features  # what a level has used is freed before the next one, unless the caller keeps it
+        x = skips.pop()
         every_level = self.training and self.deep_supervision
         logits = []
         for level in self.decoder:

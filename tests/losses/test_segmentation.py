@@ -107,6 +107,50 @@ def test_loss_is_its_formula(loss, by_hand, settings, logits, target):
     assert loss(**settings)(logits.float(), target).item() == pytest.approx(expected, abs=1e-6)
 
 
+def repeated(logits, target, times):
+    """Each voxel of a batch as often as is asked, in a row: a batch of one patch (1, 1, n)."""
+    row = logits.movedim(1, -1)[times > 0], target[times > 0]
+    scores, labels = (values.repeat_interleave(times[times > 0], 0) for values in row)
+    return scores.T[None, :, None, None], labels[None, None, None]
+
+
+@EVERY_LOSS
+def test_a_voxel_of_weight_n_counts_as_n_voxels(loss, logits, target):
+    times = torch.randint(0, 4, SHAPE, generator=torch.Generator().manual_seed(4))
+    assert (times == 0).any()
+    if loss is LOSSES["nrd a sample"]:
+        expected = mean(loss(*repeated(*(x[b : b + 1] for x in (logits, target, times)))) for b in range(SHAPE[0]))
+    else:
+        expected = loss(*repeated(logits, target, times))
+    torch.testing.assert_close(loss(logits, target, weight=times.double()), expected)
+
+
+@EVERY_LOSS
+def test_an_ignored_label_is_as_a_weight_of_zero(loss, logits, target):
+    ignored = torch.rand(SHAPE, generator=torch.Generator().manual_seed(5)) < 0.3
+    labels, kept = target.masked_fill(ignored, 255).to(torch.uint8), (~ignored).double()
+    value = loss(logits.requires_grad_(), labels, ignore=255)
+    torch.testing.assert_close(value, loss(logits, target, weight=kept))
+    torch.testing.assert_close(
+        loss(logits, labels, weight=3 * kept + 1, ignore=255), loss(logits, target, weight=4 * kept)
+    )
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert not gradient.movedim(1, -1)[ignored].any() and gradient.movedim(1, -1)[~ignored].any()
+
+
+@EVERY_LOSS
+def test_nothing_that_counts_costs_nothing_the_network_could_change(loss, logits, target):
+    value = loss(logits.requires_grad_(), torch.full_like(target, 255), ignore=255)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.isfinite() and not gradient.any()
+
+
+@EVERY_LOSS
+def test_weights_of_another_size_are_refused(loss, logits, target):
+    with pytest.raises(ValueError, match=r"weight is \(2, 1, 2, 3\), expected \(2, 2, 2, 3\)"):
+        loss(logits, target, weight=torch.ones(2, 1, 2, 3))
+
+
 @EVERY_LOSS
 def test_gradient_is_that_of_the_loss(loss, logits, target):
     assert torch.autograd.gradcheck(lambda z: loss(z, target), logits.requires_grad_())

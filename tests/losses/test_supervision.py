@@ -50,6 +50,29 @@ def test_one_target_is_brought_to_every_level(levels, label):
     torch.testing.assert_close(loss(levels, label), weighted(levels, strided(label)))
 
 
+class WeightedDistance(nn.Module):
+    """As :class:`MeanDistance`, of the voxels that count."""
+
+    def forward(self, logits, target, weight=None, ignore=None):
+        kept = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
+        return ((logits[:, 0] * (target + 1) * (1 if weight is None else weight))[kept]).sum() / kept.sum()
+
+
+def test_weights_and_the_ignored_label_reach_every_level(levels, label):
+    weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(2))
+    loss, targets = DeepSupervisionLoss(WeightedDistance()), strided(label)
+    for given in ({"weight": weight}, {"ignore": 3}, {"weight": weight, "ignore": 3}):
+        terms = []
+        for index, (z, y) in enumerate(zip(levels[:4], targets[:4], strict=True)):
+            w = strided(weight)[index] if "weight" in given else torch.ones(y.shape)
+            counts = [float(v != given.get("ignore")) for v in y.flatten().tolist()]
+            values = (z[:, 0] * (y + 1) * w).flatten().tolist()
+            terms.append(sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts))
+        expected = (terms[0] + terms[1] / 2 + terms[2] / 4 + terms[3] / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)
+        assert loss(levels, label, **given).item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(loss(levels, label, weight=strided(weight)), loss(levels, label, weight=weight))
+
+
 def test_targets_by_level_are_taken_as_they_are(levels, label):
     loss, own = DeepSupervisionLoss(MeanDistance()), [13 - target for target in strided(label)]
     torch.testing.assert_close(loss(levels, own), weighted(levels, own))

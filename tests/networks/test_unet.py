@@ -162,6 +162,19 @@ def test_training_gives_every_level_and_evaluation_the_finest(kind):
     assert network.eval()(patch).shape == (1, 14, 56, 160, 160)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_encoder_and_decoder_make_up_the_network(training):
+    network = LightUNet(**SMALL).train(training)
+    x = torch.randn(2, 1, 8, 64, 64)
+    features = network.encode(x)
+    assert [tuple(f.shape[:3]) for f in features] == [(2, 2, 8), (2, 3, 8), (2, 4, 4), (2, 5, 2), (2, 6, 1), (2, 6, 1)]
+    kept = [f.clone() for f in features]
+    torch.testing.assert_close(network.decode(features), network(x), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(features, kept, strict=True))  # they can be decoded once more
+    dropped = network.decode([*features[:-1], torch.zeros_like(features[-1])])
+    assert not torch.equal(dropped[0], network(x)[0])
+
+
 def test_without_deep_supervision_only_the_finest_level_has_a_head():
     with torch.device("meta"):
         network = LightUNet(
