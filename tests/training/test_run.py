@@ -1,6 +1,8 @@
 """Training through its real entry points, at a tiny size."""
 
 import csv
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -124,10 +126,36 @@ def test_bad_trainer_settings_end_in_one_message(place, setting):
     assert "Traceback" not in message
 
 
-def test_two_processes_train_on_disjoint_cases(place):
-    train(place, "experiment=ssl_light", "output=two", "trainer.devices=2", "trainer.accelerator=cpu")
-    assert len(metrics(place / "two", "train/loss")) == 8
+NOTING = """
+import os
+from dlunet.sampling import Augmentation
+
+def note(subject):
+    with open(f"cases-{os.getpid()}.txt", "a") as file:
+        print(subject["case"], file=file)
+    return subject
+
+class Noting(Augmentation):
+    def __init__(self):
+        super().__init__()
+        self.after = note
+"""
+
+
+def test_two_processes_train_on_disjoint_cases(place, monkeypatch):
+    """Each process notes the cases of its patches, labelled and unlabelled."""
+    (place / "noting.py").write_text(NOTING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
+    noting = ("augmentation=none", "augmentation._target_=noting.Noting")
+    devices = ("trainer.devices=2", "trainer.accelerator=cpu")
+    train(place, "experiment=ssl_light", "output=two", "sampling.steps_per_epoch=6", *devices, *noting)
+    assert len(metrics(place / "two", "train/loss")) == 12
     assert (place / "two" / "checkpoints" / "best.ckpt").is_file()
+    first, second = (set(path.read_text().split()) for path in place.glob("cases-*.txt"))
+    cases = json.loads((place / "two" / "cases.json").read_text())
+    assert not first & second
+    assert first | second == {*cases["labelled"], *cases["unlabelled"]}
+    assert all(seen & set(cases[part]) for seen in (first, second) for part in ("labelled", "unlabelled"))
 
 
 def test_table_3_goes_through_and_the_report_prints_its_rows(place):
