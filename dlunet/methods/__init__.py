@@ -1,17 +1,23 @@
 """Training methods: how a batch becomes a loss. A new one is a file here and a file in ``conf/method``."""
 
-from dlunet.methods.base import Batch, Method, SegmentationLoss
+from dlunet.methods.base import Averaged, Batch, Method, Progress, SegmentationLoss, Step, Stream, Terms, Trained
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
 
 __all__ = [
+    "Averaged",
     "Batch",
     "CrossPseudo",
     "Method",
+    "Progress",
     "SegmentationLoss",
+    "Step",
+    "Stream",
     "Supervised",
+    "Terms",
+    "Trained",
     "cut_mix",
     "draw_box",
     "draw_masks",

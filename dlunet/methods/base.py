@@ -1,49 +1,157 @@
-"""What a training method is: networks, a batch and a loss in, named losses out. It knows no Lightning."""
+"""What a training method is: it declares its networks and patches, and says how they become a loss.
+
+The frame, :class:`dlunet.training.SegmentationModule`, builds, optimises, averages, logs, validates and checkpoints.
+A method knows no Lightning, and reads like the paper's equations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-#: ``(outputs of a network, target or targets a level) → scalar``
-SegmentationLoss = Callable[[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]], Tensor]
+from dlunet.methods.side_by_side import side_by_side
+
+Result = TypeVar("Result")
+
+#: A step's patches by stream: views (B, 1, z, y, x) by name, and of a labelled stream the ``label`` (B, z, y, x).
+Batch = Mapping[str, Mapping[str, Tensor]]
+
+#: For each trained network the weighted terms of its loss by name.
+Terms = dict[str, dict[str, Tensor]]
 
 
-class Batch(TypedDict, total=False):
-    """One step's patches, (B, 1, z, y, x); sample k of the two unlabelled batches comes from different cases."""
+class SegmentationLoss(Protocol):
+    """A loss of all levels of a network, see :class:`dlunet.losses.DeepSupervisionLoss`."""
 
-    image: Tensor
-    label: Tensor
-    unlabelled_i: Tensor
-    unlabelled_j: Tensor
-
-
-class Method(Protocol):
-    """A way to train. The first network is the one that predicts."""
-
-    #: How many networks of the same kind are trained together.
-    num_networks: int
-
-    #: Whether any epoch uses unlabelled patches, so that a run must have unlabelled cases.
-    needs_unlabelled: bool
-
-    def uses_unlabelled(self, epoch: int) -> bool:
-        """Whether an epoch's batches must hold unlabelled patches."""
+    def __call__(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor | Sequence[Tensor],
+        weight: Tensor | Sequence[Tensor] | None = None,
+        ignore: int | None = None,
+    ) -> Tensor:
+        """The loss, a scalar."""
         ...
 
-    def losses(
-        self,
-        networks: Sequence[nn.Module],
-        batch: Batch,
-        loss: SegmentationLoss,
-        epoch: int,
-        generator: torch.Generator | None = None,
-    ) -> list[dict[str, Tensor]]:
-        """For each network the weighted terms of its loss by name; their sum is what it minimises.
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that the optimiser changes."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A network that is the exponential moving average of a trained one, and gets no gradient.
+
+    Attributes:
+        of: The trained network's role.
+        decay: How much of the average is kept in a step.
+    """
+
+    of: str
+    decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Patches that a step needs.
+
+    Attributes:
+        labelled: Whether they are cut from labelled cases, and come with their labels.
+        views: Names of the views of a patch. All share their geometry, so that a pseudo-label made of one fits the
+            others voxel by voxel. ``weak`` is the patch as it is augmented in any training; what begins with
+            ``strong`` is made of the weak view by the stronger transforms of ``conf/augmentation``.
+        other_than: A stream before this one, whose sample k never comes from the same case as this one's.
+        times: How many patches for one of the batch size.
+    """
+
+    labelled: bool
+    views: tuple[str, ...] = ("weak",)
+    other_than: str | None = None
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Steps done.
+        epoch: Epochs done.
+        fraction: The part of the run that is done, 0 to 1.
+    """
+
+    step: int
+    epoch: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method sees of one step.
+
+    Attributes:
+        networks: By role.
+        batch: By stream, see :data:`Batch`.
+        loss: For true labels.
+        pseudo_loss: For pseudo-labels.
+        progress: How far the run is.
+        generator: The source of the step's own draws.
+    """
+
+    networks: Mapping[str, nn.Module]
+    batch: Batch
+    loss: SegmentationLoss
+    pseudo_loss: SegmentationLoss
+    progress: Progress
+    generator: torch.Generator
+
+    def each(self, function: Callable[..., Result], roles: Sequence[str], *arguments: Sequence) -> dict[str, Result]:
+        """Call ``function(network, …)`` for some networks, at the same time where that is faster.
+
+        Args:
+            function: What a network does; it must not touch another's parameters.
+            roles: The networks.
+            arguments: Further arguments, an entry a network.
+        """
+        networks = [self.networks[role] for role in roles]
+        device = next(iter(self.batch["labelled"].values())).device
+        return dict(zip(roles, side_by_side(function, networks, *arguments, device=device), strict=True))
+
+
+class Method(nn.Module):
+    """A way to train. A module, so that a method's own state is moved and checkpointed.
+
+    Attributes:
+        networks: What each network is, by role.
+        predicts: The role that is validated and used for prediction.
+        streams: The patches of a step by name; ``labelled`` is always there.
+        supervised_epochs: Epochs in which only labelled streams are drawn. The paper has none; a short run needs some,
+            since networks that know nothing teach nothing.
+    """
+
+    networks: Mapping[str, Trained | Averaged]
+    predicts: str
+    streams: Mapping[str, Stream]
+    supervised_epochs: int = 0
+
+    @property
+    def needs_unlabelled(self) -> bool:
+        """Whether a run must have unlabelled cases."""
+        return any(not stream.labelled for stream in self.streams.values())
+
+    def streams_in(self, epoch: int) -> dict[str, Stream]:
+        """The streams of an epoch's steps."""
+        supervised = epoch < self.supervised_epochs
+        return {name: stream for name, stream in self.streams.items() if stream.labelled or not supervised}
+
+    def losses(self, step: Step) -> Terms:
+        """For each trained network the weighted terms of its loss by name; their sum is what it minimises.
 
         A network's terms depend on its own parameters alone.
         """
-        ...
+        raise NotImplementedError

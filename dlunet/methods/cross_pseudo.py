@@ -2,69 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from dlunet.losses import downsample
-from dlunet.methods.base import Batch, SegmentationLoss
+from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 from dlunet.methods.cutmix import cut_mix, draw_masks
-from dlunet.methods.side_by_side import side_by_side
 
 
-class CrossPseudo:
+class CrossPseudo(Method):
     """Each network learns from the labels, and from the other's pseudo-labels on a mixed unlabelled patch.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms, from the published code; it has no ramp-up.
         boxes: CutMix boxes a patch.
-        supervised_epochs: Epochs in which both networks see labels only, before they teach each other. The paper has
-            none; a short run needs some, since networks that know nothing teach each other nothing.
+        supervised_epochs: See :class:`Method`.
     """
 
-    num_networks = 2
-    needs_unlabelled = True
+    networks = {"a": Trained(), "b": Trained()}  # noqa: RUF012
+    predicts = "a"
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "unlabelled_i": Stream(labelled=False),
+        "unlabelled_j": Stream(labelled=False, other_than="unlabelled_i"),
+    }
 
     def __init__(self, unlabelled_weight: float = 0.8, boxes: int = 3, supervised_epochs: int = 0) -> None:
+        super().__init__()
         self.unlabelled_weight = unlabelled_weight
         self.boxes = boxes
         self.supervised_epochs = supervised_epochs
 
-    def uses_unlabelled(self, epoch: int) -> bool:
-        """Whether the supervised epochs are over."""
-        return epoch >= self.supervised_epochs
-
-    def losses(
-        self,
-        networks: Sequence[nn.Module],
-        batch: Batch,
-        loss: SegmentationLoss,
-        epoch: int,
-        generator: torch.Generator | None = None,
-    ) -> list[dict[str, Tensor]]:
+    def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
-        a, b = networks
-        image, label = batch["image"], batch["label"]
+        image, label = step.batch["labelled"]["weak"], step.batch["labelled"]["label"]
 
-        def from_labels(network: nn.Module, name: str) -> dict[str, Tensor]:
-            return {f"labelled_{name}": loss(network(image), label)}
+        def from_labels(network: nn.Module) -> dict[str, Tensor]:
+            return {"labelled": step.loss(network(image), label)}
 
-        if not self.uses_unlabelled(epoch):
-            return side_by_side(from_labels, (a, b), "ab", device=image.device)
-        x_i, x_j = batch["unlabelled_i"], batch["unlabelled_j"]
-        masks = draw_masks(len(x_i), x_i.shape[2:], self.boxes, generator).to(x_i.device)
+        if "unlabelled_i" not in step.batch:
+            return step.each(from_labels, "ab")
+        x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
+        masks = draw_masks(len(x_i), x_i.shape[2:], self.boxes, step.generator).to(x_i.device)
         x_ij = cut_mix(x_i, x_j, masks)
 
         def teach(network: nn.Module) -> list[Tensor]:
             return mixed_pseudo_labels(network, x_i, x_j, masks)
 
-        def learn(network: nn.Module, name: str, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
-            labelled = from_labels(network, name)
-            return {**labelled, f"unlabelled_{name}": self.unlabelled_weight * loss(network(x_ij), pseudo_labels)}
+        def learn(network: nn.Module, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
+            labelled = from_labels(network)
+            return {**labelled, "unlabelled": self.unlabelled_weight * step.pseudo_loss(network(x_ij), pseudo_labels)}
 
-        by_a, by_b = side_by_side(teach, (a, b), device=image.device)
-        return side_by_side(learn, (a, b), "ab", (by_b, by_a), device=image.device)
+        by = step.each(teach, "ab")
+        return step.each(learn, "ab", (by["b"], by["a"]))
 
 
 @torch.no_grad()

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
-
-from dlunet.methods.base import Batch, SegmentationLoss
+from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 
 
-class Supervised:
+class Supervised(Method):
     """One network, labelled patches."""
 
-    num_networks = 1
-    needs_unlabelled = False
+    networks = {"a": Trained()}  # noqa: RUF012
+    predicts = "a"
+    streams = {"labelled": Stream(labelled=True)}  # noqa: RUF012
 
-    def uses_unlabelled(self, epoch: int) -> bool:
-        """Never."""
-        return False
-
-    def losses(
-        self,
-        networks: Sequence[nn.Module],
-        batch: Batch,
-        loss: SegmentationLoss,
-        epoch: int,
-        generator: torch.Generator | None = None,
-    ) -> list[dict[str, Tensor]]:
+    def losses(self, step: Step) -> Terms:
         """The loss on the labelled patch."""
-        (network,) = networks
-        return [{"labelled_a": loss(network(batch["image"]), batch["label"])}]
+        labelled = step.batch["labelled"]
+        return {"a": {"labelled": step.loss(step.networks["a"](labelled["weak"]), labelled["label"])}}

@@ -22,6 +22,12 @@ from dlunet.preparation import Plan
 #: The key in a checkpoint under which the description lies.
 KEY = "dlunet"
 
+#: In the description of a checkpoint, what the names of the weights of the network that predicts begin with.
+WEIGHTS = "weights"
+
+#: The same in files of version 0.1, and in those that hold one network.
+FIRST = "networks.0."
+
 #: The version of the description. A file that says more than is known here is refused.
 FORMAT = 1
 
@@ -92,7 +98,7 @@ def load_bundle(path: Path) -> Bundle:
         described = values[KEY]
         plan, labels = read_description(described)
         network = build_network(described["network"])
-        prefix = "networks.0."
+        prefix = described.get(WEIGHTS, FIRST)
         weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(weights)
         network.check_size(plan.patch_size)
@@ -137,7 +143,8 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             described = json.loads((file.metadata() or {})[KEY])
-            weights = {f"networks.0.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            prefix = described.get(WEIGHTS, FIRST)
+            weights = {f"{prefix}{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({error}); expected one that `dlunet export` wrote"

@@ -24,6 +24,7 @@ class Augmentation:
         affine_probability: How often a patch is turned, and, independently of that, how often it is scaled.
         intensity: Transforms of the image's values, in order.
         flip: Mirroring.
+        strong: Transforms of the image's values that make a strong view of a patch out of the patch.
     """
 
     def __init__(
@@ -32,10 +33,16 @@ class Augmentation:
         affine_probability: float = 0.0,
         intensity: Sequence[tio.Transform] = (),
         flip: tio.Transform | None = None,
+        strong: Sequence[tio.Transform] = (),
     ) -> None:
         self.affine = affine
         self.affine_probability = affine_probability
         self.after = tio.Compose([*intensity, *([flip] if flip is not None else [])])
+        self.strong = tio.Compose(list(strong))
+
+    def strengthen(self, image: tio.Image) -> tio.ScalarImage:
+        """A strong view of a patch that is augmented already: the same geometry, other values."""
+        return self.strong(tio.ScalarImage(tensor=image.data.clone(), affine=image.affine))
 
     def draw_affine(self) -> tio.Affine | None:
         """Draw whether the next patch is rotated, scaled, or both, and how."""

@@ -12,11 +12,14 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
-from dlunet.methods import Batch, Method
+from dlunet.methods import Method, Stream
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
+
+#: The view that a patch has in any training.
+WEAK = "weak"
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +68,10 @@ class PatchDataModule(lightning.LightningDataModule):
         Raises:
             UserError: There are too few cases.
         """
-        self._check_count("labelled", len(self.prepared.labelled), processes)
+        for name, stream in self.method.streams.items():
+            kind = "labelled" if stream.labelled else "unlabelled"
+            self._check_count(kind, len(getattr(self.prepared, kind)), len(self._group(name)) * processes)
         if self.method.needs_unlabelled:
-            self._check_count("unlabelled", len(self.prepared.unlabelled), 2 * processes)
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:
                 logger.info(
@@ -80,40 +84,43 @@ class PatchDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """The streams of the current epoch."""
         assert self.trainer is not None
-        streams = {"labelled": self._loader(self.prepared.labelled, stream=0)}
-        if self.method.uses_unlabelled(self.trainer.current_epoch):
-            streams["unlabelled_i"] = self._loader(self.prepared.unlabelled, stream=1)
-            streams["unlabelled_j"] = self._loader(self.prepared.unlabelled, stream=2)
-        return CombinedLoader(streams, mode="min_size")
+        wanted = self.method.streams_in(self.trainer.current_epoch)
+        return CombinedLoader({name: self._loader(name, stream) for name, stream in wanted.items()}, mode="min_size")
 
     def val_dataloader(self) -> DataLoader:
         """Whole prepared cases, one at a time."""
         return DataLoader(_WholeCases(self.prepared.validation), batch_size=None)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn the streams' subjects into a :class:`Batch`."""
+        """Turn the streams' subjects into a :data:`Batch`."""
         if "labelled" not in batch:
             return batch
-        patches = Batch(
-            image=batch["labelled"]["image"][tio.DATA],
-            label=batch["labelled"]["label"][tio.DATA][:, 0],
-        )
-        if "unlabelled_i" in batch:
-            patches["unlabelled_i"] = batch["unlabelled_i"]["image"][tio.DATA]
-            patches["unlabelled_j"] = batch["unlabelled_j"]["image"][tio.DATA]
-        return patches
+        return {name: self._views(subjects, self.method.streams[name]) for name, subjects in batch.items()}
 
-    def _loader(self, cases: tuple[PreparedCase, ...], stream: int) -> tio.SubjectsLoader:
+    @staticmethod
+    def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:
+        views = {view: subjects["image" if view == WEAK else view][tio.DATA] for view in stream.views}
+        return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.labelled else views
+
+    def _group(self, name: str) -> list[str]:
+        """The streams that must differ in their cases from a stream, itself included, in the order of the method."""
+        streams = self.method.streams
+        first = streams[name].other_than or name
+        return [other for other, stream in streams.items() if first in (other, stream.other_than)]
+
+    def _loader(self, name: str, stream: Stream) -> tio.SubjectsLoader:
         assert self.trainer is not None
         rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
-        labelled = stream == 0
+        cases = self.prepared.labelled if stream.labelled else self.prepared.unlabelled
+        names, group = list(self.method.streams), self._group(name)
+        batch_size = self.batch_size * stream.times
         order = draw_order(
             len(cases),
-            items=self.steps_per_epoch * self.batch_size,
-            seed=[self.seed, 0 if labelled else 1, epoch],
+            items=self.steps_per_epoch * batch_size,
+            seed=[self.seed, names.index(group[0]), epoch],
             rank=rank,
             world_size=world_size,
-            shift=len(cases) // (2 * world_size) if stream == 2 else 0,
+            shift=group.index(name) * (len(cases) // (len(group) * world_size)),
         )
         dataset = PatchDataset(
             cases,
@@ -121,14 +128,15 @@ class PatchDataModule(lightning.LightningDataModule):
             self.sampler,
             self.augmentation,
             self.prepared.plan.spacing,
-            with_labels=labelled,
-            seed=[self.seed, stream, epoch, rank],
+            with_labels=stream.labelled,
+            views=[view for view in stream.views if view != WEAK],
+            seed=[self.seed, names.index(name), epoch, rank],
         )
         # An item is one patch, already in random order: the queue has nothing to shuffle, and holds a batch at a time
         # so that its workers are never idle while it fills.
         queue = tio.Queue(
             dataset,
-            max_length=self.batch_size,
+            max_length=batch_size,
             samples_per_volume=1,
             sampler=self.sampler,
             num_workers=self.num_workers,
@@ -136,7 +144,7 @@ class PatchDataModule(lightning.LightningDataModule):
             shuffle_patches=False,
             start_background=self.num_workers > 0,
         )
-        return tio.SubjectsLoader(queue, batch_size=self.batch_size, num_workers=0)
+        return tio.SubjectsLoader(queue, batch_size=batch_size, num_workers=0)
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

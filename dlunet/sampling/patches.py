@@ -24,6 +24,7 @@ class PatchDataset(tio.SubjectsDataset):
         augmentation: Applied to the crop.
         spacing: Voxel size (z, y, x) in mm.
         with_labels: Whether label maps are read.
+        views: Names of stronger views of each patch, made of the patch itself.
         seed: Seeds of the stream: run, stream, epoch, rank.
     """
 
@@ -36,6 +37,7 @@ class PatchDataset(tio.SubjectsDataset):
         spacing: Sequence[float],
         with_labels: bool,
         seed: Sequence[int],
+        views: Sequence[str] = (),
     ) -> None:
         # TorchIO's constructor wants whole subjects; here a subject exists only once it is drawn.
         self.cases = cases
@@ -45,6 +47,7 @@ class PatchDataset(tio.SubjectsDataset):
         self.spacing = tuple(spacing)
         self.with_labels = with_labels
         self.seed = tuple(seed)
+        self.views = tuple(views)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -58,7 +61,10 @@ class PatchDataset(tio.SubjectsDataset):
         generator = np.random.default_rng(seeds)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seeds.generate_state(1)[0]))
-            return self._draw(self.cases[self.order[index]], generator)
+            patch = self._draw(self.cases[self.order[index]], generator)
+            for view in self.views:
+                patch.add_image(self.augmentation.strengthen(patch.get_first_image()), view)
+            return patch
 
     def _draw(self, case: PreparedCase, generator: np.random.Generator) -> tio.Subject:
         centre = self.sampler.draw_centre(case, generator)

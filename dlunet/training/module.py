@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lightning
@@ -10,26 +10,28 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Batch, Method, side_by_side
-from dlunet.networks import UNet, describe
-from dlunet.networks.bundle import KEY
+from dlunet.methods import Averaged, Batch, Method, Progress, Step, Trained, side_by_side
+from dlunet.networks import describe
+from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
 from dlunet.training.schedules import Schedule
 
 
 class SegmentationModule(lightning.LightningModule):
-    """Trains one or two networks by a method, with manual optimisation.
+    """Trains the networks of a method, with manual optimisation.
 
     Args:
-        networks: As many as the method asks for; the first is validated and used for prediction.
+        networks: Those that the method trains, by role.
         network_description: See :func:`dlunet.networks.describe`.
         method: How a batch becomes losses.
         loss: The loss of one decoder level, or a schedule of such losses.
+        pseudo_loss: The same for pseudo-labels; None: as ``loss``.
         optimizer: Makes an optimiser from parameters.
         schedule: Factor of the base learning rate over the run.
         plan: The plan of the prepared cases.
@@ -40,7 +42,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def __init__(
         self,
-        networks: Sequence[UNet],
+        networks: Mapping[str, nn.Module],
         network_description: dict[str, Any],
         method: Method,
         loss: nn.Module,
@@ -50,13 +52,19 @@ class SegmentationModule(lightning.LightningModule):
         labels: LabelSet,
         gradient_clip: float = 12.0,
         seed: int = 0,
+        pseudo_loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.networks = nn.ModuleList(networks)
+        self.networks = nn.ModuleDict(networks)
+        for role, kind in method.networks.items():
+            if isinstance(kind, Averaged):
+                average = AveragedModel(networks[kind.of], multi_avg_fn=get_ema_multi_avg_fn(kind.decay))
+                self.networks[role] = average.requires_grad_(False)
         self.network_description = network_description
         self.method = method
         self.loss = loss
+        self.pseudo_loss = pseudo_loss or loss
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.plan = plan
@@ -67,32 +75,38 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """One optimiser with a group a network: mixed precision changes its scale once a step, after all gradients."""
-        return self.make_optimizer([{"params": list(network.parameters())} for network in self.networks])
+        return self.make_optimizer([{"params": list(network.parameters())} for network in self._trained])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise the sum of the method's losses."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         self._set_learning_rate(optimizer, batch_idx)
-        loss = self.loss.at(self.current_epoch) if isinstance(self.loss, LossSchedule) else self.loss
-        terms = self.method.losses(
-            list(self.networks), batch, DeepSupervisionLoss(loss), self.current_epoch, self._generator(batch_idx)
+        step = Step(
+            networks=dict(self.networks.items()),
+            batch=batch,
+            loss=self._in_force(self.loss),
+            pseudo_loss=self._in_force(self.pseudo_loss),
+            progress=self._progress(batch_idx),
+            generator=self._generator(batch_idx),
         )
+        terms = self.method.losses(step)
         optimizer.zero_grad()
-        self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms])
+        self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
         optimizer.step()
-        values = {name: value.detach() for of_network in terms for name, value in of_network.items()}
+        self._average()
+        values = {f"{name}_{role}": value.detach() for role, named in terms.items() for name, value in named.items()}
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
         self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)
         self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here, each network on its own: by now mixed precision has unscaled the gradients."""
-        for network in self.networks:
+        for network in self._trained:
             nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Segment a whole prepared case with the first network."""
-        prediction = predict_logits(self.networks[0], batch["image"], self.plan.patch_size).argmax(0)
+        """Segment a whole prepared case with the network that predicts."""
+        prediction = predict_logits(self.networks[self.method.predicts], batch["image"], self.plan.patch_size).argmax(0)
         label = batch["label"].long()
         prediction[~torch.isin(prediction, label.unique())] = 0  # an organ counts in the cases that show it
         self.dice.update(prediction[None], label[None])
@@ -107,7 +121,23 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what prediction needs."""
-        checkpoint[KEY] = describe(self.network_description, self.plan, self.labels)
+        prefix = f"networks.{self.method.predicts}."
+        if isinstance(self.method.networks[self.method.predicts], Averaged):
+            prefix += "module."
+        checkpoint[KEY] = {**describe(self.network_description, self.plan, self.labels), WEIGHTS: prefix}
+
+    @property
+    def _trained(self) -> list[nn.Module]:
+        kinds = self.method.networks
+        return [network for role, network in self.networks.items() if isinstance(kinds[role], Trained)]
+
+    def _in_force(self, loss: nn.Module) -> DeepSupervisionLoss:
+        return DeepSupervisionLoss(loss.at(self.current_epoch) if isinstance(loss, LossSchedule) else loss)
+
+    def _average(self) -> None:
+        for role, kind in self.method.networks.items():
+            if isinstance(kind, Averaged):
+                cast(AveragedModel, self.networks[role]).update_parameters(self.networks[kind.of])
 
     def _backward(self, losses: list[Tensor]) -> None:
         """Each network's gradients at the same time; in one pass where processes average them among each other."""
@@ -123,6 +153,12 @@ class SegmentationModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * factor
+
+    def _progress(self, batch_idx: int) -> Progress:
+        assert self.trainer.max_epochs is not None
+        steps = int(self.trainer.num_training_batches)
+        step = self.current_epoch * steps + batch_idx
+        return Progress(step, self.current_epoch, step / (self.trainer.max_epochs * steps))
 
     def _generator(self, batch_idx: int) -> torch.Generator:
         """The draws of a step depend on the step alone, so that a resumed run repeats them."""

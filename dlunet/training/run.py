@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_if_changed, write_text
+from dlunet.methods import Trained
 from dlunet.networks import UNet, build_network
 from dlunet.parallel import end_processes
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
@@ -170,8 +171,8 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     """The networks, the method and the loss of a config."""
     method = instantiate(config.method)
     description = {**_plain(config.network), "num_classes": prepared.labels.num_classes}
-    networks = _build_networks(description, method.num_networks)
-    _check_patch(networks[0], prepared.plan.patch_size)
+    networks = _build_networks(description, [role for role, kind in method.networks.items() if kind == Trained()])
+    _check_patch(next(iter(networks.values())), prepared.plan.patch_size)
     return SegmentationModule(
         networks=networks,
         network_description=description,
@@ -221,9 +222,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def _build_networks(description: dict[str, Any], count: int) -> list[UNet]:
+def _build_networks(description: dict[str, Any], roles: list[str]) -> dict[str, UNet]:
     try:
-        return [build_network(description) for _ in range(count)]
+        return {role: build_network(description) for role in roles}
     except (TypeError, ValueError) as error:
         raise UserError(f"network: {error}; check the network settings") from None
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dlunet.methods import CrossPseudo, draw_masks
+from dlunet.methods import CrossPseudo, Progress, Step, draw_masks
 
 CLASSES, BATCH, PATCH = 3, 2, (8, 12, 16)
 SEED, WEIGHT = 5, 0.8
@@ -57,10 +57,12 @@ def batch():
 
 def run(networks, batch, epoch=0, loss=level_loss, **settings):
     """The terms of both networks together."""
-    generator = torch.Generator().manual_seed(SEED)
-    of_a, of_b = CrossPseudo(**settings).losses(list(networks.values()), batch, loss, epoch, generator)
-    assert all(name.endswith("_a") for name in of_a) and all(name.endswith("_b") for name in of_b)
-    return of_a | of_b
+    streams = {"labelled": {"weak": batch["image"], "label": batch["label"]}}
+    streams |= {name: {"weak": patches} for name, patches in batch.items() if name.startswith("unlabelled")}
+    progress = Progress(step=10 * epoch, epoch=epoch, fraction=0.5)
+    step = Step(networks, streams, loss, loss, progress, torch.Generator().manual_seed(SEED))
+    terms = CrossPseudo(**settings).losses(step)
+    return {f"{name}_{role}": value for role, named in terms.items() for name, value in named.items()}
 
 
 @pytest.fixture
@@ -159,7 +161,7 @@ def test_patch_and_both_pseudo_labels_are_cut_with_one_mask():
 
 def test_supervised_epochs_need_and_use_no_unlabelled_patches(networks, batch, expected):
     method = CrossPseudo(supervised_epochs=2)
-    assert [method.uses_unlabelled(epoch) for epoch in range(4)] == [False, False, True, True]
+    assert [len(method.streams_in(epoch)) for epoch in range(4)] == [1, 1, 3, 3]
     labelled = {name: batch[name] for name in ("image", "label")}
     terms = run(networks, labelled, epoch=1, supervised_epochs=2)
     assert terms == {name: expected[name] for name in ("labelled_a", "labelled_b")}
