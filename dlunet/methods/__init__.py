@@ -3,6 +3,8 @@
 from dlunet.methods.base import Averaged, Batch, Method, Progress, SegmentationLoss, Step, Stream, Terms, Trained
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
+from dlunet.methods.mean_teacher import MeanTeacher
+from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
 
@@ -10,6 +12,7 @@ __all__ = [
     "Averaged",
     "Batch",
     "CrossPseudo",
+    "MeanTeacher",
     "Method",
     "Progress",
     "SegmentationLoss",
@@ -23,4 +26,5 @@ __all__ = [
     "draw_masks",
     "mixed_pseudo_labels",
     "side_by_side",
+    "sigmoid_ramp",
 ]

@@ -61,7 +61,8 @@ def train(config: DictConfig) -> Path:
     check_login(config.logger)
     dataset = open_dataset(config)
     complete_plan(config, dataset)
-    images = 2 + 2 * (len(dataset.unlabelled) > 0)  # image and label, and two unlabelled images
+    streams = instantiate(config.method).streams.values()
+    images = sum(stream.times * (len(stream.views) + stream.labelled) for stream in streams)
     check_workers(config.sampling.num_workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():
         epochs_done = folder.begin(_plain(config))

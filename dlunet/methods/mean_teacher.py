@@ -1,0 +1,56 @@
+"""Mean Teacher: the student agrees with its own moving average (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.ramps import sigmoid_ramp
+
+
+class MeanTeacher(Method):
+    """The student learns from the labels, and to see in a strong view what its teacher sees in the weak one.
+
+    The consistency is the mean squared difference of the two softmax outputs (eq. 1), on unlabelled patches; the
+    teacher's weights are θ' ← α·θ' + (1 − α)·θ after each step (eq. 2), and the teacher predicts.
+
+    Args:
+        consistency_weight: Weight of the consistency at the end of its ramp.
+        ramp: The part of the run over which the weight rises, by exp(−5(1 − t)²).
+        decay: α.
+        supervised_epochs: See :class:`Method`.
+    """
+
+    predicts = "teacher"
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "unlabelled": Stream(labelled=False, views=("weak", "strong")),
+    }
+
+    def __init__(
+        self, consistency_weight: float = 1.0, ramp: float = 0.4, decay: float = 0.99, supervised_epochs: int = 0
+    ) -> None:
+        super().__init__()
+        self.networks = {"student": Trained(), "teacher": Averaged("student", decay)}
+        self.consistency_weight = consistency_weight
+        self.ramp = ramp
+        self.supervised_epochs = supervised_epochs
+
+    def losses(self, step: Step) -> Terms:
+        """The labelled term and, once the supervised epochs are over, the consistency."""
+        student, labelled = step.networks["student"], step.batch["labelled"]
+        terms = {"labelled": step.loss(student(labelled["weak"]), labelled["label"])}
+        if "unlabelled" in step.batch:
+            views = step.batch["unlabelled"]
+            with torch.no_grad():
+                seen = _probabilities(step.networks["teacher"](views["weak"]))
+            difference = (_probabilities(student(views["strong"])) - seen).square().mean()
+            weight = self.consistency_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
+            terms["consistency"] = weight * difference
+        return {"student": terms}
+
+
+def _probabilities(outputs: Tensor | list[Tensor]) -> Tensor:
+    """Softmax of a network's finest logits."""
+    return (outputs if isinstance(outputs, Tensor) else outputs[0]).float().softmax(1)
