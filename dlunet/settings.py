@@ -51,6 +51,7 @@ RULES: dict[str, Rule] = {
     "optimizer.algorithm.lr": POSITIVE,
     "optimizer.gradient_clip": POSITIVE,
     "method.unlabelled_weight": (lambda value: _number(value, -1e-9), "a number, 0 or more"),
+    "method.threshold": (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1"),
     "method.boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),

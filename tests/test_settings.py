@@ -40,6 +40,7 @@ WRONG = [
     "optimizer.algorithm.lr=.inf",
     "optimizer.gradient_clip=-1",
     "method.unlabelled_weight=-1",
+    "+method.threshold=1.5",
     "method.boxes=-1",
     "method.supervised_epochs=soon",
     "seed=-1",

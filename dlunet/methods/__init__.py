@@ -3,7 +3,10 @@
 from dlunet.methods.base import Averaged, Batch, Method, Progress, SegmentationLoss, Step, Stream, Terms, Trained
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
+from dlunet.methods.entropy_minimisation import EntropyMinimisation
+from dlunet.methods.fixmatch import FixMatch
 from dlunet.methods.mean_teacher import MeanTeacher
+from dlunet.methods.outputs import finest, probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
@@ -12,6 +15,8 @@ __all__ = [
     "Averaged",
     "Batch",
     "CrossPseudo",
+    "EntropyMinimisation",
+    "FixMatch",
     "MeanTeacher",
     "Method",
     "Progress",
@@ -24,7 +29,9 @@ __all__ = [
     "cut_mix",
     "draw_box",
     "draw_masks",
+    "finest",
     "mixed_pseudo_labels",
+    "probabilities",
     "side_by_side",
     "sigmoid_ramp",
 ]

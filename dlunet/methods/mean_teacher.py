@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.outputs import probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 
 
@@ -44,13 +44,8 @@ class MeanTeacher(Method):
         if "unlabelled" in step.batch:
             views = step.batch["unlabelled"]
             with torch.no_grad():
-                seen = _probabilities(step.networks["teacher"](views["weak"]))
-            difference = (_probabilities(student(views["strong"])) - seen).square().mean()
+                seen = probabilities(step.networks["teacher"](views["weak"]))
+            difference = (probabilities(student(views["strong"])) - seen).square().mean()
             weight = self.consistency_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
             terms["consistency"] = weight * difference
         return {"student": terms}
-
-
-def _probabilities(outputs: Tensor | list[Tensor]) -> Tensor:
-    """Softmax of a network's finest logits."""
-    return (outputs if isinstance(outputs, Tensor) else outputs[0]).float().softmax(1)

@@ -1,0 +1,47 @@
+"""FixMatch: what is sure in a weak view is the label of a strong one (Sohn et al. 2020, arXiv 2001.07685)."""
+
+from __future__ import annotations
+
+import torch
+
+from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.outputs import probabilities
+
+
+class FixMatch(Method):
+    """One network teaches itself: the weak view's classes, where they are sure, are the targets of the strong view.
+
+    Equation 4, voxel by voxel: the mean over all voxels of 1(max q ≥ τ)·H(argmax q, p). The loss averages over the sure
+    voxels, so it is multiplied by their share.
+
+    Args:
+        threshold: τ.
+        unlabelled_weight: λ of the total loss.
+        supervised_epochs: See :class:`Method`.
+    """
+
+    networks = {"a": Trained()}  # noqa: RUF012
+    predicts = "a"
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "unlabelled": Stream(labelled=False, views=("weak", "strong")),
+    }
+
+    def __init__(self, threshold: float = 0.95, unlabelled_weight: float = 1.0, supervised_epochs: int = 0) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.unlabelled_weight = unlabelled_weight
+        self.supervised_epochs = supervised_epochs
+
+    def losses(self, step: Step) -> Terms:
+        """The labelled term and, once the supervised epochs are over, that of the sure voxels."""
+        network, labelled = step.networks["a"], step.batch["labelled"]
+        terms = {"labelled": step.loss(network(labelled["weak"]), labelled["label"])}
+        if "unlabelled" in step.batch:
+            views = step.batch["unlabelled"]
+            with torch.no_grad():
+                confidence, pseudo_label = probabilities(network(views["weak"])).max(1)
+            sure = (confidence >= self.threshold).to(confidence.dtype)
+            unlabelled = step.pseudo_loss(network(views["strong"]), pseudo_label, weight=sure)
+            terms["unlabelled"] = self.unlabelled_weight * sure.mean() * unlabelled
+        return {"a": terms}

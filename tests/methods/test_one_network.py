@@ -1,0 +1,110 @@
+"""Methods with one network that learns from unlabelled patches, against their equations written out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dlunet.losses import DeepSupervisionLoss
+from dlunet.methods import EntropyMinimisation, FixMatch, Progress, Step
+
+PATCH, CLASSES, BATCH = (3, 4, 5), 4, 2
+
+
+class Levels(nn.Module):
+    """A network with a fine and a coarse output."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv3d(1, CLASSES, 3, padding=1)
+        self.coarse = nn.Conv3d(1, CLASSES, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return [5 * self.fine(x), self.coarse(x)]
+
+
+class VoxelCrossEntropy(nn.Module):
+    """Cross entropy, averaged over voxels by their weights."""
+
+    def forward(self, logits, target, weight=None):
+        values = F.cross_entropy(logits, target, reduction="none")
+        return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+
+
+@pytest.fixture
+def make_step():
+    generator = torch.Generator().manual_seed(1)
+    draw = {"generator": generator, "dtype": torch.float64}
+    image, weak, strong = (torch.randn(BATCH, 1, *PATCH, **draw) for _ in range(3))
+    label = torch.randint(0, CLASSES, (BATCH, *PATCH), generator=generator)
+    batch = {"labelled": {"weak": image, "label": label}, "unlabelled": {"weak": weak, "strong": strong}}
+    torch.manual_seed(0)
+    network, loss = Levels().double(), DeepSupervisionLoss(VoxelCrossEntropy())
+
+    def make(fraction=1.0, **without):
+        seen = {name: views for name, views in batch.items() if name not in without}
+        return Step({"a": network}, seen, loss, loss, Progress(3, 1, fraction), torch.Generator())
+
+    return make
+
+
+def voxels(network, x):
+    """The fine output's class probabilities of each voxel, as Python floats."""
+    p = network(x)[0].softmax(1).movedim(1, -1)
+    return [p[index].tolist() for index in itertools.product(range(BATCH), *map(range, PATCH))]
+
+
+@pytest.mark.parametrize("method", [EntropyMinimisation(supervised_epochs=2), FixMatch(supervised_epochs=2)])
+def test_the_labelled_term_alone_before_unlabelled_patches_come(method, make_step):
+    assert method.needs_unlabelled and list(method.streams_in(1)) == ["labelled"]
+    assert list(method.streams_in(2)) == ["labelled", "unlabelled"]
+    step = make_step(unlabelled=True)
+    terms = method.losses(step)["a"]
+    labelled = step.batch["labelled"]
+    expected = F.cross_entropy(step.networks["a"](labelled["weak"])[0], labelled["label"])
+    assert terms.keys() == {"labelled"}
+    torch.testing.assert_close(terms["labelled"], expected)
+
+
+@pytest.mark.parametrize(("fraction", "ramp"), [(0.1, math.exp(-5 * 0.5**2)), (0.2, 1), (1, 1)])
+def test_entropy(make_step, fraction, ramp):
+    step = make_step(fraction)
+    terms = EntropyMinimisation(entropy_weight=0.3, ramp=0.2).losses(step)["a"]
+    seen = voxels(step.networks["a"], step.batch["unlabelled"]["weak"])
+    entropy = sum(-sum(p * math.log(p) for p in voxel) / math.log(CLASSES) for voxel in seen) / len(seen)
+    assert terms["entropy"].item() == pytest.approx(0.3 * ramp * entropy, rel=1e-9)
+
+
+def test_the_entropy_of_what_is_certain_is_0_with_a_gradient(make_step):
+    step = make_step()
+    with torch.no_grad():
+        step.networks["a"].fine.weight.mul_(1e6)
+    terms = EntropyMinimisation().losses(step)["a"]
+    terms["entropy"].backward()
+    assert terms["entropy"].item() == pytest.approx(0, abs=1e-6)
+    assert step.networks["a"].fine.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.9, 1.1])
+def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(make_step, threshold):
+    step = make_step()
+    network, views = step.networks["a"], step.batch["unlabelled"]
+    taught, learnt = voxels(network, views["weak"]), voxels(network, views["strong"])
+    sure = [max(q) >= threshold for q in taught]
+    assert {0.0: all(sure), 0.9: any(sure) and not all(sure), 1.1: not any(sure)}[threshold]
+    if any(sure):
+        terms = FixMatch(threshold, unlabelled_weight=0.7).losses(step)["a"]
+        cost = sum(-math.log(p[q.index(max(q))]) for q, p, s in zip(taught, learnt, sure, strict=True) if s)
+        assert terms["unlabelled"].item() == pytest.approx(0.7 * cost / len(taught), rel=1e-9)
+
+
+def test_no_gradient_flows_through_the_pseudo_labels(make_step):
+    step = make_step()
+    views = step.batch["unlabelled"]
+    views["weak"].requires_grad_()
+    terms = FixMatch(threshold=0.5).losses(step)["a"]
+    terms["unlabelled"].backward()
+    assert views["weak"].grad is None and step.networks["a"].fine.weight.grad.any()
