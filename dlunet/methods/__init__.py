@@ -10,6 +10,7 @@ from dlunet.methods.outputs import finest, probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
+from dlunet.methods.ua_mt import UncertaintyAwareMeanTeacher
 
 __all__ = [
     "Averaged",
@@ -26,6 +27,7 @@ __all__ = [
     "Supervised",
     "Terms",
     "Trained",
+    "UncertaintyAwareMeanTeacher",
     "cut_mix",
     "draw_box",
     "draw_masks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
 from dlunet.methods.outputs import probabilities
@@ -44,8 +45,12 @@ class MeanTeacher(Method):
         if "unlabelled" in step.batch:
             views = step.batch["unlabelled"]
             with torch.no_grad():
-                seen = probabilities(step.networks["teacher"](views["weak"]))
-            difference = (probabilities(student(views["strong"])) - seen).square().mean()
+                by_teacher = probabilities(step.networks["teacher"](views["weak"]))
+            by_student = probabilities(student(views["strong"]))
             weight = self.consistency_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
-            terms["consistency"] = weight * difference
+            terms["consistency"] = weight * self.consistency(step, by_student, by_teacher)
         return {"student": terms}
+
+    def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
+        """Equation 1: the mean squared difference of the probabilities (B, C, z, y, x)."""
+        return (student - teacher).square().mean()

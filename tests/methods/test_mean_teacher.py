@@ -11,7 +11,7 @@ from torch import nn
 
 from dlunet.labels import FLARE22
 from dlunet.losses import DiceCrossEntropyLoss
-from dlunet.methods import MeanTeacher, Progress, Step, sigmoid_ramp
+from dlunet.methods import MeanTeacher, Progress, Step, UncertaintyAwareMeanTeacher, sigmoid_ramp
 from dlunet.preparation import Intensity, Plan
 from dlunet.training import SegmentationModule
 from dlunet.training.schedules import Poly
@@ -48,6 +48,50 @@ def test_the_terms_are_those_of_the_equations_and_no_gradient_reaches_the_teache
     torch.testing.assert_close(terms["consistency"], 3 * expected * distance)
     sum(terms.values()).backward()
     assert teacher.weight.grad is None and network.weight.grad.any()
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0, 0.75 + 0.25 * math.exp(-5)), (1, 1)])
+def test_an_uncertain_teacher_is_not_followed(network, batch, fraction, share):
+    """Without noise all passes are the same, so that the teacher's own entropy is its uncertainty."""
+    torch.manual_seed(3)
+    teacher = nn.Conv3d(1, CLASSES, 3, padding=1)
+    with torch.no_grad():
+        teacher.weight *= 2
+    step = Step(
+        {"student": network, "teacher": teacher}, batch, F.cross_entropy, F.cross_entropy,
+        Progress(7, 3, fraction), torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    term = UncertaintyAwareMeanTeacher(passes=3, noise=0.0, ramp=0.4).losses(step)["student"]["consistency"]
+    weak, strong = batch["unlabelled"].values()
+    q, p = (f.softmax(1).movedim(1, -1).reshape(-1, CLASSES).tolist() for f in (teacher(weak), network(strong)))
+    total, count = 0.0, 0
+    for there, here in zip(q, p, strict=True):
+        if -sum(value * math.log(value) for value in there) < share * math.log(CLASSES):
+            total, count = total + sum((a - b) ** 2 for a, b in zip(there, here, strict=True)) / CLASSES, count + 1
+    assert count == len(q) if fraction else 0 < count < len(q)
+    ramp = math.exp(-5) if fraction == 0 else 1
+    assert term.item() == pytest.approx(ramp * total / count, rel=1e-4)
+
+
+def test_the_teachers_passes_see_noise_drawn_by_the_steps_generator(network, batch):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return network(x)
+
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(1)
+        step = Step(
+            {"student": network, "teacher": Spy()}, batch, F.cross_entropy, None, Progress(1, 1, 0.5), generator
+        )
+        UncertaintyAwareMeanTeacher(passes=4, noise=0.2).losses(step)
+    first, second = seen[:5], seen[5:]
+    noises = [x - batch["unlabelled"]["weak"] for x in first]
+    assert not noises[0].any() and all(0 < noise.abs().max() <= 0.4001 for noise in noises[1:])
+    assert not torch.equal(noises[1], noises[2])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_supervised_epochs_use_labels_alone(network, batch):

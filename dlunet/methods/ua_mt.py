@@ -1,0 +1,53 @@
+"""Uncertainty-aware Mean Teacher (Yu et al. 2019, arXiv 1907.07034)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlunet.methods.base import Step
+from dlunet.methods.mean_teacher import MeanTeacher
+from dlunet.methods.outputs import probabilities
+from dlunet.methods.ramps import sigmoid_ramp
+
+
+class UncertaintyAwareMeanTeacher(MeanTeacher):
+    """A Mean Teacher whose student agrees only where the teacher is certain.
+
+    The teacher sees the weak view ``passes`` times with noise (and dropout, if the network has any); the entropy of the
+    mean prediction, u = −Σ μ·log μ (eq. 2), is its uncertainty. The consistency is the squared difference summed over
+    the voxels with u < H, divided by their number (eq. 3). H rises from 3/4 of the largest entropy to all of it, over
+    the same ramp as the weight.
+
+    Args:
+        passes: T, how often the teacher looks.
+        noise: Standard deviation of the noise on the prepared intensities, cut off at twice that.
+        settings: See :class:`MeanTeacher`.
+    """
+
+    def __init__(self, passes: int = 8, noise: float = 0.1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.passes = passes
+        self.noise = noise
+
+    def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
+        """Equation 3: the mean squared difference over the voxels of which the teacher is certain."""
+        weak = step.batch["unlabelled"]["weak"]
+        mean = self._mean_prediction(step.networks["teacher"], weak, step.generator)
+        uncertainty = -torch.xlogy(mean, mean).sum(1)
+        threshold = (0.75 + 0.25 * sigmoid_ramp(step.progress.fraction, self.ramp)) * math.log(mean.shape[1])
+        certain = (uncertainty < threshold).to(student.dtype)
+        by_voxel = (student - teacher).square().mean(1)
+        return (by_voxel * certain).sum() / certain.sum().clamp_min(1)
+
+    @torch.no_grad()
+    def _mean_prediction(self, teacher: nn.Module, weak: Tensor, generator: torch.Generator) -> Tensor:
+        total = torch.zeros(())
+        for _ in range(self.passes):
+            noise = torch.randn(weak.shape, generator=generator).to(weak) * self.noise
+            seen = weak + noise.clamp(-2 * self.noise, 2 * self.noise)
+            total = total.to(weak.device) + probabilities(teacher(seen))
+        return total / self.passes
