@@ -28,6 +28,7 @@ Rule = tuple[Callable[[Any], bool], str]
 COUNT: Rule = (lambda value: _whole(value, 1), "a whole number, 1 or more")
 COUNT_OR_NONE: Rule = (lambda value: _whole(value, 0), "a whole number, 0 or more")
 POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
+FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: A setting that is absent or null is not checked: null has a meaning of its own wherever it can stand.
@@ -46,12 +47,12 @@ RULES: dict[str, Rule] = {
     "sampling.batch_size": COUNT,
     "sampling.steps_per_epoch": COUNT,
     "sampling.num_workers": COUNT_OR_NONE,
-    "sampling.foreground_fraction": (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1"),
+    "sampling.foreground_fraction": FRACTION,
     "trainer.max_epochs": COUNT,
     "optimizer.algorithm.lr": POSITIVE,
     "optimizer.gradient_clip": POSITIVE,
     "method.unlabelled_weight": (lambda value: _number(value, -1e-9), "a number, 0 or more"),
-    "method.threshold": (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1"),
+    "method.threshold": FRACTION,
     "method.boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),

@@ -75,12 +75,7 @@ def test_no_run_to_report(compose):
 
 
 GROUPS = ("augmentation", "data", "experiment", "loss", "method", "network", "optimizer", "optimizer/schedule", "scale")
-CHOICES = [
-    (group, file.stem)
-    for group in GROUPS
-    for file in sorted((CONFIGS / group).glob("*.yaml"))
-    if file.stem != "unet_sizes"  # a part of the U-Nets' configs
-]
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

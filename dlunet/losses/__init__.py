@@ -5,6 +5,7 @@ from dlunet.losses.segmentation import (
     NoiseRobustDiceLoss,
     RobustSegmentationLoss,
     TaylorCrossEntropyLoss,
+    at_least_float32,
 )
 from dlunet.losses.supervision import DeepSupervisionLoss, LossSchedule, downsample, level_weights
 
@@ -15,6 +16,7 @@ __all__ = [
     "NoiseRobustDiceLoss",
     "RobustSegmentationLoss",
     "TaylorCrossEntropyLoss",
+    "at_least_float32",
     "downsample",
     "level_weights",
 ]

@@ -84,7 +84,7 @@ class TaylorCrossEntropyLoss(nn.Module):
             return _mean(difference.abs() + difference.square(), weight) / 2
         _check_same_size(logits, target)
         # The loss needs one probability a voxel: log-softmax and gather avoid a one-hot volume.
-        log_q = F.log_softmax(logits.float() if _is_half(logits) else logits, dim=1).gather(1, target.long()[:, None])
+        log_q = F.log_softmax(at_least_float32(logits), dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
         return _mean(miss + miss.square() / 2, weight)
 
@@ -123,7 +123,7 @@ class DiceCrossEntropyLoss(nn.Module):
         axes = _summed_axes(p, batch_dice=True)
         overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)
         dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
-        scores = logits.float() if _is_half(logits) else logits
+        scores = at_least_float32(logits)
         if weight is None:
             return 1 - dice.mean() + F.cross_entropy(scores, target.long())
         by_voxel = F.cross_entropy(scores, target.long(), reduction="none")
@@ -159,7 +159,7 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
 def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:
     """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum a patch."""
     _check_same_size(logits, target)
-    p = torch.softmax(logits.float() if _is_half(logits) else logits, dim=1)
+    p = torch.softmax(at_least_float32(logits), dim=1)
     y = torch.zeros_like(p).scatter_(1, target.long()[:, None], 1)
     return (p, y) if include_background else (p[:, 1:], y[:, 1:])
 
@@ -175,5 +175,6 @@ def _summed_axes(p: Tensor, batch_dice: bool) -> list[int]:
     return [0, *spatial] if batch_dice else spatial
 
 
-def _is_half(logits: Tensor) -> bool:
-    return logits.dtype in (torch.float16, torch.bfloat16)
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits that can be summed over a patch, which those of half precision cannot."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,13 +36,13 @@ class DeepSupervisionLoss(nn.Module):
             ignore: A label whose voxels do not count.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
+        targets = _by_level(target, levels)
+        weights = [None] * len(levels) if weight is None else _by_level(weight, levels)
         terms = []
-        for level, (factor, scores, labels) in enumerate(
-            zip(level_weights(len(levels)), levels, _by_level(target, levels), strict=True)
-        ):
+        for factor, scores, labels, of_voxels in zip(level_weights(len(levels)), levels, targets, weights, strict=True):
             if factor > 0:
-                given: dict[str, Any] = {} if weight is None else {"weight": _by_level(weight, levels)[level]}
-                given |= {} if ignore is None else {"ignore": ignore}
+                asked = {"weight": of_voxels, "ignore": ignore}
+                given = {name: value for name, value in asked.items() if value is not None}
                 terms.append(factor * self.loss(scores, labels, **given))
         return sum(terms[1:], start=terms[0])
 

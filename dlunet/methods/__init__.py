@@ -1,12 +1,12 @@
 """Training methods: how a batch becomes a loss. A new one is a file here and a file in ``conf/method``."""
 
-from dlunet.methods.base import Averaged, Batch, Method, Progress, SegmentationLoss, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Batch, Method, Progress, Step, Stream, Terms, Trained
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
 from dlunet.methods.entropy_minimisation import EntropyMinimisation
 from dlunet.methods.fixmatch import FixMatch
 from dlunet.methods.mean_teacher import MeanTeacher
-from dlunet.methods.outputs import finest, probabilities
+from dlunet.methods.outputs import entropy, probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
@@ -21,7 +21,6 @@ __all__ = [
     "MeanTeacher",
     "Method",
     "Progress",
-    "SegmentationLoss",
     "Step",
     "Stream",
     "Supervised",
@@ -31,7 +30,7 @@ __all__ = [
     "cut_mix",
     "draw_box",
     "draw_masks",
-    "finest",
+    "entropy",
     "mixed_pseudo_labels",
     "probabilities",
     "side_by_side",

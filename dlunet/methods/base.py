@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from dlunet.losses import DeepSupervisionLoss
 from dlunet.methods.side_by_side import side_by_side
 
 Result = TypeVar("Result")
@@ -22,20 +23,6 @@ Batch = Mapping[str, Mapping[str, Tensor]]
 
 #: For each trained network the weighted terms of its loss by name.
 Terms = dict[str, dict[str, Tensor]]
-
-
-class SegmentationLoss(Protocol):
-    """A loss of all levels of a network, see :class:`dlunet.losses.DeepSupervisionLoss`."""
-
-    def __call__(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        target: Tensor | Sequence[Tensor],
-        weight: Tensor | Sequence[Tensor] | None = None,
-        ignore: int | None = None,
-    ) -> Tensor:
-        """The loss, a scalar."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,10 +92,15 @@ class Step:
 
     networks: Mapping[str, nn.Module]
     batch: Batch
-    loss: SegmentationLoss
-    pseudo_loss: SegmentationLoss
+    loss: DeepSupervisionLoss
+    pseudo_loss: DeepSupervisionLoss
     progress: Progress
     generator: torch.Generator
+
+    def from_labels(self, network: nn.Module) -> dict[str, Tensor]:
+        """The term that every method has: the loss on the labelled patches."""
+        labelled = self.batch["labelled"]
+        return {"labelled": self.loss(network(labelled["weak"]), labelled["label"])}
 
     def each(self, function: Callable[..., Result], roles: Sequence[str], *arguments: Sequence) -> dict[str, Result]:
         """Call ``function(network, …)`` for some networks, at the same time where that is faster.
@@ -132,12 +124,28 @@ class Method(nn.Module):
         streams: The patches of a step by name; ``labelled`` is always there.
         supervised_epochs: Epochs in which only labelled streams are drawn. The paper has none; a short run needs some,
             since networks that know nothing teach nothing.
+
+    Args:
+        supervised_epochs: As above.
     """
 
     networks: Mapping[str, Trained | Averaged]
     predicts: str
     streams: Mapping[str, Stream]
-    supervised_epochs: int = 0
+
+    def __init__(self, supervised_epochs: int = 0) -> None:
+        super().__init__()
+        self.supervised_epochs = supervised_epochs
+
+    @property
+    def trained(self) -> list[str]:
+        """The roles that the optimiser changes."""
+        return [role for role, kind in self.networks.items() if isinstance(kind, Trained)]
+
+    @property
+    def averaged(self) -> dict[str, Averaged]:
+        """The roles that are averages of others."""
+        return {role: kind for role, kind in self.networks.items() if isinstance(kind, Averaged)}
 
     @property
     def needs_unlabelled(self) -> bool:

@@ -28,20 +28,14 @@ class CrossPseudo(Method):
     }
 
     def __init__(self, unlabelled_weight: float = 0.8, boxes: int = 3, supervised_epochs: int = 0) -> None:
-        super().__init__()
+        super().__init__(supervised_epochs)
         self.unlabelled_weight = unlabelled_weight
         self.boxes = boxes
-        self.supervised_epochs = supervised_epochs
 
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
-        image, label = step.batch["labelled"]["weak"], step.batch["labelled"]["label"]
-
-        def from_labels(network: nn.Module) -> dict[str, Tensor]:
-            return {"labelled": step.loss(network(image), label)}
-
         if "unlabelled_i" not in step.batch:
-            return step.each(from_labels, "ab")
+            return step.each(step.from_labels, "ab")
         x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
         masks = draw_masks(len(x_i), x_i.shape[2:], self.boxes, step.generator).to(x_i.device)
         x_ij = cut_mix(x_i, x_j, masks)
@@ -50,7 +44,7 @@ class CrossPseudo(Method):
             return mixed_pseudo_labels(network, x_i, x_j, masks)
 
         def learn(network: nn.Module, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
-            labelled = from_labels(network)
+            labelled = step.from_labels(network)
             return {**labelled, "unlabelled": self.unlabelled_weight * step.pseudo_loss(network(x_ij), pseudo_labels)}
 
         by = step.each(teach, "ab")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from dlunet.methods.base import Method, Step, Stream, Terms, Trained
-from dlunet.methods.outputs import probabilities
+from dlunet.methods.outputs import entropy, probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 
 
@@ -27,17 +25,16 @@ class EntropyMinimisation(Method):
     streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False)}  # noqa: RUF012
 
     def __init__(self, entropy_weight: float = 0.1, ramp: float = 0.4, supervised_epochs: int = 0) -> None:
-        super().__init__()
+        super().__init__(supervised_epochs)
         self.entropy_weight = entropy_weight
         self.ramp = ramp
-        self.supervised_epochs = supervised_epochs
 
     def losses(self, step: Step) -> Terms:
         """The labelled term and, once the supervised epochs are over, the entropy."""
-        network, labelled = step.networks["a"], step.batch["labelled"]
-        terms = {"labelled": step.loss(network(labelled["weak"]), labelled["label"])}
+        network = step.networks["a"]
+        terms = step.from_labels(network)
         if "unlabelled" in step.batch:
             p = probabilities(network(step.batch["unlabelled"]["weak"]))
-            entropy = -torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(1).mean() / math.log(p.shape[1])
-            terms["entropy"] = self.entropy_weight * sigmoid_ramp(step.progress.fraction, self.ramp) * entropy
+            mean = entropy(p).mean() / math.log(p.shape[1])
+            terms["entropy"] = self.entropy_weight * sigmoid_ramp(step.progress.fraction, self.ramp) * mean
         return {"a": terms}

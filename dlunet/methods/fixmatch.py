@@ -28,15 +28,14 @@ class FixMatch(Method):
     }
 
     def __init__(self, threshold: float = 0.95, unlabelled_weight: float = 1.0, supervised_epochs: int = 0) -> None:
-        super().__init__()
+        super().__init__(supervised_epochs)
         self.threshold = threshold
         self.unlabelled_weight = unlabelled_weight
-        self.supervised_epochs = supervised_epochs
 
     def losses(self, step: Step) -> Terms:
         """The labelled term and, once the supervised epochs are over, that of the sure voxels."""
-        network, labelled = step.networks["a"], step.batch["labelled"]
-        terms = {"labelled": step.loss(network(labelled["weak"]), labelled["label"])}
+        network = step.networks["a"]
+        terms = step.from_labels(network)
         if "unlabelled" in step.batch:
             views = step.batch["unlabelled"]
             with torch.no_grad():

@@ -32,16 +32,15 @@ class MeanTeacher(Method):
     def __init__(
         self, consistency_weight: float = 1.0, ramp: float = 0.4, decay: float = 0.99, supervised_epochs: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(supervised_epochs)
         self.networks = {"student": Trained(), "teacher": Averaged("student", decay)}
         self.consistency_weight = consistency_weight
         self.ramp = ramp
-        self.supervised_epochs = supervised_epochs
 
     def losses(self, step: Step) -> Terms:
         """The labelled term and, once the supervised epochs are over, the consistency."""
-        student, labelled = step.networks["student"], step.batch["labelled"]
-        terms = {"labelled": step.loss(student(labelled["weak"]), labelled["label"])}
+        student = step.networks["student"]
+        terms = step.from_labels(student)
         if "unlabelled" in step.batch:
             views = step.batch["unlabelled"]
             with torch.no_grad():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-
-def finest(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """The finest logits (B, C, z, y, x) of a network that may return a level for each decoder stage."""
-    return outputs if isinstance(outputs, Tensor) else outputs[0]
+from dlunet.losses import at_least_float32
 
 
 def probabilities(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Softmax of the finest logits, (B, C, z, y, x), in float32 or wider."""
-    logits = finest(outputs)
-    return (logits if logits.dtype.itemsize > 2 else logits.float()).softmax(1)
+    """Softmax of the finest logits, (B, C, z, y, x), of a network that may return a level for each decoder stage."""
+    return at_least_float32(outputs if isinstance(outputs, Tensor) else outputs[0]).softmax(1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """−Σ p·log p over the classes of probabilities (B, C, z, y, x); its gradient is finite where p is 0."""
+    return -torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(1)

@@ -14,5 +14,4 @@ class Supervised(Method):
 
     def losses(self, step: Step) -> Terms:
         """The loss on the labelled patch."""
-        labelled = step.batch["labelled"]
-        return {"a": {"labelled": step.loss(step.networks["a"](labelled["weak"]), labelled["label"])}}
+        return {"a": step.from_labels(step.networks["a"])}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dlunet.methods.base import Step
 from dlunet.methods.mean_teacher import MeanTeacher
-from dlunet.methods.outputs import probabilities
+from dlunet.methods.outputs import entropy, probabilities
 from dlunet.methods.ramps import sigmoid_ramp
 
 
@@ -37,7 +37,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         """Equation 3: the mean squared difference over the voxels of which the teacher is certain."""
         weak = step.batch["unlabelled"]["weak"]
         mean = self._mean_prediction(step.networks["teacher"], weak, step.generator)
-        uncertainty = -torch.xlogy(mean, mean).sum(1)
+        uncertainty = entropy(mean)
         threshold = (0.75 + 0.25 * sigmoid_ramp(step.progress.fraction, self.ramp)) * math.log(mean.shape[1])
         certain = (uncertainty < threshold).to(student.dtype)
         by_voxel = (student - teacher).square().mean(1)

@@ -134,15 +134,15 @@ def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: L
     """The paper's tables of which at least one row was run, in the paper's layout; none for other organs."""
     if labels != FLARE22:
         return []
-    ours = {experiment: _group_of(experiment, groups) for experiment in PAPER_PARTS}
+    ours = _groups_by_experiment(groups)
     return [
         PaperTable(
             number,
             PAPER_TITLES[number],
-            tuple(_paper_row(number, name, row, ours[name], dsc) for name, row in rows.items()),
+            tuple(_paper_row(number, name, row, ours.get(name), dsc) for name, row in rows.items()),
         )
         for number, rows in PAPER_ROWS.items()
-        if any(ours[experiment] is not None for experiment in rows)
+        if any(experiment in ours for experiment in rows)
     ]
 
 
@@ -151,8 +151,8 @@ def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: La
     if labels != FLARE22:
         return []
     means = dsc.mean[MEAN].dropna()
-    names = {experiment: _group_of(experiment, groups) for experiment in PAPER_PARTS}
-    ours = {experiment: float(means[name]) for experiment, name in names.items() if name is not None and name in means}
+    names = _groups_by_experiment(groups)
+    ours = {experiment: float(means[name]) for experiment, name in names.items() if name in means}
     rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
     return [
         Comparison(
@@ -203,13 +203,17 @@ def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
 
 
-def _group_of(experiment: str, groups: Mapping[str, Sequence[Run]]) -> str | None:
-    """The group that repeats an experiment: the one of its name, else the only one that is the same by its parts."""
-    if experiment in groups:
-        return experiment
-    others = {name: runs for name, runs in groups.items() if name not in PAPER_PARTS}
-    alike = [name for name, runs in others.items() if all(run.parts == PAPER_PARTS[experiment] for run in runs)]
-    return alike[0] if len(alike) == 1 else None
+def _groups_by_experiment(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    """The group that repeats each experiment: the one of its name, else the only other one that has its parts."""
+    found = {}
+    for experiment, parts in PAPER_PARTS.items():
+        others = [name for name in groups if name not in PAPER_PARTS]
+        alike = [name for name in others if all(run.parts == parts for run in groups[name])]
+        if experiment in groups:
+            found[experiment] = experiment
+        elif len(alike) == 1:
+            found[experiment] = alike[0]
+    return found
 
 
 def _paper_row(number: int, experiment: str, row: str, group: str | None, dsc: ScoreTable) -> PaperRow:

@@ -16,7 +16,7 @@ from torchmetrics.segmentation import DiceScore
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Averaged, Batch, Method, Progress, Step, Trained, side_by_side
+from dlunet.methods import Batch, Method, Progress, Step, side_by_side
 from dlunet.networks import describe
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
@@ -57,10 +57,9 @@ class SegmentationModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.networks = nn.ModuleDict(networks)
-        for role, kind in method.networks.items():
-            if isinstance(kind, Averaged):
-                average = AveragedModel(networks[kind.of], multi_avg_fn=get_ema_multi_avg_fn(kind.decay))
-                self.networks[role] = average.requires_grad_(False)
+        for role, average in method.averaged.items():
+            network = AveragedModel(networks[average.of], multi_avg_fn=get_ema_multi_avg_fn(average.decay))
+            self.networks[role] = network.requires_grad_(False)
         self.network_description = network_description
         self.method = method
         self.loss = loss
@@ -81,13 +80,14 @@ class SegmentationModule(lightning.LightningModule):
         """Minimise the sum of the method's losses."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         self._set_learning_rate(optimizer, batch_idx)
+        progress = self._progress(batch_idx)
         step = Step(
             networks=dict(self.networks.items()),
             batch=batch,
             loss=self._in_force(self.loss),
             pseudo_loss=self._in_force(self.pseudo_loss),
-            progress=self._progress(batch_idx),
-            generator=self._generator(batch_idx),
+            progress=progress,
+            generator=self._generator(progress.step),
         )
         terms = self.method.losses(step)
         optimizer.zero_grad()
@@ -122,22 +122,20 @@ class SegmentationModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what prediction needs."""
         prefix = f"networks.{self.method.predicts}."
-        if isinstance(self.method.networks[self.method.predicts], Averaged):
-            prefix += "module."
+        if self.method.predicts in self.method.averaged:
+            prefix += "module."  # AveragedModel's own
         checkpoint[KEY] = {**describe(self.network_description, self.plan, self.labels), WEIGHTS: prefix}
 
     @property
     def _trained(self) -> list[nn.Module]:
-        kinds = self.method.networks
-        return [network for role, network in self.networks.items() if isinstance(kinds[role], Trained)]
+        return [self.networks[role] for role in self.method.trained]
 
     def _in_force(self, loss: nn.Module) -> DeepSupervisionLoss:
         return DeepSupervisionLoss(loss.at(self.current_epoch) if isinstance(loss, LossSchedule) else loss)
 
     def _average(self) -> None:
-        for role, kind in self.method.networks.items():
-            if isinstance(kind, Averaged):
-                cast(AveragedModel, self.networks[role]).update_parameters(self.networks[kind.of])
+        for role, average in self.method.averaged.items():
+            cast(AveragedModel, self.networks[role]).update_parameters(self.networks[average.of])
 
     def _backward(self, losses: list[Tensor]) -> None:
         """Each network's gradients at the same time; in one pass where processes average them among each other."""
@@ -160,7 +158,6 @@ class SegmentationModule(lightning.LightningModule):
         step = self.current_epoch * steps + batch_idx
         return Progress(step, self.current_epoch, step / (self.trainer.max_epochs * steps))
 
-    def _generator(self, batch_idx: int) -> torch.Generator:
+    def _generator(self, step: int) -> torch.Generator:
         """The draws of a step depend on the step alone, so that a resumed run repeats them."""
-        step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)

@@ -26,7 +26,6 @@ from omegaconf import DictConfig, OmegaConf
 from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_if_changed, write_text
-from dlunet.methods import Trained
 from dlunet.networks import UNet, build_network
 from dlunet.parallel import end_processes
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
@@ -172,7 +171,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     """The networks, the method and the loss of a config."""
     method = instantiate(config.method)
     description = {**_plain(config.network), "num_classes": prepared.labels.num_classes}
-    networks = _build_networks(description, [role for role, kind in method.networks.items() if kind == Trained()])
+    networks = _build_networks(description, method.trained)
     _check_patch(next(iter(networks.values())), prepared.plan.patch_size)
     return SegmentationModule(
         networks=networks,

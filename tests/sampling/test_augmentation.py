@@ -3,12 +3,12 @@
 from itertools import product
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
 import torchio as tio
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from dlunet.sampling import (
     Augmentation,
@@ -136,8 +136,9 @@ def test_how_often_a_patch_is_turned(probability):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_configs_that_ship(make_case, config):
     """Every transform is built and applied: with each probability set to 1, patches are still patches."""
-    values = OmegaConf.load(config)
-    for transform in values.get("intensity", []):
+    with hydra.initialize_config_dir(str(config.parents[1]), version_base="1.3"):
+        values = hydra.compose("train", [f"augmentation={config.stem}"]).augmentation
+    for transform in (*values.get("intensity", []), *values.get("strong", [])):
         transform.p = 1.0
     augmentation = instantiate(values, _convert_="all")
     if augmentation.affine is not None:
@@ -145,9 +146,11 @@ def test_the_configs_that_ship(make_case, config):
     rng = np.random.default_rng(0)
     case = make_case("a", rng.normal(0, 1, (20, 30, 30)), rng.integers(0, 3, (20, 30, 30)).astype(np.uint8))
     sampler = ClassBalancedSampler((8, 16, 16))
-    dataset = PatchDataset([case], [0] * 3, sampler, augmentation, (2.5, 1.5, 1.5), True, [0])
+    dataset = PatchDataset([case], [0] * 3, sampler, augmentation, (2.5, 1.5, 1.5), True, [0], views=["strong"])
     for item in (dataset[k] for k in range(3)):
-        assert item["image"].shape == item["label"].shape == (1, 8, 16, 16)
+        assert item["image"].shape == item["label"].shape == item["strong"].shape == (1, 8, 16, 16)
+        assert torch.isfinite(item["strong"].data).all()
+        assert torch.equal(item["strong"].data, item["image"].data) == (config.stem == "none")
         assert torch.isfinite(item["image"].data).all() and item["image"].data.std() > 0.05
         assert set(item["label"].data.unique().tolist()) <= {0, 1, 2}
     assert (augmentation.affine is None) == (config.stem == "none")
