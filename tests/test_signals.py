@@ -14,6 +14,17 @@ import pytest
 from dlunet.signals import ASKING, Stopped, signals_raise
 
 
+@pytest.fixture(autouse=True)
+def none_is_ignored():
+    """A shell starts what runs in its background, these tests perhaps, with SIGINT ignored, and nohup with SIGHUP."""
+    ignored = [number for number in ASKING if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("number", ASKING)
 def test_a_signal_raises_and_its_handler_is_restored(number):
     before = signal.getsignal(number)
