@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from dlunet.errors import UserError
@@ -110,6 +112,21 @@ def end_processes(others: Container[BaseProcess] = ()) -> None:
     for process in own:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()
+    for orphan in _forked_unnoticed():
+        orphan.kill()
+        orphan.wait(PATIENCE)
+
+
+def _forked_unnoticed() -> list[psutil.Process]:
+    """Children that multiprocessing does not know: a signal was raised between their fork and their registration."""
+    known, own_command = {process.pid for process in active_children()}, psutil.Process().cmdline()
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            # What was forked has its parent's command line; programs that were started, such as wandb's, have theirs.
+            if child.pid not in known and child.cmdline() == own_command:
+                found.append(child)
+    return found
 
 
 def check_shared_memory(needed: int, purpose: str, without: str) -> None:

@@ -1,5 +1,6 @@
 """What a signal does to a command: it ends, with an exit code that tells of it, and so do its processes."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from dlunet.parallel import end_processes
 from dlunet.signals import ASKING, Stopped, signals_raise
 
 
@@ -46,6 +48,28 @@ def test_a_signal_that_comes_where_exceptions_are_ignored(capfd):
         del odd
         time.sleep(5)
     assert "ignored" not in capfd.readouterr().err
+
+
+def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
+    """The signal comes before multiprocessing has taken note of the process; a program that was started stays."""
+    fork, born = os.fork, []
+
+    def interrupted():
+        pid = fork()
+        if pid:
+            born.append(psutil.Process(pid))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pid
+
+    with subprocess.Popen(["sleep", "60"]) as program:
+        with monkeypatch.context() as patch, pytest.raises(Stopped), signals_raise():
+            patch.setattr(os, "fork", interrupted)
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+        assert born[0].is_running() and not multiprocessing.active_children()
+        end_processes()
+        assert not born[0].is_running()
+        assert program.poll() is None
+        program.kill()
 
 
 def test_an_ignored_signal_stays_ignored():
