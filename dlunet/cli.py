@@ -64,6 +64,9 @@ RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.
 #: What an experiment consists of, in the order in which its name tells it.
 PARTS = ("method", "network", "loss")
 
+#: What some experiments consist of besides; a name tells it where the command line chooses it.
+FURTHER_PARTS = ("pseudo_loss", "network@other_network")
+
 
 def main() -> None:
     """``dlunet VERB [OVERRIDES…]``."""
@@ -394,7 +397,10 @@ def _run_name(experiment: str, *, _root_: DictConfig) -> str:
     else:
         return experiment
     chosen = {word.lstrip("+").partition("=")[0] for word in composed.overrides.task}
-    return "-".join(composed.runtime.choices[part] for part in PARTS) if chosen & set(PARTS) else experiment
+    further = [part for part in FURTHER_PARTS if part in chosen]
+    if not further and not chosen & set(PARTS):
+        return experiment
+    return "-".join(composed.runtime.choices[part] for part in (*PARTS, *further))
 
 
 def _folder_stem(root: str) -> str:

@@ -28,6 +28,7 @@ Rule = tuple[Callable[[Any], bool], str]
 COUNT: Rule = (lambda value: _whole(value, 1), "a whole number, 1 or more")
 COUNT_OR_NONE: Rule = (lambda value: _whole(value, 0), "a whole number, 0 or more")
 POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
+NOT_NEGATIVE: Rule = (lambda value: _number(value, -1e-9), "a number, 0 or more")
 FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
@@ -51,8 +52,17 @@ RULES: dict[str, Rule] = {
     "trainer.max_epochs": COUNT,
     "optimizer.algorithm.lr": POSITIVE,
     "optimizer.gradient_clip": POSITIVE,
-    "method.unlabelled_weight": (lambda value: _number(value, -1e-9), "a number, 0 or more"),
+    "method.unlabelled_weight": NOT_NEGATIVE,
+    "method.consistency_weight": NOT_NEGATIVE,
+    "method.entropy_weight": NOT_NEGATIVE,
     "method.threshold": FRACTION,
+    "method.ramp": FRACTION,
+    "method.decay": FRACTION,
+    "method.noise": NOT_NEGATIVE,
+    "method.passes": COUNT,
+    "method.window": COUNT,
+    "method.dropout": (lambda value: _number(value, -1e-9) and value < 1, "a number from 0 to below 1"),
+    "method.box": (lambda value: _number(value, 0) and value <= 1, "a number above 0, up to 1"),
     "method.boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),

@@ -5,10 +5,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from hypothesis import settings
+
+from dlunet.cli import CONFIGS
 
 # OpenVINO brings absl, whose log handler closes what it found as stderr when Hydra sets up logging anew: not pytest's.
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
@@ -125,6 +128,13 @@ def tiny_flare22(write_volume):
 def tiny_root(tiny_flare22, tmp_path_factory):
     """One such dataset for all tests that only read it."""
     return tiny_flare22(tmp_path_factory.mktemp("flare22"))
+
+
+@pytest.fixture
+def compose():
+    """``compose(verb, overrides)`` is the config that a command has."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield hydra.compose
 
 
 def cut(content, rng):

@@ -3,9 +3,8 @@
 import subprocess
 import sys
 
-import hydra
 import pytest
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from dlunet.cli import CONFIGS, register_resolvers, with_default_scale
@@ -36,6 +35,15 @@ WRONG = [
     "sampling.foreground_fraction=-0.1",
     "trainer.max_epochs=0",
     "trainer.max_epochs=many",
+    "+method.ramp=1.5",
+    "+method.decay=-1",
+    "+method.noise=-0.1",
+    "+method.passes=0",
+    "+method.window=0",
+    "+method.dropout=1",
+    "+method.box=0",
+    "+method.consistency_weight=-1",
+    "+method.entropy_weight=-1",
     "optimizer.algorithm.lr=0",
     "optimizer.algorithm.lr=.inf",
     "optimizer.gradient_clip=-1",
@@ -50,12 +58,6 @@ WRONG = [
     "strict=maybe",
     "test=1",
 ]
-
-
-@pytest.fixture
-def compose():
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        yield hydra.compose
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -74,7 +76,18 @@ def test_no_run_to_report(compose):
         check_settings(compose("report", ["runs=[]"]))
 
 
-GROUPS = ("augmentation", "data", "experiment", "loss", "method", "network", "optimizer", "optimizer/schedule", "scale")
+GROUPS = (
+    "augmentation",
+    "data",
+    "experiment",
+    "loss",
+    "method",
+    "network",
+    "optimizer",
+    "optimizer/schedule",
+    "pseudo_loss",
+    "scale",
+)
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
@@ -87,7 +100,7 @@ def test_every_choice_passes_and_can_be_built(compose, group, choice):
     network = {k: v for k, v in OmegaConf.to_container(config.network, resolve=True).items() if v is not None}
     parameters = build_network({**network, "num_classes": 3}).parameters()
     assert instantiate(config.optimizer.algorithm)(parameters).param_groups
-    assert callable(hydra.utils.get_method(config.data.source._target_))
+    assert callable(get_method(config.data.source._target_))
 
 
 def test_the_paper_s_network_is_the_default_of_its_class(compose):
@@ -125,6 +138,8 @@ def plug_in(tmp_path):
         (["method=supervised", "network=plain", "loss=dice_ce"], "supervised-plain-dice_ce"),
         (["experiment=ssl_light_as_published", "network=plain"], "cross_pseudo-plain-published"),
         (["loss=dice_ce", "name=mine"], "mine"),
+        (["pseudo_loss=dice_ce"], "cross_pseudo-light-nrd_tce-dice_ce"),
+        (["method=cross_teaching", "network@other_network=light"], "cross_teaching-light-nrd_tce-light"),
     ],
 )
 def test_a_run_is_named_by_what_it_is(compose, words, name):

@@ -1,7 +1,9 @@
 """Losses between logits (B, C, z, y, x) and integer targets (B, z, y, x); each returns a scalar.
 
-Each also takes the weights of voxels, (B, z, y, x), 0 or more, and a label whose voxels are ignored, which is to give
-them a weight of 0. Sums over voxels are weighted; a mean over voxels is Σ w·loss / Σ w, and 0 where all weights are.
+Each also takes the weights of classes, (C,): a mean over classes counts each class's value as often, a mean over voxels
+weighs each voxel by its true class. And it takes the weights of voxels, (B, z, y, x), 0 or more, and a label whose
+voxels are ignored, which is to give them a weight of 0. Sums over voxels are weighted; a mean over voxels is
+Σ w·loss / Σ w, and 0 where all weights are.
 
 NRD and TCE are DLUNet's noise-robust pair (eq. 7 and 8); Dice + cross entropy is nnU-Net's.
 """
@@ -44,7 +46,12 @@ class NoiseRobustDiceLoss(nn.Module):
         self.include_background = include_background
 
     def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """The mean over classes of the noise-robust ratio."""
         target, weight = _without_ignored(target, weight, ignore)
@@ -56,7 +63,7 @@ class NoiseRobustDiceLoss(nn.Module):
 
         difference = total((p - y).abs().pow(self.gamma))
         size = total(p.square()) + total(y.square()) if self.denominator == "squared" else total(p + y)
-        return (difference / (size + _EPSILON)).mean()
+        return _mean_over_classes(difference / (size + _EPSILON), class_weight)
 
 
 class TaylorCrossEntropyLoss(nn.Module):
@@ -74,10 +81,16 @@ class TaylorCrossEntropyLoss(nn.Module):
         self.variant = variant
 
     def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """The mean over voxels (and, as published, classes)."""
         target, weight = _without_ignored(target, weight, ignore)
+        weight = _by_true_class(target, weight, class_weight)
         if self.variant == "published":
             p, y = _probabilities_and_one_hot(logits, target, include_background=True)
             difference = p - y
@@ -102,10 +115,16 @@ class RobustSegmentationLoss(nn.Module):
         self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
 
     def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """The sum of both."""
-        return self.nrd(logits, target, weight, ignore) + self.tce(logits, target, weight, ignore)
+        settings = (weight, ignore, class_weight)
+        return self.nrd(logits, target, *settings) + self.tce(logits, target, *settings)
 
 
 class DiceCrossEntropyLoss(nn.Module):
@@ -115,7 +134,12 @@ class DiceCrossEntropyLoss(nn.Module):
     """
 
     def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, ignore: int | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """The sum of both."""
         target, weight = _without_ignored(target, weight, ignore)
@@ -123,11 +147,13 @@ class DiceCrossEntropyLoss(nn.Module):
         axes = _summed_axes(p, batch_dice=True)
         overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)
         dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
+        missed = 1 - dice.mean() if class_weight is None else _mean_over_classes(1 - dice, class_weight)
         scores = at_least_float32(logits)
+        weight = _by_true_class(target, weight, class_weight)
         if weight is None:
-            return 1 - dice.mean() + F.cross_entropy(scores, target.long())
+            return missed + F.cross_entropy(scores, target.long())
         by_voxel = F.cross_entropy(scores, target.long(), reduction="none")
-        return 1 - dice.mean() + _mean(by_voxel[:, None], weight)
+        return missed + _mean(by_voxel[:, None], weight)
 
 
 _EPSILON = 1e-5
@@ -142,6 +168,19 @@ def _without_ignored(target: Tensor, weight: Tensor | None, ignore: int | None) 
     ignored = target == ignore
     kept = torch.ones_like(target, dtype=torch.float32) if weight is None else weight
     return target.masked_fill(ignored, 0), kept.masked_fill(ignored, 0)
+
+
+def _by_true_class(target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor | None:
+    """The weights of voxels, each times that of its true class."""
+    if class_weight is None:
+        return weight
+    of_voxels = class_weight[target.long()]
+    return of_voxels if weight is None else weight * of_voxels
+
+
+def _mean_over_classes(values: Tensor, class_weight: Tensor | None) -> Tensor:
+    """The mean of values (…, C), each times the weight of its class; without background if there is one value fewer."""
+    return values.mean() if class_weight is None else (values * class_weight[-values.shape[-1] :]).mean()
 
 
 def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:

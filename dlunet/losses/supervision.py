@@ -26,6 +26,7 @@ class DeepSupervisionLoss(nn.Module):
         target: Tensor | Sequence[Tensor],
         weight: Tensor | Sequence[Tensor] | None = None,
         ignore: int | None = None,
+        class_weight: Tensor | None = None,
     ) -> Tensor:
         """Weigh the levels.
 
@@ -34,6 +35,7 @@ class DeepSupervisionLoss(nn.Module):
             target: One target (B, z, y, x), down-sampled here by nearest neighbour, or one a level.
             weight: Weights of the voxels, as ``target``; None: all count the same.
             ignore: A label whose voxels do not count.
+            class_weight: Weights of the classes (C,), at every level.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
         targets = _by_level(target, levels)
@@ -41,7 +43,7 @@ class DeepSupervisionLoss(nn.Module):
         terms = []
         for factor, scores, labels, of_voxels in zip(level_weights(len(levels)), levels, targets, weights, strict=True):
             if factor > 0:
-                asked = {"weight": of_voxels, "ignore": ignore}
+                asked = {"weight": of_voxels, "ignore": ignore, "class_weight": class_weight}
                 given = {name: value for name, value in asked.items() if value is not None}
                 terms.append(factor * self.loss(scores, labels, **given))
         return sum(terms[1:], start=terms[0])

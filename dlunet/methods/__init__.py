@@ -1,23 +1,46 @@
 """Training methods: how a batch becomes a loss. A new one is a file here and a file in ``conf/method``."""
 
-from dlunet.methods.base import Averaged, Batch, Method, Progress, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Batch, Fixed, Method, Progress, Step, Stream, Terms, Trained
+from dlunet.methods.bcp import BidirectionalCopyPaste
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
+from dlunet.methods.cross_teaching import CrossTeaching
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
+from dlunet.methods.dhc import DualDebiasedCoTraining
 from dlunet.methods.entropy_minimisation import EntropyMinimisation
 from dlunet.methods.fixmatch import FixMatch
 from dlunet.methods.mean_teacher import MeanTeacher
-from dlunet.methods.outputs import entropy, probabilities
+from dlunet.methods.outputs import entropy, probabilities, pseudo_labels
 from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
 from dlunet.methods.ua_mt import UncertaintyAwareMeanTeacher
+from dlunet.methods.unimatch import UniMatch
+
+#: The methods of the package, by the names of their configs.
+METHODS: dict[str, type[Method]] = {
+    "bcp": BidirectionalCopyPaste,
+    "cross_pseudo": CrossPseudo,
+    "cross_teaching": CrossTeaching,
+    "dhc": DualDebiasedCoTraining,
+    "entropy_minimisation": EntropyMinimisation,
+    "fixmatch": FixMatch,
+    "mean_teacher": MeanTeacher,
+    "supervised": Supervised,
+    "ua_mt": UncertaintyAwareMeanTeacher,
+    "unimatch": UniMatch,
+}
 
 __all__ = [
+    "METHODS",
     "Averaged",
     "Batch",
+    "BidirectionalCopyPaste",
     "CrossPseudo",
+    "CrossTeaching",
+    "DualDebiasedCoTraining",
     "EntropyMinimisation",
     "FixMatch",
+    "Fixed",
     "MeanTeacher",
     "Method",
     "Progress",
@@ -27,12 +50,14 @@ __all__ = [
     "Terms",
     "Trained",
     "UncertaintyAwareMeanTeacher",
+    "UniMatch",
     "cut_mix",
     "draw_box",
     "draw_masks",
     "entropy",
     "mixed_pseudo_labels",
     "probabilities",
+    "pseudo_labels",
     "side_by_side",
     "sigmoid_ramp",
 ]

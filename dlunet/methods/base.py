@@ -27,7 +27,14 @@ Terms = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that the optimiser changes."""
+    """A network that the optimiser changes.
+
+    Attributes:
+        config: The node of the composed config that describes it. A method whose networks are of different kinds adds
+            one of its own, see ``conf/method/cross_teaching.yaml``.
+    """
+
+    config: str = "network"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,17 @@ class Averaged:
 
     of: str
     decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A network that was trained before, and stays as it is.
+
+    Attributes:
+        checkpoint: Where it is loaded from. It must know the labels of the dataset.
+    """
+
+    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +147,7 @@ class Method(nn.Module):
         supervised_epochs: As above.
     """
 
-    networks: Mapping[str, Trained | Averaged]
+    networks: Mapping[str, Trained | Averaged | Fixed]
     predicts: str
     streams: Mapping[str, Stream]
 
@@ -138,14 +156,19 @@ class Method(nn.Module):
         self.supervised_epochs = supervised_epochs
 
     @property
-    def trained(self) -> list[str]:
+    def trained(self) -> dict[str, Trained]:
         """The roles that the optimiser changes."""
-        return [role for role, kind in self.networks.items() if isinstance(kind, Trained)]
+        return {role: kind for role, kind in self.networks.items() if isinstance(kind, Trained)}
 
     @property
     def averaged(self) -> dict[str, Averaged]:
         """The roles that are averages of others."""
         return {role: kind for role, kind in self.networks.items() if isinstance(kind, Averaged)}
+
+    @property
+    def fixed(self) -> dict[str, Fixed]:
+        """The roles that nothing changes."""
+        return {role: kind for role, kind in self.networks.items() if isinstance(kind, Fixed)}
 
     @property
     def needs_unlabelled(self) -> bool:
@@ -156,6 +179,12 @@ class Method(nn.Module):
         """The streams of an epoch's steps."""
         supervised = epoch < self.supervised_epochs
         return {name: stream for name, stream in self.streams.items() if stream.labelled or not supervised}
+
+    def setup(self, num_classes: int) -> None:
+        """Called once before training, for state that depends on the number of classes, background included."""
+
+    def after_step(self, step: Step) -> None:
+        """Called after the optimiser's step, once the averages are up to date."""
 
     def losses(self, step: Step) -> Terms:
         """For each trained network the weighted terms of its loss by name; their sum is what it minimises.

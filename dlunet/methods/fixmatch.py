@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from dlunet.methods.base import Method, Step, Stream, Terms, Trained
-from dlunet.methods.outputs import probabilities
+from dlunet.methods.confidence import SurePseudoLabels
 
 
 class FixMatch(Method):
     """One network teaches itself: the weak view's classes, where they are sure, are the targets of the strong view.
 
-    Equation 4, voxel by voxel: the mean over all voxels of 1(max q ≥ τ)·H(argmax q, p). The loss averages over the sure
-    voxels, so it is multiplied by their share.
+    Equation 4, voxel by voxel: the mean over all voxels of 1(max q ≥ τ)·H(argmax q, p).
 
     Args:
         threshold: τ.
@@ -39,8 +38,6 @@ class FixMatch(Method):
         if "unlabelled" in step.batch:
             views = step.batch["unlabelled"]
             with torch.no_grad():
-                confidence, pseudo_label = probabilities(network(views["weak"])).max(1)
-            sure = (confidence >= self.threshold).to(confidence.dtype)
-            unlabelled = step.pseudo_loss(network(views["strong"]), pseudo_label, weight=sure)
-            terms["unlabelled"] = self.unlabelled_weight * sure.mean() * unlabelled
+                pseudo = SurePseudoLabels.of(network(views["weak"]), self.threshold)
+            terms["unlabelled"] = self.unlabelled_weight * pseudo.teach(network(views["strong"]), step.pseudo_loss)
         return {"a": terms}

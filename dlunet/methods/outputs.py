@@ -18,3 +18,8 @@ def probabilities(outputs: Tensor | Sequence[Tensor]) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """−Σ p·log p over the classes of probabilities (B, C, z, y, x); its gradient is finite where p is 0."""
     return -torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(1)
+
+
+def pseudo_labels(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The most probable class (B, z, y, x) by the finest logits."""
+    return (outputs if isinstance(outputs, Tensor) else outputs[0]).argmax(1)

@@ -6,6 +6,7 @@ from dlunet.networks.bundle import (
     describe,
     load_bundle,
     read_description,
+    register_network,
     save_safetensors,
 )
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
@@ -19,5 +20,6 @@ __all__ = [
     "describe",
     "load_bundle",
     "read_description",
+    "register_network",
     "save_safetensors",
 ]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -35,7 +35,25 @@ FORMAT = 1
 SAFETENSORS = ".safetensors"
 
 #: The networks that a checkpoint may name; nothing else is ever built from a file.
-NETWORKS: dict[str, type[UNet]] = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
+NETWORKS: dict[str, type[nn.Module]] = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
+
+Network = TypeVar("Network", bound=type[nn.Module])
+
+
+def register_network(network: Network) -> Network:
+    """A decorator of a network's class: configs and checkpoints may name it as their ``kind``.
+
+    It is called with ``in_channels``, ``num_classes`` and the other settings of its config, maps patches
+    (B, in_channels, z, y, x) to logits (B, num_classes, z, y, x), in training mode also to a list of them, finest
+    first, and may have a ``total_stride`` (z, y, x) of which patches have to be multiples.
+
+    Raises:
+        ValueError: Another network has this name.
+    """
+    known = NETWORKS.setdefault(network.__name__, network)
+    if (known.__module__, known.__qualname__) != (network.__module__, network.__qualname__):
+        raise ValueError(f"a network {network.__name__} is registered by {known.__module__}; choose another name")
+    return network
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str,
     }
 
 
-def build_network(description: dict[str, Any]) -> UNet:
+def build_network(description: dict[str, Any]) -> nn.Module:
     """A fresh network from its description.
 
     Raises:
@@ -83,7 +101,10 @@ def build_network(description: dict[str, Any]) -> UNet:
     arguments = dict(description)
     kind = arguments.pop("kind")
     if kind not in NETWORKS:
-        raise ValueError(f"unknown kind of network {kind!r}; expected one of {', '.join(NETWORKS)}")
+        raise ValueError(
+            f"unknown kind of network {kind!r}; expected one of {', '.join(NETWORKS)}; where it is a plug-in: "
+            "--config-dir=FOLDER"
+        )
     return NETWORKS[kind](**arguments)
 
 
@@ -101,7 +122,8 @@ def load_bundle(path: Path) -> Bundle:
         prefix = described.get(WEIGHTS, FIRST)
         weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
         network.load_state_dict(weights)
-        network.check_size(plan.patch_size)
+        if isinstance(network, UNet):
+            network.check_size(plan.patch_size)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

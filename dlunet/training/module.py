@@ -27,11 +27,11 @@ class SegmentationModule(lightning.LightningModule):
     """Trains the networks of a method, with manual optimisation.
 
     Args:
-        networks: Those that the method trains, by role.
-        network_description: See :func:`dlunet.networks.describe`.
+        networks: Those that the method trains, and those that are fixed, by role.
+        network_description: Of the network that predicts, see :func:`dlunet.networks.describe`.
         method: How a batch becomes losses.
         loss: The loss of one decoder level, or a schedule of such losses.
-        pseudo_loss: The same for pseudo-labels; None: as ``loss``.
+        pseudo_loss: The same for pseudo-labels.
         optimizer: Makes an optimiser from parameters.
         schedule: Factor of the base learning rate over the run.
         plan: The plan of the prepared cases.
@@ -46,13 +46,13 @@ class SegmentationModule(lightning.LightningModule):
         network_description: dict[str, Any],
         method: Method,
         loss: nn.Module,
+        pseudo_loss: nn.Module,
         optimizer: Callable[..., Optimizer],
         schedule: Schedule,
         plan: Plan,
         labels: LabelSet,
         gradient_clip: float = 12.0,
         seed: int = 0,
-        pseudo_loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -60,10 +60,13 @@ class SegmentationModule(lightning.LightningModule):
         for role, average in method.averaged.items():
             network = AveragedModel(networks[average.of], multi_avg_fn=get_ema_multi_avg_fn(average.decay))
             self.networks[role] = network.requires_grad_(False)
+        for role in method.fixed:
+            networks[role].requires_grad_(False)
         self.network_description = network_description
         self.method = method
+        method.setup(labels.num_classes)
         self.loss = loss
-        self.pseudo_loss = pseudo_loss or loss
+        self.pseudo_loss = pseudo_loss
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.plan = plan
@@ -71,6 +74,13 @@ class SegmentationModule(lightning.LightningModule):
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
+
+    def train(self, mode: bool = True) -> SegmentationModule:
+        """Training mode; what is fixed stays as it predicts."""
+        super().train(mode)
+        for role in self.method.fixed:
+            self.networks[role].eval()
+        return self
 
     def configure_optimizers(self) -> Optimizer:
         """One optimiser with a group a network: mixed precision changes its scale once a step, after all gradients."""
@@ -94,6 +104,7 @@ class SegmentationModule(lightning.LightningModule):
         self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
         optimizer.step()
         self._average()
+        self.method.after_step(step)
         values = {f"{name}_{role}": value.detach() for role, named in terms.items() for name, value in named.items()}
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
         self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)

@@ -22,11 +22,14 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dlunet.datasets import Dataset, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.files import write_if_changed, write_text
-from dlunet.networks import UNet, build_network
+from dlunet.labels import LabelSet
+from dlunet.methods import Fixed, Trained
+from dlunet.networks import build_network, load_bundle
 from dlunet.parallel import end_processes
 from dlunet.preparation import Fingerprint, PreparedDataset, SharedFolder, prepare_dataset, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
@@ -117,9 +120,15 @@ def open_dataset(config: DictConfig) -> Dataset:
 
 def complete_plan(config: DictConfig, dataset: Dataset) -> None:
     """Fill in what a config leaves open of the plan and the network, by nnU-Net's rules from the labelled cases."""
-    plan, network = config.plan, config.network
+    plan = config.plan
+    described = {trained.config: _described(config, trained) for trained in instantiate(config.method).trained.values()}
     # A network that is not a U-Net has none of these settings.
-    left_open = [part for part in ("features", "strides", "kernel_sizes") if network.get(part, ...) is None]
+    left_open = [
+        (network, part)
+        for network in described.values()
+        for part in ("features", "strides", "kernel_sizes")
+        if network.get(part, ...) is None
+    ]
     if None not in (plan.spacing, plan.patch_size) and not left_open:
         return
     found = _fingerprint(config, dataset)
@@ -127,7 +136,7 @@ def complete_plan(config: DictConfig, dataset: Dataset) -> None:
     patch = plan.patch_size and tuple(plan.patch_size)
     chosen = plan_topology(found, plan.spacing, dataset.labels.num_classes, plan.get("memory_gb", REFERENCE_GB), patch)
     plan.patch_size = list(plan.patch_size or chosen.patch_size)
-    for part in left_open:
+    for network, part in left_open:
         network[part] = getattr(chosen, part)
 
 
@@ -170,14 +179,19 @@ def _fingerprint(config: DictConfig, dataset: Dataset) -> Fingerprint:
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
     """The networks, the method and the loss of a config."""
     method = instantiate(config.method)
-    description = {**_plain(config.network), "num_classes": prepared.labels.num_classes}
-    networks = _build_networks(description, method.trained)
-    _check_patch(next(iter(networks.values())), prepared.plan.patch_size)
+    classes = {"num_classes": prepared.labels.num_classes}
+    descriptions = {role: {**_plain(_described(config, kind)), **classes} for role, kind in method.trained.items()}
+    networks = {role: _build_network(description) for role, description in descriptions.items()}
+    for network in networks.values():
+        _check_patch(network, prepared.plan.patch_size)
+    networks |= {role: _load_fixed(kind, prepared.labels) for role, kind in method.fixed.items()}
+    source = method.averaged[method.predicts].of if method.predicts in method.averaged else method.predicts
     return SegmentationModule(
         networks=networks,
-        network_description=description,
+        network_description=descriptions[source],
         method=method,
         loss=instantiate(config.loss),
+        pseudo_loss=instantiate(config.pseudo_loss),
         optimizer=instantiate(config.optimizer.algorithm),
         schedule=instantiate(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
@@ -222,18 +236,44 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def _build_networks(description: dict[str, Any], roles: list[str]) -> dict[str, UNet]:
+def _described(config: DictConfig, trained: Trained) -> DictConfig:
+    """The description of a network that a method trains.
+
+    Raises:
+        UserError: The config has none of this name.
+    """
+    if trained.config not in config:
+        raise UserError(
+            f"method: trains a network that {trained.config} describes, and the config has no {trained.config}; add "
+            f"- /network@_global_.{trained.config}: plain to the defaults of the method's config"
+        )
+    return config[trained.config]
+
+
+def _build_network(description: dict[str, Any]) -> nn.Module:
     try:
-        return {role: build_network(description) for role in roles}
+        return build_network(description)
     except (TypeError, ValueError) as error:
         raise UserError(f"network: {error}; check the network settings") from None
 
 
-def _check_patch(network: UNet, patch_size: tuple[int, int, int]) -> None:
-    if any(size % step for size, step in zip(patch_size, network.total_stride, strict=True)):
+def _load_fixed(fixed: Fixed, labels: LabelSet) -> nn.Module:
+    bundle = load_bundle(Path(fixed.checkpoint))
+    if bundle.labels != labels:
+        raise UserError(
+            f"{fixed.checkpoint}: segments {', '.join(label.name for label in bundle.labels)}; expected the labels of "
+            f"the dataset: {', '.join(label.name for label in labels)}"
+        )
+    assert bundle.network is not None
+    return bundle.network
+
+
+def _check_patch(network: nn.Module, patch_size: tuple[int, int, int]) -> None:
+    total_stride = getattr(network, "total_stride", (1, 1, 1))
+    if any(size % step for size, step in zip(patch_size, total_stride, strict=True)):
         raise UserError(
             f"plan.patch_size: found {list(patch_size)}; expected multiples of the network's total stride "
-            f"{list(network.total_stride)}"
+            f"{list(total_stride)}"
         )
 
 

@@ -162,6 +162,36 @@ def test_perfect_prediction_costs_nothing(loss, target):
     assert loss(certain.float().requires_grad_(), target).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_classes_count_by_their_weights(logits, target):
+    """NRD: each class's ratio times its weight, divided by their number; TCE and CE: a voxel as often as its class."""
+    weights = [0.5, 2.0, 0.0, 3.0]
+    seen = list(voxels(logits, target))
+    total = sum(sum(w * t for w, t in zip(weights, y, strict=True)) for _, _, y in seen)
+    dice, robust = [], []
+    for c in range(1, CLASSES):
+        pairs = [(p[c], y[c]) for _, p, y in seen]
+        size = sum(p + y for p, y in pairs)
+        robust.append(weights[c] * sum(abs(p - y) ** 1.5 for p, y in pairs) / (size + EPSILON))
+        dice.append(weights[c] * (1 - (2 * sum(p * y for p, y in pairs) + EPSILON) / (size + EPSILON)))
+    tce = ce = 0.0
+    for _, p, y in seen:
+        true = y.index(1.0)
+        miss = 1 - p[true]
+        tce += weights[true] * (miss + miss**2 / 2) / total
+        ce -= weights[true] * math.log(p[true]) / total
+    given = torch.tensor(weights, dtype=logits.dtype)
+    found = [
+        loss(logits, target, class_weight=given).item() for loss in (RobustSegmentationLoss(), DiceCrossEntropyLoss())
+    ]
+    assert found == pytest.approx([mean(robust) + tce, mean(dice) + ce], rel=1e-6)
+
+
+@EVERY_LOSS
+def test_equal_weights_of_classes_change_nothing(loss, logits, target):
+    plain = loss(logits, target)
+    torch.testing.assert_close(loss(logits, target, class_weight=torch.ones(CLASSES, dtype=logits.dtype)), plain)
+
+
 @EVERY_LOSS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(loss, dtype):

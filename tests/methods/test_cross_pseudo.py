@@ -137,7 +137,16 @@ class Brighter(nn.Module):
         return torch.cat([torch.zeros_like(x), self.sign * x], dim=1)
 
 
-def test_patch_and_both_pseudo_labels_are_cut_with_one_mask():
+@pytest.fixture
+def one_thread():
+    """Networks take turns, so that what one was shown last is what its loss is about."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_patch_and_both_pseudo_labels_are_cut_with_one_mask(one_thread):
     """With u_i dark and u_j bright everywhere, what each network sees and is told is the mask itself."""
     networks = {"a": Brighter(1), "b": Brighter(-1)}
     bright = torch.ones(4, 1, *PATCH)

@@ -1,0 +1,90 @@
+"""Bidirectional copy-paste: labelled and unlabelled patches in one image (Bai et al. 2023, arXiv 2305.00673)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.cutmix import cut_mix
+from dlunet.methods.outputs import pseudo_labels
+
+
+class BidirectionalCopyPaste(Method):
+    """The student segments unlabelled patches with a labelled box in them, and labelled ones with an unlabelled box.
+
+    A box with an edge of β of the patch's is cut from one patch and pasted into the other, in both directions (eq. 1
+    to 3), the labels likewise, with those of the average teacher on unlabelled voxels (eq. 4 and 5). Of each mixed
+    patch the loss on its labelled voxels counts fully and the loss on its unlabelled voxels α (eq. 6 and 7). The
+    student predicts. Before unlabelled patches come, the same is done with two labelled ones, the paper's pre-training.
+    The paper keeps the largest component of each class of the pseudo-labels, which is meant for whole organs; a patch
+    here may hold parts of one, and nothing is removed.
+
+    Args:
+        unlabelled_weight: α.
+        box: β, the edge of the box as a part of the patch's.
+        decay: Of the teacher, in a step.
+        supervised_epochs: See :class:`Method`.
+    """
+
+    predicts = "student"
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "labelled_j": Stream(labelled=True, other_than="labelled"),
+        "unlabelled_p": Stream(labelled=False),
+        "unlabelled_q": Stream(labelled=False, other_than="unlabelled_p"),
+    }
+
+    def __init__(
+        self, unlabelled_weight: float = 0.5, box: float = 2 / 3, decay: float = 0.99, supervised_epochs: int = 0
+    ) -> None:
+        super().__init__(supervised_epochs)
+        self.networks = {"student": Trained(), "teacher": Averaged("student", decay)}
+        self.unlabelled_weight = unlabelled_weight
+        self.box = box
+
+    def losses(self, step: Step) -> Terms:
+        """The loss on labelled voxels and, once the supervised epochs are over, that on unlabelled ones."""
+        i, j = step.batch["labelled"], step.batch["labelled_j"]
+        student = step.networks["student"]
+        box = self.draw_boxes(len(i["weak"]), i["weak"].shape[2:], step.generator).to(i["weak"].device)
+        if "unlabelled_p" not in step.batch:
+            mixed = cut_mix(i["weak"], j["weak"], box)
+            return {"student": {"labelled": step.loss(student(mixed), cut_mix(i["label"], j["label"], box))}}
+        p, q = step.batch["unlabelled_p"]["weak"], step.batch["unlabelled_q"]["weak"]
+        y_p, y_q = self._by_teacher(step.networks["teacher"], p, q)
+        inward, label_in = cut_mix(p, j["weak"], box), cut_mix(y_p, j["label"].long(), box)
+        outward, label_out = cut_mix(i["weak"], q, box), cut_mix(i["label"].long(), y_q, box)
+        seen_in, seen_out = student(inward), student(outward)
+        inside, outside = box.to(p.dtype), (~box).to(p.dtype)
+        return {
+            "student": {
+                "labelled": step.loss(seen_in, label_in, weight=inside)
+                + step.loss(seen_out, label_out, weight=outside),
+                "unlabelled": self.unlabelled_weight
+                * (
+                    step.pseudo_loss(seen_in, label_in, weight=outside)
+                    + step.pseudo_loss(seen_out, label_out, weight=inside)
+                ),
+            }
+        }
+
+    def draw_boxes(self, batch: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Masks (B, z, y, x), true in a box at a place that is drawn for each sample."""
+        masks = torch.zeros((batch, *shape), dtype=torch.bool)
+        for mask in masks:
+            edges = [round(size * self.box) for size in shape]
+            starts = [
+                int(torch.randint(0, size - edge + 1, (), generator=generator))
+                for size, edge in zip(shape, edges, strict=True)
+            ]
+            mask[tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))] = True
+        return masks
+
+    @staticmethod
+    @torch.no_grad()
+    def _by_teacher(teacher: nn.Module, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        y_p, y_q = pseudo_labels(teacher(torch.cat([p, q]))).chunk(2)
+        return y_p, y_q

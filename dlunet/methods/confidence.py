@@ -1,0 +1,36 @@
+"""Pseudo-labels that count only where the network is sure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlunet.losses import DeepSupervisionLoss
+from dlunet.methods.outputs import probabilities
+
+
+@dataclass(frozen=True)
+class SurePseudoLabels:
+    """The most probable class of each voxel, and whether its probability reaches a threshold τ.
+
+    Attributes:
+        labels: (B, z, y, x).
+        sure: The same shape, 1 or 0.
+    """
+
+    labels: Tensor
+    sure: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, outputs: Tensor | Sequence[Tensor], threshold: float) -> SurePseudoLabels:
+        """Those of a network's outputs."""
+        confidence, labels = probabilities(outputs).max(1)
+        return cls(labels, (confidence >= threshold).to(confidence.dtype))
+
+    def teach(self, outputs: Tensor | Sequence[Tensor], loss: DeepSupervisionLoss) -> Tensor:
+        """The mean over all voxels of 1(sure)·loss. A loss averages over the sure ones: times their share."""
+        return self.sure.mean() * loss(outputs, self.labels, weight=self.sure)

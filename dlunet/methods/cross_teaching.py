@@ -1,0 +1,45 @@
+"""Cross teaching: two networks of different kinds teach each other (Luo et al. 2022, arXiv 2112.04894)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.outputs import pseudo_labels
+from dlunet.methods.ramps import sigmoid_ramp
+
+
+class CrossTeaching(Method):
+    """Each network learns from the labels, and on unlabelled patches from the other's classes (eq. 2 to 4).
+
+    What they learn from each other differs because the networks do; no patch is mixed.
+
+    Args:
+        unlabelled_weight: Weight of the two pseudo-supervised terms at the end of their ramp, 0.1 in the paper.
+        ramp: See :func:`sigmoid_ramp`; the paper's weight rises over the whole run.
+        supervised_epochs: See :class:`Method`.
+    """
+
+    networks = {"a": Trained(), "b": Trained(config="other_network")}  # noqa: RUF012
+    predicts = "a"
+    streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False)}  # noqa: RUF012
+
+    def __init__(self, unlabelled_weight: float = 0.1, ramp: float = 1.0, supervised_epochs: int = 0) -> None:
+        super().__init__(supervised_epochs)
+        self.unlabelled_weight = unlabelled_weight
+        self.ramp = ramp
+
+    def losses(self, step: Step) -> Terms:
+        """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
+        if "unlabelled" not in step.batch:
+            return step.each(step.from_labels, "ab")
+        x = step.batch["unlabelled"]["weak"]
+        weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
+        seen = step.each(lambda network: network(x), "ab")
+
+        def learn(network: nn.Module, own: Sequence[Tensor], by_other: Sequence[Tensor]) -> dict[str, Tensor]:
+            return {**step.from_labels(network), "unlabelled": weight * step.pseudo_loss(own, pseudo_labels(by_other))}
+
+        return step.each(learn, "ab", (seen["a"], seen["b"]), (seen["b"], seen["a"]))

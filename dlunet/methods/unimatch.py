@@ -1,0 +1,88 @@
+"""UniMatch: one weak view teaches two strong ones and a perturbation of its features (Yang et al. 2023, 2208.09910)."""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from dlunet.errors import UserError
+from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.confidence import SurePseudoLabels
+
+
+class TwoParts(Protocol):
+    """A network in two parts, as :class:`dlunet.networks.UNet`."""
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Features (B, C, …) of a patch."""
+        ...
+
+    def decode(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        """The logits that belong to them."""
+        ...
+
+
+class UniMatch(Method):
+    """FixMatch with more that is to agree with the weak view where that is sure.
+
+    The unlabelled loss (eq. 5) is the mean over voxels of 1(max p ≥ τ)·(λ·H(p, p_fp) + μ/2·(H(p, p_s1) + H(p, p_s2))),
+    with p_fp decoded from the weak view's features after dropout of whole channels, and p_s1, p_s2 from two strong
+    views. Here λ and μ are a half of the unlabelled weight each, as in the paper.
+
+    Args:
+        threshold: τ.
+        unlabelled_weight: λ + μ.
+        dropout: The part of the channels of every encoder stage that the perturbation drops.
+        supervised_epochs: See :class:`Method`.
+    """
+
+    networks = {"a": Trained()}  # noqa: RUF012
+    predicts = "a"
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "unlabelled": Stream(labelled=False, views=("weak", "strong_1", "strong_2")),
+    }
+
+    def __init__(
+        self,
+        threshold: float = 0.95,
+        unlabelled_weight: float = 1.0,
+        dropout: float = 0.5,
+        supervised_epochs: int = 0,
+    ) -> None:
+        super().__init__(supervised_epochs)
+        self.threshold = threshold
+        self.unlabelled_weight = unlabelled_weight
+        self.dropout = dropout
+
+    def losses(self, step: Step) -> Terms:
+        """The labelled term and, once the supervised epochs are over, those of the features and of the strong views."""
+        network = step.networks["a"]
+        terms = step.from_labels(network)
+        if "unlabelled" in step.batch:
+            views, parts = step.batch["unlabelled"], _in_two_parts(network)
+            features = parts.encode(views["weak"])
+            with torch.no_grad():
+                pseudo = SurePseudoLabels.of(parts.decode(features), self.threshold)
+            perturbed = parts.decode([self._perturbed(level, step.generator) for level in features])
+            strong = [pseudo.teach(network(views[view]), step.pseudo_loss) for view in ("strong_1", "strong_2")]
+            half = self.unlabelled_weight / 2
+            terms["features"] = half * pseudo.teach(perturbed, step.pseudo_loss)
+            terms["strong"] = half * (strong[0] + strong[1]) / 2
+        return {"a": terms}
+
+    def _perturbed(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Dropout of channels by the step's own draws, which a resumed run repeats."""
+        kept = torch.rand((*features.shape[:2], 1, 1, 1), generator=generator) >= self.dropout
+        return features * kept.to(features) / (1 - self.dropout)
+
+
+def _in_two_parts(network: nn.Module) -> TwoParts:
+    if not (hasattr(network, "encode") and hasattr(network, "decode")):
+        raise UserError(
+            f"method: UniMatch perturbs features between encoder and decoder; found {type(network).__name__}, which "
+            "has no encode and decode; choose network=light or network=plain, or another method"
+        )
+    return cast(TwoParts, network)

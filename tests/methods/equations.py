@@ -1,0 +1,166 @@
+"""The terms of each method, written out after its paper: plain loops and sums, sharing nothing with the package.
+
+A function takes the inputs of a step and returns what the method's terms should be. ``f`` are the networks by role,
+``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled patches and labels, ``t`` the part of the run
+that is done, and ``draw`` the step's generator.
+"""
+
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+#: The settings that the methods are tried with, where not their defaults.
+SETTINGS = {"fixmatch": {"threshold": 0.4}, "unimatch": {"threshold": 0.4}, "ua_mt": {"passes": 3}}
+
+
+def cross_entropy(p, labels, weights=None):
+    """−Σ w·log p[label] / Σ w over the voxels of probabilities (B, C, z, y, x)."""
+    by_voxel = -p.gather(1, labels[:, None])[:, 0].log()
+    return by_voxel.mean() if weights is None else (by_voxel * weights).sum() / weights.sum()
+
+
+def ramp(t, length):
+    return math.exp(-5 * (1 - min(t / length, 1)) ** 2)
+
+
+def supervised(s):
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y)}}
+
+
+def cross_pseudo(s):
+    from dlunet.methods import draw_masks  # the law of the boxes has tests of its own
+
+    i, j = s.u["unlabelled_i"]["weak"], s.u["unlabelled_j"]["weak"]
+    h = draw_masks(len(i), i.shape[2:], 3, s.draw)
+    mixed = torch.where(h[:, None], j, i)
+    terms = {}
+    for role, other in ("ab", "ba"):
+        taught = torch.where(h, s.p(other, j).argmax(1), s.p(other, i).argmax(1))
+        unlabelled = 0.8 * cross_entropy(s.p(role, mixed), taught)
+        terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
+    return terms
+
+
+def cross_teaching(s):
+    x, terms = s.u["unlabelled"]["weak"], {}
+    for role, other in ("ab", "ba"):
+        unlabelled = 0.1 * ramp(s.t, 1) * cross_entropy(s.p(role, x), s.p(other, x).argmax(1))
+        terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
+    return terms
+
+
+def mean_teacher(s):
+    views = s.u["unlabelled"]
+    difference = (s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2
+    terms = {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": ramp(s.t, 0.4) * difference.mean()}
+    return {"student": terms}
+
+
+def ua_mt(s):
+    views = s.u["unlabelled"]
+    difference = ((s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2).mean(1)
+    noises = [(0.1 * torch.randn(views["weak"].shape, generator=s.draw)).clamp(-0.2, 0.2) for _ in range(3)]
+    mu = sum(s.p("teacher", views["weak"] + noise) for noise in noises) / 3
+    certain = -(mu * mu.log()).sum(1) < (0.75 + 0.25 * ramp(s.t, 0.4)) * math.log(mu.shape[1])
+    assert certain.any() and not certain.all()
+    consistency = ramp(s.t, 0.4) * difference[certain].mean()
+    return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
+
+
+def fixmatch(s):
+    views = s.u["unlabelled"]
+    unlabelled = _sure(s.p("a", views["weak"]), s.p("a", views["strong"]))
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "unlabelled": unlabelled}}
+
+
+def unimatch(s):
+    views, network = s.u["unlabelled"], s.f["a"]
+    weak = s.p("a", views["weak"])
+    features = network.encode(views["weak"])
+    kept = [torch.rand((*level.shape[:2], 1, 1, 1), generator=s.draw) >= 0.5 for level in features]
+    perturbed = network.decode([2 * level * keep for level, keep in zip(features, kept, strict=True)]).softmax(1)
+    strong = [_sure(weak, s.p("a", views[view])) for view in ("strong_1", "strong_2")]
+    terms = {"features": 0.5 * _sure(weak, perturbed), "strong": 0.25 * sum(strong)}
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), **terms}}
+
+
+def _sure(weak, other):
+    q, labels = weak.max(1)
+    sure = q >= 0.4
+    assert sure.any() and not sure.all()
+    return (-other.gather(1, labels[:, None])[:, 0].log() * sure).mean()
+
+
+def entropy_minimisation(s):
+    p = s.p("a", s.u["unlabelled"]["weak"])
+    entropy = -(p * p.log()).sum(1).mean() / math.log(p.shape[1])
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "entropy": 0.1 * ramp(s.t, 0.4) * entropy}}
+
+
+def bcp(s):
+    second, p, q = s.second, s.u["unlabelled_p"]["weak"], s.u["unlabelled_q"]["weak"]
+    inside = torch.zeros(len(p), *p.shape[2:])
+    for sample in range(len(p)):
+        edges = [round(size * 2 / 3) for size in p.shape[2:]]
+        ends = zip(p.shape[2:], edges, strict=True)
+        z, y, x = (int(torch.randint(0, size - edge + 1, (), generator=s.draw)) for size, edge in ends)
+        inside[sample, z : z + edges[0], y : y + edges[1], x : x + edges[2]] = 1
+    m, outside = inside[:, None], 1 - inside
+    seen_in = s.p("student", second["weak"] * m + p * (1 - m))
+    seen_out = s.p("student", q * m + s.x * (1 - m))
+    label_in = (second["label"] * inside + s.p("teacher", p).argmax(1) * outside).long()
+    label_out = (s.p("teacher", q).argmax(1) * inside + s.y * outside).long()
+    labelled = cross_entropy(seen_in, label_in, inside) + cross_entropy(seen_out, label_out, outside)
+    unlabelled = cross_entropy(seen_in, label_in, outside) + cross_entropy(seen_out, label_out, inside)
+    return {"student": {"labelled": labelled, "unlabelled": 0.5 * unlabelled}}
+
+
+def dhc(s):
+    x = s.u["unlabelled"]["weak"]
+    pseudo = {role: s.p(role, x).argmax(1) for role in "ab"}
+    classes = s.p("a", x).shape[1]
+    counts = [int((pseudo["b"] == k).sum()) + 1 for k in range(classes)]
+    raw = [math.log(max(counts) / count) for count in counts]
+    rare = [classes * (0.99 + 0.01 * value / max(raw)) for value in raw]
+    hard = []
+    for k in range(classes):
+        found, true = s.p("a", s.x).argmax(1) == k, s.y == k
+        assert true.any()
+        dice = 2 * int((found & true).sum()) / (int(found.sum()) + int(true.sum()))
+        learnt = dice * math.log((dice + 1e-8) / 2e-8) / 50  # from a Dice of 0 on
+        missed = 1 + (1 - dice - 1) / 50
+        hard.append(classes * missed * (1e-8 / (learnt + 1e-8)) ** 0.2)
+    terms = {}
+    for role, other, weights in (("a", "b", hard), ("b", "a", rare)):
+        of = torch.tensor(weights, dtype=torch.float64)
+        taught = cross_entropy(s.p(role, x), pseudo[other], of[pseudo[other]])
+        labelled = cross_entropy(s.p(role, s.x), s.y, of[s.y])
+        terms[role] = {"labelled": labelled, "unlabelled": ramp(s.t, 0.4) * taught}
+    return terms
+
+
+EQUATIONS = {
+    function.__name__: function
+    for function in (
+        bcp, cross_pseudo, cross_teaching, dhc, entropy_minimisation, fixmatch, mean_teacher, supervised, ua_mt,
+        unimatch,
+    )
+}  # fmt: skip
+
+
+def expected_terms(name, step, seed):
+    """What the terms of a method should be in a step whose generator has a seed."""
+    batch = step.batch
+    inputs = SimpleNamespace(
+        f=step.networks,
+        p=lambda role, x: F.softmax(step.networks[role](x), 1),
+        x=batch["labelled"]["weak"],
+        y=batch["labelled"]["label"],
+        second=batch.get("labelled_j"),
+        u={name: views for name, views in batch.items() if "unlabelled" in name},
+        t=step.progress.fraction,
+        draw=torch.Generator().manual_seed(seed),
+    )
+    return EQUATIONS[name](inputs)

@@ -1,0 +1,279 @@
+"""What holds for every method that is registered. A new one is tried here by being registered."""
+
+import copy
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from dlunet.cli import CONFIGS
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22
+from dlunet.losses import DeepSupervisionLoss
+from dlunet.methods import METHODS, Progress, Step
+from dlunet.preparation import Intensity, Plan
+from dlunet.training import SegmentationModule, train
+from dlunet.training.run import build_module
+from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
+
+PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5
+
+every_method = pytest.mark.parametrize("name", METHODS)
+semi_supervised = pytest.mark.parametrize("name", [name for name in METHODS if name != "supervised"])
+
+
+def test_every_method_has_a_config_and_its_equations():
+    assert METHODS.keys() == EQUATIONS.keys() == {path.stem for path in (CONFIGS / "method").glob("*.yaml")}
+
+
+class TwoParts(nn.Module):
+    """A small network with features between two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, CLASSES, 1)
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+    def encode(self, x):
+        return [self.first(x).tanh()]
+
+    def decode(self, features):
+        return 3 * self.second(features[0])
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross entropy with the weights of voxels and classes."""
+
+    def forward(self, logits, target, weight=None, class_weight=None):
+        weights = torch.ones(target.shape, dtype=logits.dtype) if weight is None else weight
+        weights = weights if class_weight is None else weights * class_weight[target]
+        return (F.cross_entropy(logits, target, reduction="none") * weights).sum() / weights.sum()
+
+
+class Noting(dict):
+    """A stream's patches, noting which are looked at."""
+
+    def __init__(self, stream, patches, seen):
+        super().__init__(patches)
+        self.stream, self.seen = stream, seen
+
+    def __getitem__(self, view):
+        self.seen.add((self.stream, view))
+        return super().__getitem__(view)
+
+
+def draw_batch(method, patch=PATCH, classes=CLASSES, dtype=torch.float64, seed=1):
+    """The patches that a method declares."""
+    generator, batch = torch.Generator().manual_seed(seed), {}
+    for stream_name, stream in method.streams.items():
+        count = BATCH * stream.times
+        batch[stream_name] = {
+            view: torch.randn(count, 1, *patch, generator=generator, dtype=dtype) for view in stream.views
+        }
+        if stream.labelled:
+            batch[stream_name]["label"] = torch.randint(0, classes, (count, *patch), generator=generator)
+    return batch
+
+
+@pytest.fixture
+def make_step():
+    def make(method, fraction=0.15):
+        torch.manual_seed(0)
+        networks = {role: TwoParts().double() for role in method.networks}
+        loss, generator = DeepSupervisionLoss(WeightedCrossEntropy()), torch.Generator().manual_seed(SEED)
+        return Step(networks, draw_batch(method), loss, loss, Progress(3, 1, fraction), generator)
+
+    return make
+
+
+@every_method
+def test_the_terms_are_those_of_the_equations(name, make_step):
+    method = METHODS[name](**SETTINGS.get(name, {}))
+    method.setup(CLASSES)
+    method.double()
+    step = make_step(method)
+    terms, expected = method.losses(step), expected_terms(name, step, SEED)
+    assert {role: list(named) for role, named in terms.items()} == {k: list(v) for k, v in expected.items()}
+    for role, named in expected.items():
+        for term, value in named.items():
+            torch.testing.assert_close(terms[role][term], value, msg=lambda text, term=term: f"{term}: {text}")
+
+
+@every_method
+def test_each_network_learns_from_its_own_terms_alone_and_no_teacher_learns(name, make_step):
+    method = METHODS[name]()
+    method.setup(CLASSES)
+    method.double()
+    step = make_step(method)
+    terms = method.losses(step)
+    assert terms.keys() == method.trained.keys()
+    for role, named in terms.items():
+        for network in step.networks.values():
+            network.zero_grad()
+        sum(named.values()).backward(retain_graph=True)
+        with_gradient = {r for r, n in step.networks.items() if any(p.grad is not None for p in n.parameters())}
+        assert with_gradient == {role}
+
+
+@every_method
+def test_exactly_the_declared_streams_and_views_are_used(name, make_step):
+    method, seen = METHODS[name](), set()
+    method.setup(CLASSES)
+    method.double()
+    step = make_step(method)
+    step = Step(
+        step.networks, {stream: Noting(stream, patches, seen) for stream, patches in step.batch.items()},
+        step.loss, step.pseudo_loss, step.progress, step.generator,
+    )  # fmt: skip
+    method.losses(step)
+    assert seen == {(stream, view) for stream, patches in step.batch.items() for view in patches}
+
+
+@semi_supervised
+def test_supervised_epochs_take_labels_alone(name, make_step):
+    method = METHODS[name](supervised_epochs=2)
+    method.setup(CLASSES)
+    method.double()
+    assert method.needs_unlabelled and method.streams_in(2) == method.streams
+    step = make_step(method)
+    for stream in set(step.batch) - set(method.streams_in(1)):
+        del step.batch[stream]
+    assert all(list(named) == ["labelled"] for named in method.losses(step).values())
+
+
+class Weights(lightning.Callback):
+    """Notes the weights of every network after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.seen.append({role: copy.deepcopy(network.state_dict()) for role, network in module.networks.items()})
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore")
+def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
+    config = compose("train", [f"method={name}", "scale=tiny", "output=x"])
+    plan = Plan((8.0, 8.0, 8.0), tuple(config.plan.patch_size), Intensity(0, 1, 0, 1))
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=plan))
+    batches = [draw_batch(module.method, plan.patch_size, FLARE22.num_classes, torch.float32, k) for k in range(4)]
+    notes = Weights()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[notes],
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    for role in module.method.trained:
+        assert any(not torch.equal(notes.seen[0][role][k], v) for k, v in notes.seen[-1][role].items())
+    for role, average in module.method.averaged.items():
+        d, n = average.decay, len(notes.seen) - 1
+        assert all(not p.requires_grad and p.grad is None for p in module.networks[role].parameters())
+        for key, found in notes.seen[-1][role].items():
+            if key.startswith("module."):
+                first, *later = (weights[average.of][key.removeprefix("module.")] for weights in notes.seen)
+                expected = d**n * first + (1 - d) * sum(d ** (n - 1 - k) * w for k, w in enumerate(later))
+                torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    """A dataset with cases enough for two processes of any method."""
+    folder = tmp_path_factory.mktemp("conformance")
+    tiny_flare22(folder / "flare22", labelled=4, unlabelled=4, validation=1, test=0)
+    return folder
+
+
+@pytest.fixture
+def run_config(place, compose):
+    def make(name, output, *words):
+        config = compose(
+            "train",
+            [
+                f"method={name}", "scale=tiny", "data=flare22", f"data.root={place}/flare22", "logger=csv",
+                f"data.prepared={place}/prepared", "data.workers=1", f"output={place}/{output}", "name=x",
+                "sampling.batch_size=2", "sampling.steps_per_epoch=2", "trainer.accelerator=cpu", *words,
+            ],
+        )  # fmt: skip
+        return config
+
+    return make
+
+
+def in_a_process(config: DictConfig, killed_at: tuple[int, int] | None = None) -> int:
+    """Train in a process of its own, and return how it ended."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dlunet.training"])
+    process = context.Process(target=_train, args=(config, killed_at))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def _train(config: DictConfig, killed_at: tuple[int, int] | None) -> None:
+    torch.set_num_threads(1)
+    step = SegmentationModule.training_step
+
+    def step_or_die(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, batch, batch_idx)
+
+    SegmentationModule.training_step = step_or_die
+    train(config)
+
+
+@every_method
+def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
+    whole, killed = run_config(name, f"{name}-whole"), run_config(name, f"{name}-killed", "resume=auto")
+    assert in_a_process(whole) == 0
+    assert in_a_process(killed, killed_at=(1, 1)) == -signal.SIGKILL
+    assert in_a_process(killed) == 0
+    expected, found = (losses(place / f"{name}-{run}") for run in ("whole", "killed"))
+    assert len(expected) == 4
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    before, after = (weights(place / f"{name}-{run}") for run in ("whole", "killed"))
+    assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@every_method
+def test_two_processes_train(name, place, run_config):
+    config = run_config(
+        name, f"{name}-two", "trainer.devices=2", "+trainer.strategy=ddp_fork_find_unused_parameters_true",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert in_a_process(config) == 0
+    assert len(losses(place / f"{name}-two")) == 2
+    assert all(value.isfinite().all() for value in weights(place / f"{name}-two").values())
+
+
+@semi_supervised
+def test_without_unlabelled_cases_it_says_so(name, tiny_flare22, tmp_path, run_config):
+    tiny_flare22(tmp_path / "flare22", labelled=2, unlabelled=0, validation=1, test=0)
+    config = run_config(name, f"{name}-none")
+    config.data.root, config.data.prepared = str(tmp_path / "flare22"), str(tmp_path / "prepared")
+    assert instantiate(config.method).needs_unlabelled
+    with pytest.raises(UserError, match="found 0 unlabelled cases; expected at least"):
+        train(config)
+
+
+def losses(run: Path) -> pd.DataFrame:
+    """The terms of each step."""
+    table = pd.read_csv(run / "metrics.csv")
+    return table.loc[table["train/loss"].notna(), [c for c in table if c.startswith("train/")]].reset_index(drop=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
