@@ -31,6 +31,7 @@ from dlunet.datasets import Case, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
+from dlunet.plugins import load_plugins, take_folder
 from dlunet.settings import check_settings
 from dlunet.signals import Stopped, signals_raise
 
@@ -86,6 +87,12 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     _print_whatever_comes()
     _find_a_home()
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        arguments, plug_ins = take_folder(arguments)
+        if plug_ins is not None:
+            load_plugins(plug_ins)
+    except UserError as error:
+        _fail(str(error))
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     register_resolvers()
@@ -203,10 +210,12 @@ def export(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
-    from dlunet.evaluation import evaluate_folder
+    from dlunet.evaluation import evaluate_folder, find_metrics
 
+    metrics = find_metrics([config.metrics] if isinstance(config.metrics, str) else config.metrics)
     predictions = Path(config.predictions)
-    evaluate_folder(predictions, Path(config.references), Path(config.output), _scored_labels(config, predictions))
+    labels = _scored_labels(config, predictions)
+    evaluate_folder(predictions, Path(config.references), Path(config.output), labels, metrics=metrics)
     print(f"scores: {config.output}")
 
 
@@ -423,6 +432,9 @@ def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
 def _gpu_scale(verb: str, arguments: list[str]) -> str:
     """The scale on a GPU that the chosen dataset's config names; of a sweep, its first run's."""
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    _, plug_ins = take_folder(arguments)
+    if plug_ins is not None:
+        words.append(f"hydra.searchpath=['file://{plug_ins}']")
     try:
         parsed = OverridesParser.create().parse_overrides(words)
         first_run = [

@@ -6,6 +6,19 @@ what lies within an organ's tolerance. :func:`score_case` applies FLARE22's rule
 """
 
 from dlunet.evaluation.folder import evaluate_folder, summarize_scores
+from dlunet.evaluation.metrics import METRICS, Metric, find_metrics, read_metrics, register_metric
 from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
 
-__all__ = ["OrganScore", "dice_score", "evaluate_folder", "score_case", "summarize_scores", "surface_dice"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "OrganScore",
+    "dice_score",
+    "evaluate_folder",
+    "find_metrics",
+    "read_metrics",
+    "register_metric",
+    "score_case",
+    "summarize_scores",
+    "surface_dice",
+]

@@ -12,7 +12,8 @@ import pandas as pd
 from rich.console import Console
 
 from dlunet.errors import UserError
-from dlunet.evaluation.scores import DECIMALS, OrganScore, score_case
+from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
+from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
@@ -20,8 +21,6 @@ from dlunet.volumes import case_name, list_volumes, read_labels
 
 #: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
 LEAST_OF_FLARE22, LIVER = 10, 1
-
-SCORE_COLUMNS = ["case", "organ", "dsc", "nsd"]
 
 
 class _Pair(NamedTuple):
@@ -35,6 +34,7 @@ class _Pair(NamedTuple):
 class _Job(NamedTuple):
     pair: _Pair
     labels: LabelSet
+    metrics: Mapping[str, Metric]
 
 
 def evaluate_folder(
@@ -43,13 +43,14 @@ def evaluate_folder(
     output: Path,
     labels: LabelSet | None = FLARE22,
     workers: int | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> pd.DataFrame:
     """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
 
-    Writes ``scores.csv`` (columns ``case,organ,dsc,nsd``, a row for each case and organ) and ``summary.csv``
-    (:func:`summarize_scores`) to ``output``, and to ``references.json`` the label maps that were the references; each
-    appears whole or not at all. Files are matched by case name: the
-    file's name without its ending and without ``_0000``. Cases are scored in parallel processes.
+    Writes ``scores.csv`` (columns ``case,organ,dsc,nsd`` and further metrics, a row for each case and organ) and
+    ``summary.csv`` (:func:`summarize_scores`) to ``output``, to ``metrics.json`` what the columns are, and to
+    ``references.json`` the label maps that were the references; each appears whole or not at all. Files are matched by
+    case name: the file's name without its ending and without ``_0000``. Cases are scored in parallel processes.
 
     Args:
         predictions: Folder of predicted label maps. A prediction without reference is left out, with a warning.
@@ -57,6 +58,7 @@ def evaluate_folder(
         output: Folder for the tables; made if missing.
         labels: The organs; None if nobody knows them: those that occur are scored, see :func:`occurring_labels`.
         workers: Number of processes; by default one for each CPU core that this process may use.
+        metrics: Further ones beside DSC and NSD, by their columns (:func:`dlunet.evaluation.find_metrics`).
 
     Returns:
         The rows of ``scores.csv``.
@@ -72,21 +74,24 @@ def evaluate_folder(
         labels, shown = occurring_labels(pairs, workers)
         console.print(_describe_labels(labels, shown), markup=False, highlight=False)
     _make_folder(output)
-    rows: dict[str, list[OrganScore]] = {}
+    rows: dict[str, list[tuple]] = {}
     failures: dict[str, str] = {}
-    jobs = [_Job(pair, labels) for pair in pairs]
+    metrics = metrics or {}
+    jobs = [_Job(pair, labels, metrics) for pair in pairs]
     for job, scored in for_each_case("scoring", _score_job, jobs, workers):
         if isinstance(scored, UserError):
             failures[job.pair.case] = str(scored)
             console.print(f"{job.pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
         else:
-            rows[job.pair.case] = [score for score in scored if shown is None or score.organ in shown]
+            rows[job.pair.case] = [row for row in scored if shown is None or row[0] in shown]
     scores = pd.DataFrame(
-        [(pair.case, *score) for pair in pairs if pair.case in rows for score in rows[pair.case]], columns=SCORE_COLUMNS
+        [(pair.case, *row) for pair in pairs if pair.case in rows for row in rows[pair.case]],
+        columns=["case", "organ", *ALWAYS, *metrics],
     )
     if len(scores):
         write_text(output / "scores.csv", scores.to_csv(index=False))
         write_text(output / "summary.csv", summarize_scores(scores, labels, shown).to_csv(index=False))
+        write_metrics({**ALWAYS, **metrics}, output)
         references_used = {pair.case: str(pair.reference.resolve()) for pair in pairs if pair.case in rows}
         write_text(output / "references.json", json.dumps(references_used, indent=2))
     if failures:
@@ -100,27 +105,29 @@ def summarize_scores(
     """Mean and standard deviation over cases, for each organ and for the mean over organs.
 
     Args:
-        scores: Columns ``case,organ,dsc,nsd``, as in ``scores.csv``.
+        scores: As in ``scores.csv``: columns ``case,organ``, and one for each metric.
         labels: The organs, in the order of the rows.
         shown: The names of the organs that get a row; by default all.
 
     Returns:
-        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``; the last row, ``Mean``, describes each
+        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``, before ``cases`` two for each further
+        metric, over the cases where it has a value; the last row, ``Mean``, describes each
         case's mean over organs. Standard deviations are those of the cases at hand (divided by their number), and
         values are rounded to 4 decimals.
     """
+    metrics = [column for column in scores.columns if column not in ("case", "organ")]
     rows = [
-        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, ["dsc", "nsd"]])
+        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, metrics])
         for label in labels
         if shown is None or label.name in shown
     ]
-    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[["dsc", "nsd"]].mean()))
+    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[metrics].mean()))
     return pd.DataFrame(rows)
 
 
 def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[str, str | float | int]:
     row: dict[str, str | float | int] = {"organ": organ, "abbreviation": abbreviation}
-    for score in ("dsc", "nsd"):
+    for score in values.columns:
         row[f"{score}_mean"] = round(float(values[score].mean()), DECIMALS)
         row[f"{score}_std"] = round(float(values[score].std(ddof=0)), DECIMALS)
     return {**row, "cases": len(values)}
@@ -205,7 +212,8 @@ def _by_case(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _score_job(job: _Job) -> list[OrganScore]:
+def _score_job(job: _Job) -> list[tuple]:
+    """For each organ its name and the value of each metric."""
     labels, pair = job.labels, job.pair
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
@@ -216,7 +224,13 @@ def _score_job(job: _Job) -> list[OrganScore]:
         )
     # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
-    return score_case(prediction.array, reference.array, reference.spacing, labels, slices_descend)
+    maps = prediction.array, reference.array, reference.spacing
+    scores = score_case(*maps, labels, slices_descend)
+    measures = [metric.measure for metric in job.metrics.values() if metric.measure is not None]
+    if not measures:
+        return list(scores)
+    further = measure_case(*maps, measures, labels, slices_descend)
+    return [(*score, *values) for score, values in zip(scores, further, strict=True)]
 
 
 def _make_folder(folder: Path) -> None:

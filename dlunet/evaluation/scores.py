@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from dlunet.evaluation.metrics import Measure
 from dlunet.labels import FLARE22, Label, LabelSet
 
 with warnings.catch_warnings():
@@ -126,16 +127,70 @@ def score_case(
     Raises:
         ValueError: The shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"found a prediction of shape {prediction.shape}; expected the reference's {reference.shape}")
-    if slices_descend:
-        prediction, reference = prediction[::-1], reference[::-1]
-    found = zip(labels, _organ_boxes(prediction, labels), _organ_boxes(reference, labels), strict=True)
+    prediction, reference = _in_stored_order(prediction, reference, slices_descend)
     scores = []
-    for label, predicted, expected in found:
+    for label, predicted, expected in _boxes_by_organ(prediction, reference, labels):
         dsc, nsd = _score_organ(label, prediction, reference, predicted, expected, spacing)
         scores.append(OrganScore(label.name, round(dsc, DECIMALS), round(nsd, DECIMALS)))
     return scores
+
+
+def measure_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    measures: Sequence[Measure],
+    labels: LabelSet = FLARE22,
+    slices_descend: bool = False,
+) -> list[tuple[float, ...]]:
+    """Further metrics of every organ of one case, on the slices that FLARE22 scores.
+
+    Args:
+        prediction, reference, spacing, labels, slices_descend: As for :func:`score_case`.
+        measures: The metrics' functions.
+
+    Returns:
+        For each organ a value of each metric, rounded to 4 decimals; NaN where either map lacks the organ.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    prediction, reference = _in_stored_order(prediction, reference, slices_descend)
+    values = []
+    for label, predicted, expected in _boxes_by_organ(prediction, reference, labels):
+        masks = None
+        if predicted is not None and expected is not None:
+            masks = _common_masks(label, prediction, reference, predicted, expected)
+        if masks is None or not all(mask.any() for mask in masks):
+            values.append((math.nan,) * len(measures))
+        else:
+            values.append(tuple(round(float(measure(*masks, spacing)), DECIMALS) for measure in measures))
+    return values
+
+
+def _in_stored_order(
+    prediction: np.ndarray, reference: np.ndarray, slices_descend: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    if prediction.shape != reference.shape:
+        raise ValueError(f"found a prediction of shape {prediction.shape}; expected the reference's {reference.shape}")
+    return (prediction[::-1], reference[::-1]) if slices_descend else (prediction, reference)
+
+
+def _boxes_by_organ(
+    prediction: np.ndarray, reference: np.ndarray, labels: LabelSet
+) -> Iterator[tuple[Label, Box | None, Box | None]]:
+    """Each organ with the boxes that hold it in either map."""
+    return zip(labels, _organ_boxes(prediction, labels), _organ_boxes(reference, labels), strict=True)
+
+
+def _common_masks(
+    label: Label, prediction: np.ndarray, reference: np.ndarray, predicted: Box, expected: Box
+) -> tuple[np.ndarray, np.ndarray]:
+    """An organ's masks in the box that holds both; of a tubular organ, in the slices that are scored."""
+    box = tuple(slice(min(p.start, e.start), max(p.stop, e.stop)) for p, e in zip(predicted, expected, strict=True))
+    if label.tubular:
+        box = (_scored_slices(expected[0]), *box[1:])
+    return prediction[box] == label.id, reference[box] == label.id
 
 
 def _score_organ(
@@ -150,10 +205,7 @@ def _score_organ(
     if predicted is None or expected is None:
         both = float(predicted is expected)
         return both, math.nan if label.nsd_tolerance_mm is None else both
-    box = tuple(slice(min(p.start, e.start), max(p.stop, e.stop)) for p, e in zip(predicted, expected, strict=True))
-    if label.tubular:
-        box = (_scored_slices(expected[0]), *box[1:])
-    prediction_mask, reference_mask = prediction[box] == label.id, reference[box] == label.id
+    prediction_mask, reference_mask = _common_masks(label, prediction, reference, predicted, expected)
     dsc = dice_score(prediction_mask, reference_mask)
     if label.nsd_tolerance_mm is None:
         return dsc, math.nan

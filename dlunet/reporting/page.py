@@ -18,11 +18,10 @@ from dlunet.files import write_bytes, write_text
 from dlunet.labels import LabelSet
 from dlunet.reporting import figures, tables
 from dlunet.reporting.panels import case_panels
-from dlunet.reporting.runs import Run, common_labels, find_runs, group_by_experiment, read_run
+from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, group_by_experiment, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
 
 SYNTHETIC_DATA = "phantom"
-SCORES = {"dsc": "DSC", "nsd": "NSD"}
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -56,7 +55,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """
     groups = _read_groups(runs)
     labels = common_labels(groups)
-    score_tables = {score: tables.score_table(groups, score, labels) for score in SCORES}
+    score_tables = _score_tables(groups, labels)
     panels = case_panels(groups, labels)
     drawn = {
         "organ_scores": (figures.organ_scores(groups, labels), "DSC of each test case by organ and experiment"),
@@ -83,19 +82,25 @@ def print_report_summary(runs: Sequence[Path], page: Path, console: Console | No
     console = console or Console()
     groups = _read_groups(runs)
     labels = common_labels(groups)
-    dsc, nsd = (tables.score_table(groups, score, labels) for score in SCORES)
+    score_tables = _score_tables(groups, labels)
+    dsc = score_tables["dsc"]
     table = Table(title=_data_note(groups), title_justify="left", title_style="")
     table.add_column("")
     for name in groups:
         table.add_column(_plain(name), justify="right")
-    lines = [("mean DSC", dsc, MEAN), ("mean NSD", nsd, MEAN)]
-    lines += [(f"DSC {label.abbreviation}", dsc, label.abbreviation) for label in labels]
+    means = [(f"mean {table.metric.title}", table, MEAN) for table in score_tables.values()]
+    lines = means + [(f"DSC {label.abbreviation}", dsc, label.abbreviation) for label in labels]
     for title, scores, column in lines:
-        table.add_row(title, *(_highlight(scores, name, column) for name in groups), end_section=title == "mean NSD")
+        values = [_highlight(scores, name, column) for name in groups]
+        table.add_row(_plain(title), *values, end_section=title == means[-1][0])
     console.print(table)
     for paper_table in tables.paper_tables(dsc, groups, labels):
         console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _score_tables(groups: Groups, labels: LabelSet) -> dict[str, ScoreTable]:
+    return {name: tables.score_table(groups, name, labels) for name in common_metrics(groups)}
 
 
 def _read_groups(folders: Sequence[Path]) -> dict[str, list[Run]]:
@@ -120,7 +125,6 @@ def _render(
         groups=groups,
         runs=[run for runs in groups.values() for run in runs],
         labels=labels,
-        score_names=SCORES,
         score_tables=score_tables,
         columns=[MEAN] + [label.abbreviation for label in labels],
         format_score=tables.format_score,

@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlunet.datasets import Case
 from dlunet.errors import UserError
+from dlunet.evaluation import Metric, read_metrics
+from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.volumes import case_name, list_volumes
 
@@ -29,10 +31,11 @@ class Run:
         config: The composed configuration.
         metrics: The logged metrics, a row for each time something was logged; empty if nothing was.
         provenance: Commit, versions and machine; empty if unknown.
-        scores: Scores of the test cases (``case,organ,dsc,nsd``), or None.
+        scores: Scores of the test cases (``case,organ,dsc,nsd`` and further metrics), or None.
         predictions: The test cases' predicted label maps by case name.
         cases: The scored cases with their files, by name.
         labels: The organs.
+        score_metrics: What the metrics among the columns of the scores are.
         missing: What the folder lacks, in words.
     """
 
@@ -44,6 +47,7 @@ class Run:
     predictions: dict[str, Path]
     cases: dict[str, Case]
     labels: LabelSet = FLARE22
+    score_metrics: Mapping[str, Metric] = field(default_factory=lambda: ALWAYS)
     missing: tuple[str, ...] = field(default=())
 
     @property
@@ -123,6 +127,7 @@ def read_run(folder: Path) -> Run:
         predictions=_list_predictions(folder / "predictions", missing),
         cases=_read_cases(folder / "predictions" / "prediction.json", folder / "scores" / "references.json", missing),
         labels=_read_labels(folder / "labels.json", missing),
+        score_metrics=read_metrics(folder / "scores"),
         missing=tuple(missing),
     )
 
@@ -141,6 +146,12 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
                 f"({_names(first.labels)}); expected runs on the same organs; report them apart"
             )
     return first.labels
+
+
+def common_metrics(groups: Mapping[str, Sequence[Run]]) -> dict[str, Metric]:
+    """The metrics of all runs: DSC and NSD first."""
+    runs = [run for runs in groups.values() for run in runs]
+    return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
 
 
 def _names(labels: LabelSet) -> str:
@@ -211,9 +222,10 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     where = f"{path.parent.name}/{path.name}"
     try:
         # A case may be called 0001 or NA: names are text.
-        absent = {"dsc": [""], "nsd": [""]}
+        metrics = [name for name in pd.read_csv(path, nrows=0).columns if name not in ("case", "organ")]
+        absent = {name: [""] for name in metrics}
         scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False, na_values=absent)
-        scores = scores.astype({"dsc": float, "nsd": float})
+        scores = scores.astype(dict.fromkeys(metrics, float))
     except FileNotFoundError:
         missing.append(f"no {where}")
         return None

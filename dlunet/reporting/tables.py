@@ -10,8 +10,9 @@ from importlib import resources
 
 import pandas as pd
 
+from dlunet.evaluation import Metric
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Run, common_metrics
 
 MEAN = "Mean"
 #: The paper's tables by number, and in each the experiment that repeats a row.
@@ -47,20 +48,23 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """One score (``dsc`` or ``nsd``), a row for each experiment, a column for the mean and for each abbreviation.
+    """One metric, a row for each experiment, a column for the mean and for each abbreviation.
 
     Attributes:
+        metric: What it is called, and its direction.
         mean: Mean over seeds of the mean over cases; NaN where an experiment has no scores.
         std: Sample standard deviation over seeds; NaN below two seeds.
     """
 
+    metric: Metric
     mean: pd.DataFrame
     std: pd.DataFrame
 
     def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
-        """Whether the value, as printed, is the column's largest and there is another to compare with."""
+        """Whether the value, as printed, is the column's best and there is another to compare with."""
         values = self.mean[column].round(decimals)
-        return bool(values.count() > 1 and values[experiment] == values.max())
+        best = values.max() if self.metric.higher_is_better else values.min()
+        return bool(values.count() > 1 and values[experiment] == best)
 
 
 @dataclass(frozen=True)
@@ -94,21 +98,22 @@ class Comparison:
 
 
 def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
-    """Average a score over cases within each run, then over the runs of each experiment.
+    """Average a metric over cases within each run, then over the runs of each experiment.
 
     Args:
         groups: Runs by experiment name.
-        score: ``dsc`` or ``nsd``.
+        score: Its column in the runs' scores.
         labels: The organs, in the order of the columns.
     """
     columns = [MEAN] + [label.abbreviation for label in labels]
     means, deviations = {}, {}
     for name, runs in groups.items():
-        values = pd.DataFrame(
-            [organ_means(run.scores, score, labels) for run in runs if run.scores is not None], columns=columns
-        )
+        scored = [run.scores for run in runs if run.scores is not None and score in run.scores]
+        values = pd.DataFrame([organ_means(scores, score, labels) for scores in scored], columns=columns)
         means[name], deviations[name] = values.mean(), values.std(ddof=1)
-    return ScoreTable(pd.DataFrame(means, index=columns).T, pd.DataFrame(deviations, index=columns).T)
+    return ScoreTable(
+        common_metrics(groups)[score], pd.DataFrame(means, index=columns).T, pd.DataFrame(deviations, index=columns).T
+    )
 
 
 def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) -> dict[str, float]:
@@ -183,7 +188,7 @@ def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, Score
 def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
     """The score tables for a README, best values in bold."""
     parts = [note]
-    for score, table in tables.items():
+    for table in tables.values():
         header = ["run", *table.mean.columns]
         lines = [header, ["---"] * len(header)]
         for name in table.mean.index:
@@ -191,7 +196,7 @@ def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
             best = [table.is_best(name, column) for column in table.mean.columns]
             bold = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
             lines.append([str(name).replace("|", "\\|"), *bold])
-        parts.append(f"{score.upper()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(f"{table.metric.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
 
 

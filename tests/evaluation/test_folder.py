@@ -60,7 +60,7 @@ def test_the_tables(folders):
     assert summary.iloc[-1]["organ"] == "Mean"
     assert summary.iloc[-1]["nsd_mean"] == pytest.approx(written["nsd"].mean(), abs=5e-5)
     files = {path.name for path in (folders / "output").iterdir()}
-    assert files == {"references.json", "scores.csv", "summary.csv"}
+    assert files == {"metrics.json", "references.json", "scores.csv", "summary.csv"}
 
 
 def test_processes_give_the_same_scores(folders):

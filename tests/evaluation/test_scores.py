@@ -2,12 +2,15 @@
 
 import csv
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dlunet.evaluation import OrganScore, dice_score, score_case, surface_dice
+from dlunet.evaluation.metrics import hd95
+from dlunet.evaluation.scores import measure_case
 from dlunet.labels import FLARE22, Label, LabelSet
 from dlunet.volumes import read_labels
 
@@ -188,3 +191,33 @@ def test_the_official_scores_of_a_real_ct():
         official = [(float(row["dsc"]), float(row["nsd"])) for row in csv.DictReader(file)]
     found = score_case(prediction.array, reference.array, reference.spacing)
     assert [(score.dsc, score.nsd) for score in found] == official
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 1.0, 0.8)])
+def test_hd95_of_two_boxes_by_brute_force(spacing):
+    shape, boxes = (20, 20, 20), (((3, 4, 5), (6, 7, 8)), ((5, 4, 4), (9, 8, 8)))
+    found = hd95(*(box(shape, *corner) for corner in boxes), spacing)
+    (first, areas_1), (second, areas_2) = (box_surface(*corner, spacing) for corner in boxes)
+    distances = np.linalg.norm(first[:, None] - second[None], axis=-1)
+    percentiles = []
+    for nearest, areas in ((distances.min(1), areas_1), (distances.min(0), areas_2)):
+        order = np.argsort(nearest)
+        share = np.cumsum(areas[order]) / areas.sum()
+        percentiles.append(nearest[order][np.searchsorted(share, 0.95)])
+    assert found == pytest.approx(max(percentiles), abs=1e-6)
+    assert found > 2
+
+
+def test_further_metrics_are_those_of_the_scored_slices_and_have_no_value_where_an_organ_lacks():
+    labels = LabelSet("two", (Label(1, "Tube", "T", "#000000", 1, tubular=True), Label(2, "Ball", "B", "#000000", 1)))
+    reference, prediction = np.zeros((2, 8, 6, 6), np.uint8)
+    reference[2:6, 2:4, 2:4], prediction[0:8, 2:4, 2:3] = 1, 1
+    prediction[0, 5, 5] = 2
+
+    def voxels(predicted, expected, spacing):
+        assert spacing == (3, 2, 1)
+        return 100 * predicted.sum() + expected.sum()
+
+    values = measure_case(prediction, reference, (3, 2, 1), [voxels], labels)
+    assert values[0] == (100 * 6 + 12,)  # three of the reference's four slices
+    assert math.isnan(values[1][0])

@@ -114,6 +114,21 @@ def test_table_3_stands_beside_the_paper_s(page, scores):
         assert ours == ["ours (synthetic)"] + [f"{value:.3f}" for value in expected]
 
 
+def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
+    runs = [make_run(name, error=error) for name, error in (("sup_light", 1.0), ("ssl_light", 2.0))]
+    for run, distance in zip(runs, (3.0, 7.0), strict=True):
+        scores = pd.read_csv(run / "scores" / "scores.csv")
+        scores.assign(far=distance).to_csv(run / "scores" / "scores.csv", index=False)
+        described = {"dsc": ["DSC", True], "nsd": ["NSD", True], "far": ["Far [mm]", False]}
+        (run / "scores" / "metrics.json").write_text(json.dumps(described))
+    write_report(runs, tmp_path / "report")
+    markdown = (tmp_path / "report" / "scores.md").read_text()
+    dsc, _, far = (part for part in markdown.split("\n\n") if part.startswith("| run"))
+    assert "**3.000**" in far and "**7.000**" not in far
+    best = {row.split("|")[1].strip() for row in dsc.splitlines()[2:] if "**" in row.split("|")[2]}
+    assert best == {"sup_light"}
+
+
 def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_path):
     """The name is the user's: a semi-supervised run may be called anything, a supervised one anything as well."""
     loss = "dlunet.losses.RobustSegmentationLoss"

@@ -1,0 +1,105 @@
+"""The metrics of a structure: what each is called, and whether more of it is better."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from dlunet.errors import UserError
+from dlunet.files import write_text
+
+with warnings.catch_warnings():
+    # The package's own imports use names that SciPy has deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from surface_distance import compute_robust_hausdorff, compute_surface_distances
+
+#: ``function(prediction, reference, spacing)`` compares two masks (z, y, x), neither of them empty; spacing in mm.
+Measure = Callable[[np.ndarray, np.ndarray, Sequence[float]], float]
+AnyMeasure = TypeVar("AnyMeasure", bound=Measure)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and its direction.
+
+    Attributes:
+        title: How tables call it, with its unit.
+        higher_is_better: Its direction: false for distances.
+        measure: Compares two masks; None for DSC and NSD, which have FLARE22's own rules (:func:`score_case`).
+    """
+
+    title: str
+    higher_is_better: bool = True
+    measure: Measure | None = None
+
+
+#: DSC and NSD are in every table.
+ALWAYS = {"dsc": Metric("DSC"), "nsd": Metric("NSD")}
+
+#: The others, by the names that ``dlunet evaluate metrics=[…]`` takes.
+METRICS: dict[str, Metric] = {}
+
+#: Beside the scores: what their columns are, so that a report needs no plug-in.
+FILE = "metrics.json"
+
+
+def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure], AnyMeasure]:
+    """A decorator: ``dlunet evaluate metrics=[NAME]`` computes the function of that name.
+
+    Where only one of the two maps shows a structure, or none does, there is no value, and means leave it out.
+
+    Args:
+        title: How tables call it, with its unit.
+        higher_is_better: Its direction.
+    """
+
+    def register(measure: AnyMeasure) -> AnyMeasure:
+        METRICS[measure.__name__] = Metric(title, higher_is_better, measure)
+        return measure
+
+    return register
+
+
+@register_metric("HD95 [mm]", higher_is_better=False)
+def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """The larger of the two 95th percentiles of distances in mm from one surface to the other (Nikolov et al.)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        distances = compute_surface_distances(reference, prediction, tuple(spacing))
+    return float(compute_robust_hausdorff(distances, 95))
+
+
+def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of these names.
+
+    Raises:
+        UserError: One is not known.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise UserError(
+            f"metrics: found {unknown[0]}; expected some of {', '.join(METRICS)}; where it is a plug-in: "
+            "--config-dir=FOLDER"
+        )
+    return {name: METRICS[name] for name in names}
+
+
+def write_metrics(metrics: Mapping[str, Metric], folder: Path) -> None:
+    """Write beside scores what their columns are."""
+    described = {name: [metric.title, metric.higher_is_better] for name, metric in metrics.items()}
+    write_text(folder / FILE, json.dumps(described, indent=2))
+
+
+def read_metrics(folder: Path) -> dict[str, Metric]:
+    """The metrics of the scores in a folder: DSC and NSD, and those that :func:`write_metrics` wrote."""
+    try:
+        written = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return {name: Metric(str(title), bool(higher)) for name, (title, higher) in written.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ALWAYS

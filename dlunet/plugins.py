@@ -1,0 +1,53 @@
+"""Plug-ins: a folder of one's own with Python files and configs, named by ``--config-dir``, Hydra's own flag.
+
+Hydra finds the folder's configs, ``method/NAME.yaml`` and the like. Here its Python files are imported, so that
+configs can name their classes and what they register is known.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from dlunet.errors import UserError
+
+#: How the flag may be spelled.
+FLAGS = ("--config-dir", "-cd")
+
+
+def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The command line with the flag in one word, and the folder that it names.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    words, folder = list(arguments), None
+    for place, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag in FLAGS:
+            value = value or next(iter(words[place + 1 : place + 2]), "")
+            folder = Path(value).expanduser()
+            if not value or not folder.is_dir():
+                raise UserError(f"{FLAGS[0]}={value}: no such folder; expected one with plug-ins")
+            folder = folder.resolve()
+            words[place : place + 1 + (word in FLAGS)] = [f"{FLAGS[0]}={folder}"]
+            break
+    return words, folder
+
+
+def load_plugins(folder: Path) -> None:
+    """Import the Python files of a folder.
+
+    Raises:
+        UserError: A file has the name of another module.
+    """
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    for file in sorted(folder.glob("*.py")):
+        module = import_module(file.stem)
+        if Path(module.__file__ or "").resolve() != file.resolve():
+            raise UserError(
+                f"{file}: a module {file.stem} exists already ({module.__file__}); choose another file name"
+            )
