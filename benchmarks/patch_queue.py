@@ -102,7 +102,7 @@ def write_case(folder: Path, number: int, slices: int) -> None:
     save_prepared(folder / f"case_{number}", image, label, {})
     case = PreparedCase.open(folder / f"case_{number}")
     affine = np.diag([*PLAN.spacing, 1])
-    stored = torch.from_numpy(case.image.astype(np.float32)) * case.unit
+    stored = torch.from_numpy(case.image.astype(np.float32)) * case.quantisation_step
     tio.ScalarImage(tensor=stored, affine=affine).save(folder / f"image_{number}.nii.gz")
     tio.LabelMap(tensor=torch.from_numpy(np.array(label))[None], affine=affine).save(folder / f"label_{number}.nii.gz")
 

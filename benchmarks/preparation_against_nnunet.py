@@ -137,7 +137,7 @@ def as_stored(image: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         save_prepared(Path(folder) / "case", image, None, {})
         case = PreparedCase.open(Path(folder) / "case")
-        return case.image[0] * np.float32(case.unit)
+        return case.image[0] * np.float32(case.quantisation_step)
 
 
 def time_both(image: Path, label: Path, repeats: int) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def train(config: DictConfig) -> None:
     _train(config)
 
 
-def chain(config: DictConfig) -> None:
+def self_train(config: DictConfig) -> None:
     """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
     from dlunet.inference import Predictor, load_engine, predict_files
 
@@ -184,8 +184,8 @@ def predict(config: DictConfig) -> None:
 
     if config.flips not in FLIPPED_AXES:
         raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
-    if not 0 < config.step <= 1:
-        raise UserError(f"step: found {config.step}; expected a number above 0 and up to 1")
+    if not 0 < config.tile_step <= 1:
+        raise UserError(f"tile_step: found {config.tile_step}; expected a number above 0 and up to 1")
     steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
     if not set(steps) <= set(STEPS):
         raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
@@ -193,7 +193,7 @@ def predict(config: DictConfig) -> None:
     sources = config.input if isinstance(config.input, ListConfig) else [config.input]
     images = [image for source in sources for image in find_images(Path(str(source)))]
     print(f"engine: {engine.name}")
-    predictor = Predictor(bundle, config.step, config.flips, engine, tuple(steps))
+    predictor = Predictor(bundle, config.tile_step, config.flips, engine, tuple(steps))
     extras = Extras(config.volumes, config.overlay, plot=True)
     predict_files(predictor, images, Path(config.output), extras=extras, strict=config.strict)
     print(f"labels: {config.output}")
@@ -232,7 +232,7 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "doctor": doctor,
     "prepare": prepare,
     "train": train,
-    "chain": chain,
+    "self_train": self_train,
     "predict": predict,
     "export": export,
     "evaluate": evaluate,
@@ -419,7 +419,7 @@ def _folder_stem(root: str) -> str:
 
 def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
     """Choose the scale by what the machine has, where the user did not."""
-    if verb not in ("train", "prepare", "doctor", "chain") or any(
+    if verb not in ("train", "prepare", "doctor", "self_train") or any(
         argument.startswith("scale=") for argument in arguments
     ):
         return arguments
@@ -448,7 +448,7 @@ def _gpu_scale(verb: str, arguments: list[str]) -> str:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<10}{(task.__doc__ or '').strip()}" for verb, task in VERBS.items()]
+    lines = [f"  {verb:<12}{(task.__doc__ or '').strip()}" for verb, task in VERBS.items()]
     return (
         "usage: dlunet VERB [key=value …]\n\n" + "\n".join(lines) + "\n\n`dlunet VERB --help` lists a verb's settings."
     )

@@ -63,7 +63,7 @@ RULES: dict[str, Rule] = {
     "method.window": COUNT,
     "method.dropout": (lambda value: _number(value, -1e-9) and value < 1, "a number from 0 to below 1"),
     "method.box": (lambda value: _number(value, 0) and value <= 1, "a number above 0, up to 1"),
-    "method.boxes": COUNT_OR_NONE,
+    "method.num_boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
     "resume": (lambda value: value == "auto", "auto, or null"),

@@ -120,7 +120,7 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=gone", "output=x"), ("gone", "no such file")),
         (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: holds no CT",)),
         (("predict", "checkpoint=x", "input=x", "output=x", "flips=some"), ("flips", "some", "none, axes, full")),
-        (("predict", "checkpoint=x", "input=x", "output=x", "step=0"), ("step", "above 0")),
+        (("predict", "checkpoint=x", "input=x", "output=x", "tile_step=0"), ("tile_step", "above 0")),
         (
             ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "postprocess=nice"),
             ("largest, holes",),
@@ -167,7 +167,7 @@ def test_paths_of_whatever_characters(place, dlunet):
     short = ("logger=csv", "trainer.max_epochs=1", "sampling.steps_per_epoch=1")
     dlunet("doctor", *data)
     assert "prepared: 3 labelled" in dlunet("prepare", *data)
-    dlunet("chain", *data, *short, f"output={ODD}/chain")
+    dlunet("self_train", *data, *short, f"output={ODD}/chain")
     checkpoint = f"checkpoint={ODD}/chain/student/checkpoints/best.ckpt"
     dlunet("predict", checkpoint, f"input={ODD}/flare22/Testing/images", f"output={ODD}/labels")
     images = sorted((odd / "flare22" / "Testing" / "images").iterdir())
@@ -182,13 +182,13 @@ def test_paths_of_whatever_characters(place, dlunet):
     assert set(os.listdir(place)) == before
 
 
-def test_a_chain_into_its_default_folder(place, dlunet):
+def test_self_training_into_its_default_folder(place, dlunet):
     """Named after the dataset's folder, in which an umlaut stays."""
     shutil.copytree(place / "flare22" / "Training" / "FLARE22_LabeledCase50", place / "Brustkörbe")
     shutil.copytree(place / "flare22" / "Training" / "FLARE22_UnlabeledCase1-1000", place / "Brustkörbe" / "imagesUn")
     names = f"data.names=[{','.join(label.name for label in FLARE22)}]"
     short = ("scale=tiny", "logger=csv", "trainer.max_epochs=1", "sampling.steps_per_epoch=1")
-    dlunet("chain", "data=folders", "data.root=Brustkörbe", names, *short)
+    dlunet("self_train", "data=folders", "data.root=Brustkörbe", names, *short)
     (folder,) = (place / "runs").iterdir()
     assert "Brustkörbe" in folder.name and (folder / "student" / "checkpoints" / "last.ckpt").is_file()
 
@@ -210,7 +210,7 @@ def test_the_home_folder(place, dlunet, monkeypatch):
         ("report", "runs=gone"),
         ("train", *TINY, "data.root=gone"),
         ("train", *TINY, "nonsense=1"),
-        ("chain", *TINY, "data.root=gone"),
+        ("self_train", *TINY, "data.root=gone"),
     ],
 )
 def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
@@ -284,10 +284,10 @@ def test_validation_cases_without_an_organ(place, dlunet):
     assert not (place / "bare-run" / "checkpoints" / "best.ckpt").exists()
 
 
-def test_a_chain_that_cannot_end_does_not_begin(place, dlunet):
+def test_self_training_that_cannot_end_does_not_begin(place, dlunet):
     """The student's want of unlabelled cases is known before the teacher is trained."""
     shutil.copytree(place / "flare22", place / "few", ignore=shutil.ignore_patterns("*Unlabeled*"))
-    message = dlunet("chain", *TINY, "data.root=few", "output=never", expect=1)
+    message = dlunet("self_train", *TINY, "data.root=few", "output=never", expect=1)
     assert "few: found 0 unlabelled cases; expected at least 2" in message
     assert not (place / "never" / "teacher").exists()
 

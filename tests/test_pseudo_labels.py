@@ -1,4 +1,4 @@
-"""Pseudo-labels say where to crop, and nothing else: the chain of the paper through its command."""
+"""Pseudo-labels say where to crop, and nothing else: self-training as in the paper through its command."""
 
 import subprocess
 import sys
@@ -45,15 +45,15 @@ def write_pseudo_labels(place, name, value):
     return place / name
 
 
-def test_the_chain_goes_through_and_goes_on(place):
+def test_self_training_goes_through_and_goes_on(place):
     settings = ("test=true", "output=chain", "trainer.max_epochs=1")
-    printed = dlunet(place, "chain", *settings)
+    printed = dlunet(place, "self_train", *settings)
     assert "no pseudo-labels" not in printed
     assert len(list((place / "chain" / "pseudo_labels").glob("Case_*.nii.gz"))) == 4
     assert (place / "chain" / "student" / "scores" / "summary.csv").exists()
     metrics = place / "chain" / "student" / "metrics.csv"
     before = (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes())
-    dlunet(place, "chain", *settings)  # finished: nothing is trained again
+    dlunet(place, "self_train", *settings)  # finished: nothing is trained again
     assert (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes()) == before
 
 

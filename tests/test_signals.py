@@ -126,16 +126,16 @@ def stop(process, ready, number):
     return printed, alive
 
 
-def test_a_chain_that_is_stopped_says_so_and_goes_on(place):
+def test_self_training_that_is_stopped_says_so_and_goes_on(place):
     """The teacher's first epoch is kept; given again, the command trains the second, and then the student."""
     settings = ("output=chain", "trainer.max_epochs=2", "sampling.steps_per_epoch=15", "sampling.num_workers=1")
     teacher = place / "chain" / "teacher"
-    process = start(place, "chain", *settings)
+    process = start(place, "self_train", *settings)
     printed, alive = stop(process, (teacher / "checkpoints" / "last.ckpt").exists, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, printed
     assert "the last epoch that was finished is kept" in printed and "stopped by SIGTERM" in printed
     assert "Traceback" not in printed and not alive
-    again = start(place, "chain", *settings)
+    again = start(place, "self_train", *settings)
     printed = again.communicate(timeout=300)[0]
     assert again.returncode == 0, printed
     assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()

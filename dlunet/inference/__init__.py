@@ -5,7 +5,7 @@ from dlunet.inference.export import export_bundle
 from dlunet.inference.inputs import find_images
 from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.predictor import Extras, Predictor, predict_files
-from dlunet.inference.regrid import labels_on_grid
+from dlunet.inference.resample_to_input import labels_on_grid
 from dlunet.inference.sliding_window import Flips, gaussian_weights, predict_logits, stream_logits, tile_starts
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.engines import Engine, TorchEngine
 from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.postprocessing import organ_volumes, postprocess, swapped_sides
-from dlunet.inference.regrid import labels_on_grid
+from dlunet.inference.resample_to_input import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.labels import LabelSet
 from dlunet.networks import Bundle
@@ -45,31 +45,30 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
 class Predictor:
     """Segments CTs on their own grid.
 
-    Attributes:
+    Args:
         bundle: The network with its plan and labels.
-        step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a part of the patch.
         flips: Test-time flips, see :func:`dlunet.inference.predict_logits`.
         engine: What runs the network; by default PyTorch, on the CPU.
-        steps: Post-processing, of :data:`dlunet.inference.postprocessing.STEPS`.
+        postprocess: What is done to the labels afterwards, of :data:`dlunet.inference.postprocessing.STEPS`.
     """
 
-    bundle: Bundle
-    step: float = 0.5
-    flips: Flips = "none"
-    engine: Engine | None = None
-    steps: tuple[str, ...] = ()
-
-    @cached_property
-    def network(self) -> Engine:
-        """The engine, once it is needed."""
-        if self.engine is not None:
-            return self.engine
-        assert self.bundle.network is not None
-        return TorchEngine(self.bundle.network)
+    def __init__(
+        self,
+        bundle: Bundle,
+        tile_step: float = 0.5,
+        flips: Flips = "none",
+        engine: Engine | None = None,
+        postprocess: tuple[str, ...] = (),
+    ) -> None:
+        self.bundle = bundle
+        self.tile_step = tile_step
+        self.flips = flips
+        self.engine = engine or _in_pytorch(bundle)
+        self.postprocess = postprocess
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,10 +77,10 @@ class Predictor:
             "weights": self.bundle.digest,
             "labels": self.bundle.labels.to_dict(),
             "plan": self.bundle.plan.to_dict(),
-            "step": self.step,
+            "tile_step": self.tile_step,
             "flips": self.flips,
-            "engine": self.network.name,
-            "postprocess": list(self.steps),
+            "engine": self.engine.name,
+            "postprocess": list(self.postprocess),
         }
 
     def segment(self, volume: Volume) -> np.ndarray:
@@ -96,21 +95,21 @@ class Predictor:
         """Labels on a CT's grid of ``shape`` (z, y, x), from what :meth:`prepare` made of the CT."""
 
         def network(tiles: Tensor) -> Tensor:
-            logits = self.network(tiles)
+            logits = self.engine(tiles)
             if after_tile:
                 for _ in tiles:
                     after_tile()
             return logits
 
-        on_device, patch = prepared.to(self.network.device), self.bundle.plan.patch_size
-        slabs = stream_logits(network, on_device, patch, self.step, self.flips, self.network.tiles_at_once)
-        return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.steps)
+        on_device, patch = prepared.to(self.engine.device), self.bundle.plan.patch_size
+        slabs = stream_logits(network, on_device, patch, self.tile_step, self.flips, self.engine.tiles_at_once)
+        return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.postprocess)
 
     def count_tiles(self, prepared: Tensor) -> int:
         """How often the network runs for a prepared CT."""
         patch = self.bundle.plan.patch_size
         shape = [max(size, least) for size, least in zip(prepared.shape[1:], patch, strict=True)]
-        return prod(map(len, tile_starts(shape, patch, self.step))) * len(FLIPPED_AXES[self.flips])
+        return prod(map(len, tile_starts(shape, patch, self.tile_step))) * len(FLIPPED_AXES[self.flips])
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,11 @@ def predict_files(
     if failures:
         names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
         raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {names}")
+
+
+def _in_pytorch(bundle: Bundle) -> Engine:
+    assert bundle.network is not None
+    return TorchEngine(bundle.network)
 
 
 def _one_ahead(

@@ -30,7 +30,7 @@ FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @torch.inference_mode()
 def predict_logits(
-    network: Network, volume: Tensor, patch_size: Sequence[int], step: float = 0.5, flips: Flips = "none"
+    network: Network, volume: Tensor, patch_size: Sequence[int], tile_step: float = 0.5, flips: Flips = "none"
 ) -> Tensor:
     """Segment a whole volume tile by tile. Holds all logits: :func:`stream_logits` is for large volumes.
 
@@ -38,7 +38,7 @@ def predict_logits(
         network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); a module is put into evaluation mode here.
         volume: (1, z, y, x), normalised. One smaller than the patch is padded with 0 on both sides.
         patch_size: (z, y, x).
-        step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a part of the patch.
         flips: ``none``; ``axes``: the identity and three single-axis flips, averaged (DLUNet's "+tta"); ``full``: all
             eight (nnU-Net). Logits are averaged, as nnU-Net does.
 
@@ -50,7 +50,7 @@ def predict_logits(
     """
     whole: Tensor | None = None
     begin = 0
-    for slab in stream_logits(network, volume, patch_size, step, flips):
+    for slab in stream_logits(network, volume, patch_size, tile_step, flips):
         if whole is None:
             whole = slab.new_empty((len(slab), *volume.shape[1:]))
         whole[:, begin : begin + slab.shape[1]] = slab
@@ -64,7 +64,7 @@ def stream_logits(
     network: Network,
     volume: Tensor,
     patch_size: Sequence[int],
-    step: float = 0.5,
+    tile_step: float = 0.5,
     flips: Flips = "none",
     tiles_at_once: int = 1,
 ) -> Iterator[Tensor]:
@@ -74,7 +74,7 @@ def stream_logits(
         network: See :func:`predict_logits`, as for the rest.
         volume: (1, z, y, x), normalised.
         patch_size: (z, y, x).
-        step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a part of the patch.
         flips: Test-time flips.
         tiles_at_once: How many tiles, flipped or not, the network gets in one call.
 
@@ -89,7 +89,7 @@ def stream_logits(
         raise ValueError(f"flips must be one of {', '.join(FLIPPED_AXES)}, not {flips!r}")
     padded, inside = _pad(volume, patch_size)
     _, depth, height, width = padded.shape
-    starts_z, *starts_yx = tile_starts((depth, height, width), patch_size, step)
+    starts_z, *starts_yx = tile_starts((depth, height, width), patch_size, tile_step)
     weights = torch.from_numpy(gaussian_weights(tuple(patch_size))).to(volume.device)
     total: Tensor | None = None
     weight_sum = torch.zeros((patch_size[0], height, width), device=volume.device)
@@ -146,14 +146,14 @@ def _move_up(slab: Tensor, count: int, axis: int) -> None:
     slab.narrow(axis, len(slices) - count, count).zero_()
 
 
-def tile_starts(shape: Sequence[int], patch_size: Sequence[int], step: float) -> list[list[int]]:
-    """The first voxel of the tiles along each axis: equal steps of at most ``step`` patches, rounded.
+def tile_starts(shape: Sequence[int], patch_size: Sequence[int], tile_step: float) -> list[list[int]]:
+    """The first voxel of the tiles along each axis: equal steps of at most ``tile_step`` patches, rounded.
 
     A length of 110 with patches of 64 and a step of 0.5 gives 0, 23, 46.
     """
     starts = []
     for size, patch in zip(shape, patch_size, strict=True):
-        count = math.ceil((size - patch) / (patch * step)) + 1
+        count = math.ceil((size - patch) / (patch * tile_step)) + 1
         distance = (size - patch) / (count - 1) if count > 1 else 0.0
         starts.append([round(distance * k) for k in range(count)])
     return starts

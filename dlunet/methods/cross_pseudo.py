@@ -15,7 +15,7 @@ class CrossPseudo(Method):
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms, from the published code; it has no ramp-up.
-        boxes: CutMix boxes a patch.
+        num_boxes: CutMix boxes per patch.
         supervised_epochs: See :class:`Method`.
     """
 
@@ -27,17 +27,17 @@ class CrossPseudo(Method):
         "unlabelled_j": Stream(labelled=False, other_than="unlabelled_i"),
     }
 
-    def __init__(self, unlabelled_weight: float = 0.8, boxes: int = 3, supervised_epochs: int = 0) -> None:
+    def __init__(self, unlabelled_weight: float = 0.8, num_boxes: int = 3, supervised_epochs: int = 0) -> None:
         super().__init__(supervised_epochs)
         self.unlabelled_weight = unlabelled_weight
-        self.boxes = boxes
+        self.num_boxes = num_boxes
 
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
         if "unlabelled_i" not in step.batch:
             return step.each(step.from_labels, "ab")
         x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
-        masks = draw_masks(len(x_i), x_i.shape[2:], self.boxes, step.generator).to(x_i.device)
+        masks = draw_masks(len(x_i), x_i.shape[2:], self.num_boxes, step.generator).to(x_i.device)
         x_ij = cut_mix(x_i, x_j, masks)
 
         def teach(network: nn.Module) -> list[Tensor]:

@@ -12,15 +12,15 @@ from torch import Tensor
 SIZE_RANGE = (0.25, 0.5)
 
 
-def draw_box(shape: Sequence[int], boxes: int, generator: torch.Generator | None = None) -> tuple[slice, ...]:
+def draw_box(shape: Sequence[int], num_boxes: int, generator: torch.Generator | None = None) -> tuple[slice, ...]:
     """Draw one box inside a patch, by the law of the published code.
 
     With s ~ U(0.25, 0.5) and a, b ~ U(0, 1), the edges are the fractions y = s^a, x = s^(1−a) and z = s^b of the patch,
-    each times √(1/boxes), rounded; the box lies uniformly inside the patch.
+    each times √(1/num_boxes), rounded; the box lies uniformly inside the patch.
 
     Args:
         shape: The patch (z, y, x).
-        boxes: How many boxes share the patch.
+        num_boxes: How many boxes share the patch.
         generator: The source of the draws.
 
     Returns:
@@ -30,14 +30,16 @@ def draw_box(shape: Sequence[int], boxes: int, generator: torch.Generator | None
     s, a, b = torch.rand(3, generator=generator).tolist()
     s = low + (high - low) * s
     fractions = (s**b, s**a, s ** (1 - a))
-    edges = [round(size * fraction * math.sqrt(1 / boxes)) for size, fraction in zip(shape, fractions, strict=True)]
+    edges = [round(size * fraction * math.sqrt(1 / num_boxes)) for size, fraction in zip(shape, fractions, strict=True)]
     starts = [
         int(torch.randint(0, size - edge + 1, (), generator=generator)) for size, edge in zip(shape, edges, strict=True)
     ]
     return tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
 
 
-def draw_masks(batch: int, shape: Sequence[int], boxes: int = 3, generator: torch.Generator | None = None) -> Tensor:
+def draw_masks(
+    batch: int, shape: Sequence[int], num_boxes: int = 3, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw one mask (z, y, x) for each sample: true inside the boxes; where boxes overlap they toggle.
 
     Returns:
@@ -45,8 +47,8 @@ def draw_masks(batch: int, shape: Sequence[int], boxes: int = 3, generator: torc
     """
     masks = torch.zeros((batch, *shape), dtype=torch.bool)
     for mask in masks:
-        for _ in range(boxes):
-            mask[draw_box(shape, boxes, generator)] ^= True
+        for _ in range(num_boxes):
+            mask[draw_box(shape, num_boxes, generator)] ^= True
     return masks
 
 

@@ -2,8 +2,8 @@
 
 A folder per case, which appears whole or not at all::
 
-    image.npy    (1, z, y, x) int16, in units that     label.npy    (z, y, x) uint8, if the case has labels
-                 case.json states
+    image.npy    (1, z, y, x) int16, in quantisation   label.npy    (z, y, x) uint8, if the case has labels
+                 steps, see case.json
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
 
 The index of an unlabelled case's pseudo-labels, which say where to crop, lies in a folder of its own that holds
@@ -35,6 +35,9 @@ from dlunet.files import temporary_path, write_text
 #: The files of a case.
 IMAGE, LABEL, INDEX, CASE = "image.npy", "label.npy", "index.npy", "case.json"
 
+#: What a case's values say of its image.
+STEP = "quantisation_step"
+
 #: Voxels of a class that are remembered at most; a crop centre is drawn from these.
 VOXELS_A_CLASS = 10_000
 
@@ -47,7 +50,7 @@ class PreparedCase:
         folder: Where it lies.
         shape: (z, y, x) of the prepared volume.
         ranges: For each class that the case shows, its rows in the index.
-        unit: Normalised values are those of :attr:`image` times this.
+        quantisation_step: Normalised values are those of :attr:`image` times this.
         index_folder: Where the index lies: with the case, or with its pseudo-labels.
         warnings: What is most likely not meant so of its CT.
         labelled: Whether it has labels.
@@ -56,7 +59,7 @@ class PreparedCase:
     folder: Path
     shape: tuple[int, int, int]
     ranges: dict[int, tuple[int, int]]
-    unit: float
+    quantisation_step: float
     index_folder: Path
     labelled: bool
     warnings: tuple[str, ...] = ()
@@ -77,13 +80,14 @@ class PreparedCase:
         try:
             values = json.loads((folder / CASE).read_text())
             z, y, x = values["shape"]
-            unit, labelled, warnings = float(values["unit"]), bool(values["labelled"]), tuple(values["warnings"])
+            step = float(values[STEP] if STEP in values else values["unit"])  # as version 0.1 called it
+            labelled, warnings = bool(values["labelled"]), tuple(values["warnings"])
             at = index_folder
             ranges = json.loads((at / CASE).read_text())["ranges"]
             rows = {int(label): (int(start), int(stop)) for label, (start, stop) in ranges.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{at}: is not a prepared case ({error}); delete it and prepare again") from None
-        return cls(folder, (z, y, x), rows, unit, index_folder, labelled, warnings)
+        return cls(folder, (z, y, x), rows, step, index_folder, labelled, warnings)
 
     @property
     def name(self) -> str:
@@ -92,7 +96,7 @@ class PreparedCase:
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(1, z, y, x) int16, to be multiplied by :attr:`unit`; memory-mapped."""
+        """(1, z, y, x) int16, to be multiplied by :attr:`quantisation_step`; memory-mapped."""
         return _mapped(self.folder / IMAGE, (1, *self.shape), np.int16)
 
     @cached_property
@@ -152,11 +156,11 @@ def save_prepared(
         WriteError: The folder cannot be written.
     """
     index, ranges = _class_index(label)
-    unit = _unit(image)
-    arrays = {IMAGE: np.rint(image[None] / unit).astype(np.int16), INDEX: index}
+    step = _quantisation_step(image)
+    arrays = {IMAGE: np.rint(image[None] / step).astype(np.int16), INDEX: index}
     if label is not None:
         arrays[LABEL] = label
-    values = {"shape": image.shape, "ranges": ranges, "unit": unit, "labelled": label is not None}
+    values = {"shape": image.shape, "ranges": ranges, STEP: step, "labelled": label is not None}
     values |= {"warnings": list(warnings), "made_from": made_from}
     _save(folder, arrays, values)
 
@@ -206,7 +210,7 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
         return False  # it is made anew
 
 
-def _unit(image: np.ndarray) -> float:
+def _quantisation_step(image: np.ndarray) -> float:
     """The smallest power of two in which int16 holds an image: finer than float16 for all but the smallest values.
 
     Zero stays zero, so that what is padded with 0 needs no care, and a power of two adds no rounding of its own.

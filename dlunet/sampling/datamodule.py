@@ -167,5 +167,5 @@ class _WholeCases(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         case = self.cases[index]
         assert case.label is not None
-        image = torch.from_numpy(case.image.astype("float32")) * case.unit
+        image = torch.from_numpy(case.image.astype("float32")) * case.quantisation_step
         return {"image": image, "label": torch.from_numpy(case.label.copy())}

@@ -77,7 +77,7 @@ class PatchDataset(tio.SubjectsDataset):
 
     def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
         grid = np.diag([*self.spacing, 1.0])
-        image = crop(case.image, centre, size) * case.unit
+        image = crop(case.image, centre, size) * case.quantisation_step
         subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
             assert case.label is not None

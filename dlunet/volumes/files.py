@@ -14,7 +14,7 @@ from dlunet.files import check_name, temporary_path
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
-from dlunet.volumes.hounsfield import doubt_units
+from dlunet.volumes.hounsfield import warning_of_units
 from dlunet.volumes.names import OTHER_SUFFIXES, SUFFIXES
 
 #: A scaled label map holds whole numbers up to this rounding.
@@ -93,8 +93,8 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
     values, stored, warnings = _read_canonical(path)
-    doubt = doubt_units(values)
-    warnings += (doubt,) if doubt else ()
+    warning = warning_of_units(values)
+    warnings += (warning,) if warning else ()
     if not (keep_integers and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
         values = values.astype(np.float32, order="C", copy=False)
     return Volume(values, stored.canonical_spacing, stored, warnings)

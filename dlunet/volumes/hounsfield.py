@@ -17,7 +17,7 @@ LUNG_HU, MOST_DENSE = -500, 0.35
 SAMPLING, LARGE = 3, 10**6
 
 
-def doubt_units(values: np.ndarray) -> str | None:
+def warning_of_units(values: np.ndarray) -> str | None:
     """Why the voxels (z, y, x) of a CT are most likely not in Hounsfield units; None where they seem to be."""
     reason = _reason(values)
     return f"{reason}; check how it was exported" if reason else None

@@ -24,7 +24,7 @@ def prepare(tiny_abdomen, write_volume, tmp_path_factory):
         label = write_volume(folder / "labels.nii.gz", abdomen.labels, **grid)
         dataset = Dataset(FLARE22, (Case("ct", image, label),))
         (case,) = prepare_dataset(dataset, folder, (10.0, 8.0, 6.0), (16, 32, 32), workers=1).labelled
-        return np.array(case.image), np.array(case.label), case.ranges, case.unit
+        return np.array(case.image), np.array(case.label), case.ranges, case.quantisation_step
 
     return prepare
 

@@ -56,7 +56,7 @@ def test_values_against_numpy_and_scipy(root, prepare):
         values = (np.clip(read(case.image), low, high) - foreground.mean()) / foreground.std()
         expected = ndimage.zoom(values, factors, order=3, mode="nearest", grid_mode=True)
         assert result.shape == expected.shape == (19, 40, 53)
-        stored = result.image[0] * result.unit
+        stored = result.image[0] * result.quantisation_step
         np.testing.assert_allclose(stored, expected.clip(values.min(), values.max()), atol=3e-4)
         masks = [
             ndimage.zoom((read(case.label) == organ) * 1.0, factors, order=1, mode="nearest", grid_mode=True)

@@ -28,7 +28,7 @@ def test_arrays_are_mapped_not_read(folder):
     assert (case.name, case.shape) == ("case", IMAGE.shape)
     assert isinstance(case.image, np.memmap) and isinstance(case.label, np.memmap)
     assert case.image.dtype == np.int16
-    np.testing.assert_allclose(case.image * case.unit, IMAGE[None], atol=np.abs(IMAGE).max() / 32767)
+    np.testing.assert_allclose(case.image * case.quantisation_step, IMAGE[None], atol=np.abs(IMAGE).max() / 32767)
     np.testing.assert_array_equal(case.label, LABEL)
     assert os.listdir(folder.parent) == ["case"]
 
@@ -39,7 +39,7 @@ def test_stored_values_are_close_and_zero_is_zero(tmp_path, factor):
     image[0] = 0
     save_prepared(tmp_path / "case", image, None, {})
     case = PreparedCase.open(tmp_path / "case")
-    np.testing.assert_allclose(case.image[0] * case.unit, image, atol=np.abs(image).max() / 32767)
+    np.testing.assert_allclose(case.image[0] * case.quantisation_step, image, atol=np.abs(image).max() / 32767)
     assert not case.image[0, 0].any()
 
 
