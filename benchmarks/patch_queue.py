@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torchio as tio
 
-from dlunet.cli import CONFIGS
+from dlunet.configs import CONFIGS
 from dlunet.labels import FLARE22
 from dlunet.methods import Supervised
 from dlunet.preparation import Intensity, Plan, PreparedCase, PreparedDataset

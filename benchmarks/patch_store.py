@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from dlunet.datasets.phantom import make_phantom
+from dlunet.phantom import make_phantom
 from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "patch_store.json"

@@ -30,8 +30,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from dlunet.datasets.phantom import make_phantom, write_phantoms
 from dlunet.labels import FLARE22
+from dlunet.phantom import make_phantom, write_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

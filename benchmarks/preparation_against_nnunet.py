@@ -27,7 +27,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import C
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from scipy import ndimage
 
-from dlunet.datasets.phantom import make_phantom
+from dlunet.phantom import make_phantom
 from dlunet.preparation import Intensity, Plan, PreparedCase, prepare_image, resample, resample_labels
 from dlunet.preparation.resampling import separate_axis, target_shape
 from dlunet.preparation.store import save_prepared

@@ -10,37 +10,27 @@ import errno
 import io
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlunet.datasets import Case, labels_of, read_dataset_json
+from dlunet.configs import CONFIGS, register_resolvers, with_default_scale, without_hydra
+from dlunet.datasets import labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
 from dlunet.settings import check_settings
 from dlunet.signals import Stopped, signals_raise
-
-if TYPE_CHECKING:
-    from dlunet.training import RunFolder
-
-PACKAGE = Path(__file__).parent
-#: In the wheel the configs lie inside the package, in a checkout beside it.
-CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 #: What the disk says when a result cannot be written.
 OUT_OF_PLACE = (
@@ -54,19 +44,6 @@ OUT_OF_PLACE = (
 
 #: With this in the environment an error of Hydra's comes with its traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
-
-#: Where Weights & Biases' own users say whether it is online, offline or disabled.
-WANDB_MODE = "WANDB_MODE"
-
-#: Overrides that say how and where a run takes place, not what it tries.
-RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
-
-
-#: What an experiment consists of, in the order in which its name tells it.
-PARTS = ("method", "network", "loss")
-
-#: What some experiments consist of besides; a name tells it where the command line chooses it.
-FURTHER_PARTS = ("pseudo_loss", "network@other_network")
 
 
 def main() -> None:
@@ -132,38 +109,28 @@ def doctor(config: DictConfig) -> None:
 
 def train(config: DictConfig) -> None:
     """Train an experiment: experiment=ssl_light data=… scale=…"""
-    _train(config)
+    from dlunet import pipelines
+
+    pipelines.train(config)
 
 
 def self_train(config: DictConfig) -> None:
     """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
-    from dlunet.inference import Predictor, load_engine, predict_files
+    from dlunet import pipelines
 
-    output = Path(config.output)
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
 
-    def step(name: str, experiment: str, *overrides: str) -> DictConfig:
-        settings = [f"experiment={experiment}", override("output", output / name), "resume=auto", *given, *overrides]
-        words = [word for word in settings if not word.startswith("teacher=")]
-        config = hydra.compose("train", words, return_hydra_config=True)
-        OmegaConf.set_struct(config, False)
-        config.name = config.name  # its own choices name it, which Hydra's node tells, not those of this command
-        del config["hydra"]
-        return config
+    def compose_training(name: str, experiment: str) -> DictConfig:
+        words = [f"experiment={experiment}", override("output", Path(config.output) / name), "resume=auto", *given]
+        words = [word for word in words if not word.startswith("teacher=")]
+        return without_hydra(hydra.compose("train", words, return_hydra_config=True))
 
-    unlabelled = hydra.utils.instantiate(config.data.source).unlabelled
-    if len(unlabelled) < 2:  # known before the teacher is trained, not after
-        raise UserError(
-            f"{config.data.root}: found {len(unlabelled)} unlabelled cases; expected at least 2; add CTs without "
-            "labels (data.unlabelled=FOLDER), or train on the labelled ones alone: dlunet train experiment=sup_light"
-        )
-    teacher = _train(step("teacher", config.teacher))
-    pseudo_labels = output / "pseudo_labels"
-    bundle, engine = load_engine(teacher)
-    images = [case.image for case in unlabelled]
-    predict_files(Predictor(bundle, engine=engine), images, pseudo_labels, replace=True)
     student = HydraConfig.get().runtime.choices["experiment"]
-    _train(step("student", student, override("data.pseudo_labels", pseudo_labels)))
+    pipelines.self_train(
+        compose_training("teacher", config.teacher),
+        compose_training("student", student),
+        Path(config.output) / "pseudo_labels",
+    )
 
 
 def prepare(config: DictConfig) -> None:
@@ -178,25 +145,9 @@ def prepare(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     """Segment CTs: checkpoint=FILE input=FILE_OR_FOLDER output=FOLDER"""
-    from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
-    from dlunet.inference.postprocessing import STEPS
-    from dlunet.inference.sliding_window import FLIPPED_AXES
+    from dlunet import pipelines
 
-    if config.flips not in FLIPPED_AXES:
-        raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
-    if not 0 < config.tile_step <= 1:
-        raise UserError(f"tile_step: found {config.tile_step}; expected a number above 0 and up to 1")
-    steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
-    if not set(steps) <= set(STEPS):
-        raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
-    bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
-    sources = config.input if isinstance(config.input, ListConfig) else [config.input]
-    images = [image for source in sources for image in find_images(Path(str(source)))]
-    print(f"engine: {engine.name}")
-    predictor = Predictor(bundle, config.tile_step, config.flips, engine, tuple(steps))
-    extras = Extras(config.volumes, config.overlay, plot=True)
-    predict_files(predictor, images, Path(config.output), extras=extras, strict=config.strict)
-    print(f"labels: {config.output}")
+    print(f"labels: {pipelines.predict(config)}")
 
 
 def export(config: DictConfig) -> None:
@@ -240,19 +191,6 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
 }
 
 
-def _train(config: DictConfig) -> Path:
-    """Train, score where that is wanted, and return the best checkpoint."""
-    from dlunet.training import RunFolder
-    from dlunet.training import train as fit
-
-    cases = _cases_to_score(config) if config.test else []
-    best = fit(config)
-    print(f"best checkpoint: {best}")
-    if cases:
-        _score(cases, RunFolder(Path(config.output)))
-    return best
-
-
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     """The organs to score: those that the user names, else those of the checkpoint that predicted, if one did."""
     from dlunet.inference import OutputFolder
@@ -263,31 +201,6 @@ def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     if str(path).lower() == FLARE22.name.lower() and not path.exists():
         return FLARE22
     return labels_of(path, read_dataset_json(path))
-
-
-def _cases_to_score(config: DictConfig) -> list[Case]:
-    """The test cases that have labels, or the validation cases where a dataset keeps its test labels to itself."""
-    dataset = hydra.utils.instantiate(config.data.source)
-    cases = [case for case in dataset.test if case.label is not None]
-    if not cases:
-        print(f"{config.data.root}: no test case has labels; the validation cases are scored instead")
-        cases = list(dataset.validation)
-    if not cases:
-        raise UserError(f"{config.data.root}: no test or validation case has labels; train with test=false")
-    return cases
-
-
-def _score(cases: Sequence[Case], run: RunFolder) -> None:
-    """Segment cases and score them, into the run folder."""
-    from dlunet.evaluation import evaluate_folder
-    from dlunet.inference import Predictor, load_engine, predict_files
-
-    bundle, engine = load_engine(run.trained)
-    # Labels of an earlier, shorter training of this run make way.
-    images = [case.image for case in cases]
-    predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
-    references = {case.name: case.label for case in cases if case.label is not None}
-    evaluate_folder(run.predictions, references, run.scores, bundle.labels)
 
 
 def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -373,78 +286,6 @@ def _find_a_home() -> None:
 def _fail(message: str, exit_code: int = 1) -> None:
     print(f"dlunet: {message}", file=sys.stderr)
     sys.exit(exit_code)
-
-
-def register_resolvers() -> None:
-    """The values that configs ask of the program."""
-    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
-    OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
-
-
-def _readable_name(overrides: Sequence[str]) -> str:
-    """A folder name from what a run of a sweep sets, such as ``ssl_light_seed1``; how and where it runs is left out."""
-    told = [word for word in overrides if not word.lstrip("+").startswith(RUN_SETTINGS)]
-    # Characters that would have to be quoted on a command line are kept out.
-    return "_".join(word.removeprefix("experiment=").replace("=", "").replace(",", "-") for word in told)
-
-
-def _run_folder(single: str) -> str:
-    """Where a run goes: its own place in a sweep, else ``single``."""
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-    return HydraConfig.get().runtime.output_dir if in_sweep else single
-
-
-def _run_name(experiment: str, *, _root_: DictConfig) -> str:
-    """The experiment's name; the choices' own, where the command line chooses another part of an experiment."""
-    if "hydra" in _root_:
-        composed = _root_.hydra
-    elif HydraConfig.initialized():
-        composed = HydraConfig.get()
-    else:
-        return experiment
-    chosen = {word.lstrip("+").partition("=")[0] for word in composed.overrides.task}
-    further = [part for part in FURTHER_PARTS if part in chosen]
-    if not further and not chosen & set(PARTS):
-        return experiment
-    return "-".join(composed.runtime.choices[part] for part in (*PARTS, *further))
-
-
-def _folder_stem(root: str) -> str:
-    """The name of a folder, such as ``Dataset042_Spleen``, fit to be a part of another folder's name."""
-    return re.sub(r"[^\w.-]+", "-", Path(root).resolve().name)
-
-
-def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
-    """Choose the scale by what the machine has, where the user did not."""
-    if verb not in ("train", "prepare", "doctor", "self_train") or any(
-        argument.startswith("scale=") for argument in arguments
-    ):
-        return arguments
-    scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
-    # Hydra wants all overrides in one row: flags may stand before or after them.
-    first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
-    return [*arguments[:first], scale, *arguments[first:]]
-
-
-def _gpu_scale(verb: str, arguments: list[str]) -> str:
-    """The scale on a GPU that the chosen dataset's config names; of a sweep, its first run's."""
-    words = [word for word in arguments if "=" in word and not word.startswith("-")]
-    _, plug_ins = take_folder(arguments)
-    if plug_ins is not None:
-        words.append(f"hydra.searchpath=['file://{plug_ins}']")
-    try:
-        parsed = OverridesParser.create().parse_overrides(words)
-        first_run = [
-            f"{word.get_key_element()}={next(word.sweep_string_iterator())}" if word.is_sweep_override() else text
-            for word, text in zip(parsed, words, strict=True)
-        ]
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return hydra.compose(verb, first_run).data.get("gpu_scale", "auto")
-    except CompactHydraException:  # the command itself meets it as well, and says so
-        return "auto"
 
 
 def _help() -> str:

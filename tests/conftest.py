@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import settings
 
-from dlunet.cli import CONFIGS
+from dlunet.configs import CONFIGS
 
 # OpenVINO brings absl, whose log handler closes what it found as stderr when Hydra sets up logging anew: not pytest's.
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):

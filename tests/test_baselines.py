@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from dlunet.datasets.phantom import make_phantom
 from dlunet.evaluation import score_case
 from dlunet.inference import Predictor
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet
+from dlunet.phantom import make_phantom
 from dlunet.preparation import Intensity, Plan
 from dlunet.volumes import Geometry, Volume
 

@@ -7,7 +7,7 @@ import pytest
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
-from dlunet.cli import CONFIGS, register_resolvers, with_default_scale
+from dlunet.configs import CONFIGS, register_resolvers, with_default_scale
 from dlunet.errors import UserError
 from dlunet.networks import build_network
 from dlunet.settings import RULES, check_settings

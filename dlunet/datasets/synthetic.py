@@ -21,7 +21,7 @@ def open_phantoms(
     Raises:
         UserError: ``root`` holds phantoms made with other arguments, or cannot be written.
     """
-    from dlunet.datasets.phantom import write_phantoms
+    from dlunet.phantom import write_phantoms
 
     write_phantoms(Path(root), labelled, unlabelled, validation, test, workers=workers)
     return read_flare22(Path(root))

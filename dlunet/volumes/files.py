@@ -81,7 +81,7 @@ def is_meant_as_volume(path: Path) -> bool:
     return not _is_slice(path) and (not path.is_dir() or dicom.is_meant_as_series(path))
 
 
-def read_ct(path: Path, keep_integers: bool = False) -> Volume:
+def read_ct(path: Path | str, keep_integers: bool = False) -> Volume:
     """Read a CT, a file or a folder of DICOM slices, in Hounsfield units.
 
     Args:
@@ -92,7 +92,7 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
     Raises:
         UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
     """
-    values, stored, warnings = _read_canonical(path)
+    values, stored, warnings = _read_canonical(Path(path))
     warning = warning_of_units(values)
     warnings += (warning,) if warning else ()
     if not (keep_integers and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
@@ -100,7 +100,7 @@ def read_ct(path: Path, keep_integers: bool = False) -> Volume:
     return Volume(values, stored.canonical_spacing, stored, warnings)
 
 
-def read_labels(path: Path, num_classes: int | None = None) -> Volume:
+def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
     """Read a label map as uint8.
 
     Args:
@@ -110,7 +110,7 @@ def read_labels(path: Path, num_classes: int | None = None) -> Volume:
     Raises:
         UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
     """
-    values, stored, warnings = _read_canonical(path)
+    values, stored, warnings = _read_canonical(Path(path))
     highest = 255 if num_classes is None else num_classes - 1
     whole = np.rint(values) if values.dtype.kind == "f" else values
     labels = whole.astype(np.uint8, order="C")

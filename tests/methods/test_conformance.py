@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from dlunet.cli import CONFIGS
+from dlunet.configs import CONFIGS
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 from dlunet.losses import DeepSupervisionLoss

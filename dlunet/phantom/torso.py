@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from dlunet.datasets.phantom.canvas import Canvas, Region
-from dlunet.datasets.phantom.solids import blob, clip, join, tube
-from dlunet.datasets.phantom.variation import TORSO_HALF_WIDTH
+from dlunet.phantom.canvas import Canvas, Region
+from dlunet.phantom.solids import blob, clip, join, tube
+from dlunet.phantom.variation import TORSO_HALF_WIDTH
 
 #: From front to back, the torso is this deep to either side of its axis at the outside of its muscles, in mm.
 _HALF_DEPTH = 93.0

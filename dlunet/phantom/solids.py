@@ -1,6 +1,6 @@
 """Signed distances to the solids that organs are built from: tubes and blobs, joined, cut and clipped.
 
-Every function works on one region of a :class:`~dlunet.datasets.phantom.canvas.Canvas`, so that a small organ costs
+Every function works on one region of a :class:`~dlunet.phantom.canvas.Canvas`, so that a small organ costs
 little. Distances are in millimetres of template space and negative inside. Points and radii are (x, y, z): x grows to
 the patient's left, y to posterior, z to superior.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlunet.datasets.phantom.canvas import Canvas, Region
+from dlunet.phantom.canvas import Canvas, Region
 
 #: Distance given to voxels that lie too far from a tube to matter, in mm.
 FAR = 30.0

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 
-from dlunet.datasets.phantom.variation import PHASES
+from dlunet.phantom.variation import PHASES
 
 #: Mean HU by phase: non-contrast, arterial, portal venous, late.
 _ENHANCEMENT: dict[str, tuple[float, float, float, float]] = {

@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 
 from dlunet.datasets import read_flare22
-from dlunet.datasets.phantom import Phantom, make_phantom, write_phantoms
-from dlunet.datasets.phantom.variation import PHASES, draw_variation
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
+from dlunet.phantom import Phantom, make_phantom, write_phantoms
+from dlunet.phantom.variation import PHASES, draw_variation
 
 ID = {label.name: label.id for label in FLARE22}
 SHAPE = (56, 80, 80)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dlunet.datasets.phantom.canvas import Canvas
-from dlunet.datasets.phantom.intensity import add_noise, draw_tissues, smooth_field
-from dlunet.datasets.phantom.organs import AbdomenPainter
-from dlunet.datasets.phantom.torso import paint_torso
-from dlunet.datasets.phantom.variation import Profile, Variation, draw_variation
+from dlunet.phantom.canvas import Canvas
+from dlunet.phantom.intensity import add_noise, draw_tissues, smooth_field
+from dlunet.phantom.organs import AbdomenPainter
+from dlunet.phantom.torso import paint_torso
+from dlunet.phantom.variation import Profile, Variation, draw_variation
 
 #: The range of a scanner's 12-bit values.
 HU_RANGE = (-1024, 3071)

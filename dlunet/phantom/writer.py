@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.datasets.phantom.generator import Phantom, make_phantom
-from dlunet.datasets.phantom.variation import Profile
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.parallel import for_each_case
+from dlunet.phantom.generator import Phantom, make_phantom
+from dlunet.phantom.variation import Profile
 
 #: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
 GENERATOR_VERSION = 1

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlunet.datasets.phantom import anatomy
-from dlunet.datasets.phantom.canvas import Canvas, Region
-from dlunet.datasets.phantom.solids import blob, clip, cut, join, tube, turned
-from dlunet.datasets.phantom.torso import Torso
-from dlunet.datasets.phantom.variation import Variation
 from dlunet.labels import FLARE22
+from dlunet.phantom import anatomy
+from dlunet.phantom.canvas import Canvas, Region
+from dlunet.phantom.solids import blob, clip, cut, join, tube, turned
+from dlunet.phantom.torso import Torso
+from dlunet.phantom.variation import Variation
 
 _ID = {label.name: label.id for label in FLARE22}
 

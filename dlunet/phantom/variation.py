@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dlunet.datasets.phantom.solids import turned
+from dlunet.phantom.solids import turned
 
 Profile = Literal["labelled", "varied"]
 

@@ -1,0 +1,140 @@
+"""The composed config: where ``conf/`` lies, what it asks of the program, and composing it from Python."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dlunet.overrides import quote_literals
+from dlunet.plugins import load_plugins, take_folder
+
+PACKAGE = Path(__file__).parent
+#: In the wheel the configs lie inside the package, in a checkout beside it.
+CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+#: Where Weights & Biases' own users say whether it is online, offline or disabled.
+WANDB_MODE = "WANDB_MODE"
+
+#: Overrides that say how and where a run takes place, not what it tries.
+RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
+
+#: What an experiment consists of, in the order in which its name tells it.
+PARTS = ("method", "network", "loss")
+
+#: What some experiments consist of besides; a name tells it where the command line chooses it.
+FURTHER_PARTS = ("pseudo_loss", "network@other_network")
+
+
+def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None = None) -> DictConfig:
+    """The config of a command, as the command line would compose it.
+
+    Args:
+        verb: Such as ``train`` or ``predict``.
+        settings: As on the command line, ``["experiment=ssl_light", "scale=tiny"]``.
+        plugins: A folder with configs and Python files of one's own, see ``docs/extending.md``.
+
+    Raises:
+        UserError: The folder of plug-ins cannot be used.
+        hydra.errors.CompactHydraException: A setting does not exist.
+    """
+    _, folder = take_folder([] if plugins is None else [f"--config-dir={plugins}"])
+    words = quote_literals(settings, sweep=False)
+    if folder is not None:
+        load_plugins(folder)
+        words = [f"hydra.searchpath=['file://{folder}']", *words]
+    register_resolvers()
+    words = with_default_scale(verb, words)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(verb, words, return_hydra_config=True)
+    return without_hydra(config)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A config that was composed with Hydra's node, named by its own choices, without that node."""
+    OmegaConf.set_struct(config, False)
+    if "name" in config:
+        config.name = config.name  # while the node still tells the choices
+    del config["hydra"]
+    return config
+
+
+def register_resolvers() -> None:
+    """The values that configs ask of the program."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
+    OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
+
+
+def _readable_name(overrides: Sequence[str]) -> str:
+    """A folder name from what a run of a sweep sets, such as ``ssl_light_seed1``; how and where it runs is left out."""
+    told = [word for word in overrides if not word.lstrip("+").startswith(RUN_SETTINGS)]
+    # Characters that would have to be quoted on a command line are kept out.
+    return "_".join(word.removeprefix("experiment=").replace("=", "").replace(",", "-") for word in told)
+
+
+def _run_folder(single: str) -> str:
+    """Where a run goes: its own place in a sweep, else ``single``."""
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return HydraConfig.get().runtime.output_dir if in_sweep else single
+
+
+def _run_name(experiment: str, *, _root_: DictConfig) -> str:
+    """The experiment's name; the choices' own, where the command line chooses another part of an experiment."""
+    if "hydra" in _root_:
+        composed = _root_.hydra
+    elif HydraConfig.initialized():
+        composed = HydraConfig.get()
+    else:
+        return experiment
+    chosen = {word.lstrip("+").partition("=")[0] for word in composed.overrides.task}
+    further = [part for part in FURTHER_PARTS if part in chosen]
+    if not further and not chosen & set(PARTS):
+        return experiment
+    return "-".join(composed.runtime.choices[part] for part in (*PARTS, *further))
+
+
+def _folder_stem(root: str) -> str:
+    """The name of a folder, such as ``Dataset042_Spleen``, fit to be a part of another folder's name."""
+    return re.sub(r"[^\w.-]+", "-", Path(root).resolve().name)
+
+
+def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
+    """Choose the scale by what the machine has, where the user did not."""
+    if verb not in ("train", "prepare", "doctor", "self_train") or any(
+        argument.startswith("scale=") for argument in arguments
+    ):
+        return arguments
+    scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
+    # Hydra wants all overrides in one row: flags may stand before or after them.
+    first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
+    return [*arguments[:first], scale, *arguments[first:]]
+
+
+def _gpu_scale(verb: str, arguments: list[str]) -> str:
+    """The scale on a GPU that the chosen dataset's config names; of a sweep, its first run's."""
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    _, plug_ins = take_folder(arguments)
+    if plug_ins is not None:
+        words.append(f"hydra.searchpath=['file://{plug_ins}']")
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+        first_run = [
+            f"{word.get_key_element()}={next(word.sweep_string_iterator())}" if word.is_sweep_override() else text
+            for word, text in zip(parsed, words, strict=True)
+        ]
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose(verb, first_run).data.get("gpu_scale", "auto")
+    except CompactHydraException:  # the command itself meets it as well, and says so
+        return "auto"
