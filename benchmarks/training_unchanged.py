@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,18 +40,22 @@ SETTINGS = (
 
 def main() -> None:
     """Train on both sides and compare."""
-    commit = subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", sys.argv[1]], text=True).strip()
-    with tempfile.TemporaryDirectory() as temporary:
-        before = Path(temporary) / "before"
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), commit], check=True)
-        try:
-            rows = [
-                compare(before, Path(temporary), experiment, seed) for experiment, seed in product(EXPERIMENTS, SEEDS)
-            ]
-        finally:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)], check=True)
+    with tempfile.TemporaryDirectory() as temporary, checkout(sys.argv[1], Path(temporary)) as (commit, before):
+        rows = [compare(before, Path(temporary), experiment, seed) for experiment, seed in product(EXPERIMENTS, SEEDS)]
     RESULTS.write_text(json.dumps({"commit": commit, "runs": rows, "provenance": provenance()}, indent=2) + "\n")
     sys.exit(not all(row["same"] for row in rows))
+
+
+@contextmanager
+def checkout(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """While the block runs, a commit's full name and its files, in ``folder/before``."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.check_output([*git, "rev-parse", name], text=True).strip()
+    subprocess.run([*git, "worktree", "add", "--detach", str(folder / "before"), commit], check=True)
+    try:
+        yield commit, folder / "before"
+    finally:
+        subprocess.run([*git, "worktree", "remove", "--force", str(folder / "before")], check=True)
 
 
 def compare(before: Path, temporary: Path, experiment: str, seed: int) -> dict[str, Any]:

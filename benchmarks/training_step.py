@@ -1,0 +1,105 @@
+"""Time and memory of a training step, against another commit.
+
+    python benchmarks/training_step.py COMMIT
+
+Trains ``ssl_light`` at ``scale=cpu`` for some steps, in turn with the code of COMMIT and with this checkout, several
+times each, on the same prepared synthetic abdomens. Prints the median time of a step, the ratio, and the peak memory of
+both. Checks first that both sides log the same losses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from training_unchanged import ROOT, checkout
+
+from dlunet.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results" / "training_step.json"
+REPEATS, STEPS, WARM_UP = 7, 25, 5
+SETTINGS = (
+    "experiment=ssl_light", "scale=cpu", "scale.supervised_epochs=0", "logger=csv", "data.source.labelled=2",
+    "data.source.unlabelled=4", "data.source.validation=0", "data.source.test=0", f"sampling.steps_per_epoch={STEPS}",
+    "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
+)  # fmt: skip
+
+#: Runs the command with a clock; what Lightning offers to callbacks is the same on both sides.
+TIMED = """
+import json, resource, sys, time
+import lightning
+
+class Clock(lightning.Callback):
+    ends, losses = [], []
+    def on_train_batch_end(self, trainer, module, *_):
+        self.ends.append(time.perf_counter())
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+begin = lightning.Trainer.__init__
+def begin_timed(self, *args, callbacks=(), **settings):
+    begin(self, *args, callbacks=[*callbacks, Clock()], **settings)
+lightning.Trainer.__init__ = begin_timed
+from dlunet.cli import run_verb
+run_verb("train", sys.argv[2:])
+lines = open("/proc/self/status").read().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+json.dump({"ends": Clock.ends, "losses": Clock.losses, "peak_gib": peak / 2**20}, open(sys.argv[1], "w"))
+"""
+
+
+def main() -> None:
+    """Measure both sides in turn."""
+    with tempfile.TemporaryDirectory() as temporary, checkout(sys.argv[1], Path(temporary)) as (commit, before):
+        sides = {"before": before, "now": ROOT}
+        first = {name: run(code, Path(temporary)) for name, code in sides.items()}
+        if first["before"]["losses"] != first["now"]["losses"]:
+            sys.exit("the two sides log different losses")
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for _ in range(REPEATS):
+            for name, code in sides.items():
+                found[name].append(measured(run(code, Path(temporary))))
+                print(name, found[name][-1], flush=True)
+    result = summary(found)
+    print(result)
+    RESULTS.write_text(
+        json.dumps({"commit": commit, **result, "runs": found, "provenance": provenance()}, indent=2) + "\n"
+    )
+
+
+def run(code: Path, folder: Path) -> dict[str, Any]:
+    """Train once with the code of a checkout."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        answer = Path(output) / "answer.json"
+        words = [*SETTINGS, f"data.root={folder}/phantom", f"output={output}/run"]
+        subprocess.run(
+            [sys.executable, "-c", TIMED, str(answer), *words], cwd=folder, check=True, stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(code)},
+        )  # fmt: skip
+        return json.loads(answer.read_text())
+
+
+def measured(answer: dict[str, Any]) -> dict[str, float]:
+    """The median time of a step in ms, from the end of one to the end of the next, and the peak memory."""
+    ends = answer["ends"][WARM_UP:]
+    step = statistics.median(later - sooner for sooner, later in pairwise(ends))
+    return {"step_ms": round(1000 * step, 1), "peak_gib": round(answer["peak_gib"], 3)}
+
+
+def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians of both sides, and the median of the paired ratios of time."""
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()
+    }
+    pairs = zip(found["before"], found["now"], strict=True)
+    return {**medians, "time_ratio": round(statistics.median(b["step_ms"] / a["step_ms"] for a, b in pairs), 3)}
+
+
+if __name__ == "__main__":
+    main()
