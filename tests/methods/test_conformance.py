@@ -29,6 +29,12 @@ from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5
 
 every_method = pytest.mark.parametrize("name", METHODS)
+#: Tests that start processes take seconds a method: `make test` tries an average and a state of its own, `make test-full`
+#: all methods.
+QUICK = ("mean_teacher", "dhc")
+in_processes = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 semi_supervised = pytest.mark.parametrize("name", [name for name in METHODS if name != "supervised"])
 
 
@@ -235,7 +241,7 @@ def _train(config: DictConfig, killed_at: tuple[int, int] | None) -> None:
     train(config)
 
 
-@every_method
+@in_processes
 def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     whole, killed = run_config(name, f"{name}-whole"), run_config(name, f"{name}-killed", "resume=auto")
     assert in_a_process(whole) == 0
@@ -248,7 +254,7 @@ def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
 
 
-@every_method
+@in_processes
 def test_two_processes_train(name, place, run_config):
     config = run_config(
         name, f"{name}-two", "trainer.devices=2", "+trainer.strategy=ddp_fork_find_unused_parameters_true",
