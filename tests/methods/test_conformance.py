@@ -29,8 +29,8 @@ from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5
 
 every_method = pytest.mark.parametrize("name", METHODS)
-#: Tests that start processes take seconds a method: `make test` tries an average and a state of its own, `make test-full`
-#: all methods.
+#: Tests that start processes take seconds a method: `make test` tries an average and a state of its own,
+#: `make test-full` all methods.
 QUICK = ("mean_teacher", "dhc")
 in_processes = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
