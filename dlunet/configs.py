@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.overrides import quote_literals
-from dlunet.plugins import load_plugins, take_folder
+from dlunet.plugins import load_plugins, search_path, take_folder
 
 PACKAGE = Path(__file__).parent
 #: In the wheel the configs lie inside the package, in a checkout beside it.
@@ -51,7 +51,7 @@ def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None 
     words = quote_literals(settings, sweep=False)
     if folder is not None:
         load_plugins(folder)
-        words = [f"hydra.searchpath=['file://{folder}']", *words]
+        words = [search_path(folder), *words]
     register_resolvers()
     words = with_default_scale(verb, words)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -127,7 +127,7 @@ def _gpu_scale(verb: str, arguments: list[str]) -> str:
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
     _, plug_ins = take_folder(arguments)
     if plug_ins is not None:
-        words.append(f"hydra.searchpath=['file://{plug_ins}']")
+        words.append(search_path(plug_ins))
     try:
         parsed = OverridesParser.create().parse_overrides(words)
         first_run = [

@@ -37,6 +37,11 @@ def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     return words, folder
 
 
+def search_path(folder: Path) -> str:
+    """The override by which Hydra finds a folder's configs where there is no command line."""
+    return f"hydra.searchpath=['file://{folder}']"
+
+
 def load_plugins(folder: Path) -> None:
     """Import the Python files of a folder.
 

@@ -28,6 +28,15 @@ def test_the_page_names_every_file_and_no_other():
     assert {"train.py", "predict.py", "pyproject.toml", "Makefile", "README.md"} <= named
 
 
+def test_the_page_says_of_a_module_what_it_says_of_itself():
+    said = dict(re.findall(r"^- `(dlunet/\S+\.py)` – (.*(?:\n  .*)*)", PAGE, re.MULTILINE))
+    assert said
+    for name, text in said.items():
+        docstring = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8"))) or ""
+        plain = re.sub(r":\w+:`", "`", docstring.split("\n\n")[0]).replace("``", "`")
+        assert text.split() == plain.split(), name
+
+
 def test_imports_point_one_way():
     rooms = re.search(r"never those after it:\n(.*?)\n- ", PAGE, re.DOTALL)[1]
     order = {room: place for place, room in enumerate(re.findall(r"`(\w+)`", rooms))}

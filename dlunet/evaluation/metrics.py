@@ -97,9 +97,13 @@ def write_metrics(metrics: Mapping[str, Metric], folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Metric]:
-    """The metrics of the scores in a folder: DSC and NSD, and those that :func:`write_metrics` wrote."""
-    try:
-        written = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return {name: Metric(str(title), bool(higher)) for name, (title, higher) in written.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    """The metrics of the scores in a folder; DSC and NSD where nothing tells, as before there were others.
+
+    Raises:
+        OSError, ValueError, TypeError, AttributeError: What tells is damaged.
+    """
+    file = folder / FILE
+    if not file.exists():
         return ALWAYS
+    written = json.loads(file.read_text(encoding="utf-8"))
+    return {name: Metric(str(title), bool(higher)) for name, (title, higher) in written.items()}

@@ -77,7 +77,7 @@ class Predictor:
             "weights": self.bundle.digest,
             "labels": self.bundle.labels.to_dict(),
             "plan": self.bundle.plan.to_dict(),
-            "tile_step": self.tile_step,
+            "step": self.tile_step,  # as folders that version 0.1 began have it
             "flips": self.flips,
             "engine": self.engine.name,
             "postprocess": list(self.postprocess),

@@ -17,7 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class NoiseRobustDiceLoss(nn.Module):
+class VoxelLoss(nn.Module):
+    """What all losses of this module take; each says in :meth:`compare` what it makes of it."""
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            logits: (B, C, z, y, x).
+            target: Labels (B, z, y, x).
+            weight: Weights of the voxels, as ``target``.
+            ignore: A label whose voxels do not count.
+            class_weight: Weights of the classes, (C,).
+
+        Raises:
+            ValueError: The sizes do not fit together.
+        """
+        target, weight = _without_ignored(target, weight, ignore)
+        return self.compare(logits, target, weight, class_weight)
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The loss of a target without ignored voxels."""
+        raise NotImplementedError
+
+
+class NoiseRobustDiceLoss(VoxelLoss):
     """NRD: Σ|p − y|^γ / (Σp² + Σy² + ε) for each class, then the mean over classes (DLUNet, eq. 7).
 
     The printed denominator punishes a class that is absent from the patch the more, the less of it is predicted. The
@@ -45,16 +76,8 @@ class NoiseRobustDiceLoss(nn.Module):
         self.batch_dice = batch_dice
         self.include_background = include_background
 
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        ignore: int | None = None,
-        class_weight: Tensor | None = None,
-    ) -> Tensor:
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The mean over classes of the noise-robust ratio."""
-        target, weight = _without_ignored(target, weight, ignore)
         p, y = _probabilities_and_one_hot(logits, target, self.include_background)
         axes = _summed_axes(p, self.batch_dice)
 
@@ -66,7 +89,7 @@ class NoiseRobustDiceLoss(nn.Module):
         return _mean_over_classes(difference / (size + _EPSILON), class_weight)
 
 
-class TaylorCrossEntropyLoss(nn.Module):
+class TaylorCrossEntropyLoss(VoxelLoss):
     """TCE: the first two terms of the Taylor series of cross entropy (DLUNet, eq. 8), averaged over voxels.
 
     Args:
@@ -80,16 +103,8 @@ class TaylorCrossEntropyLoss(nn.Module):
             raise ValueError(f"variant must be 'paper' or 'published', not {variant!r}")
         self.variant = variant
 
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        ignore: int | None = None,
-        class_weight: Tensor | None = None,
-    ) -> Tensor:
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The mean over voxels (and, as published, classes)."""
-        target, weight = _without_ignored(target, weight, ignore)
         weight = _by_true_class(target, weight, class_weight)
         if self.variant == "published":
             p, y = _probabilities_and_one_hot(logits, target, include_background=True)
@@ -102,7 +117,7 @@ class TaylorCrossEntropyLoss(nn.Module):
         return _mean(miss + miss.square() / 2, weight)
 
 
-class RobustSegmentationLoss(nn.Module):
+class RobustSegmentationLoss(VoxelLoss):
     """NRD + TCE, the loss of DLUNet."""
 
     def __init__(
@@ -114,35 +129,20 @@ class RobustSegmentationLoss(nn.Module):
         self.nrd = NoiseRobustDiceLoss(denominator=denominator)
         self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
 
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        ignore: int | None = None,
-        class_weight: Tensor | None = None,
-    ) -> Tensor:
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""
-        settings = (weight, ignore, class_weight)
-        return self.nrd(logits, target, *settings) + self.tce(logits, target, *settings)
+        weights = (weight, class_weight)
+        return self.nrd.compare(logits, target, *weights) + self.tce.compare(logits, target, *weights)
 
 
-class DiceCrossEntropyLoss(nn.Module):
+class DiceCrossEntropyLoss(VoxelLoss):
     """nnU-Net's loss: soft Dice over the foreground, summed over batch and voxels, plus cross entropy.
 
     The Dice part is 1 − Dice, so that a perfect prediction gives 0; nnU-Net prints it without the 1.
     """
 
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        ignore: int | None = None,
-        class_weight: Tensor | None = None,
-    ) -> Tensor:
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""
-        target, weight = _without_ignored(target, weight, ignore)
         p, y = _probabilities_and_one_hot(logits, target, include_background=False)
         axes = _summed_axes(p, batch_dice=True)
         overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)

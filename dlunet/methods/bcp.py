@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
-from dlunet.methods.cutmix import cut_mix
+from dlunet.methods.cutmix import cut_mix, place_box
 from dlunet.methods.outputs import pseudo_labels
 
 
@@ -74,13 +74,9 @@ class BidirectionalCopyPaste(Method):
     def draw_boxes(self, batch: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Masks (B, z, y, x), true in a box at a place that is drawn for each sample."""
         masks = torch.zeros((batch, *shape), dtype=torch.bool)
+        edges = [round(size * self.box) for size in shape]
         for mask in masks:
-            edges = [round(size * self.box) for size in shape]
-            starts = [
-                int(torch.randint(0, size - edge + 1, (), generator=generator))
-                for size, edge in zip(shape, edges, strict=True)
-            ]
-            mask[tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))] = True
+            mask[place_box(shape, edges, generator)] = True
         return masks
 
     @staticmethod

@@ -31,6 +31,13 @@ def draw_box(shape: Sequence[int], num_boxes: int, generator: torch.Generator | 
     s = low + (high - low) * s
     fractions = (s**b, s**a, s ** (1 - a))
     edges = [round(size * fraction * math.sqrt(1 / num_boxes)) for size, fraction in zip(shape, fractions, strict=True)]
+    return place_box(shape, edges, generator)
+
+
+def place_box(
+    shape: Sequence[int], edges: Sequence[int], generator: torch.Generator | None = None
+) -> tuple[slice, ...]:
+    """Slices along z, y and x of a box with these edges that lies uniformly inside a patch."""
     starts = [
         int(torch.randint(0, size - edge + 1, (), generator=generator)) for size, edge in zip(shape, edges, strict=True)
     ]

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics
-from dlunet.evaluation.metrics import ALWAYS
+from dlunet.evaluation.metrics import ALWAYS, FILE
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.volumes import case_name, list_volumes
 
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
         predictions=_list_predictions(folder / "predictions", missing),
         cases=_read_cases(folder / "predictions" / "prediction.json", folder / "scores" / "references.json", missing),
         labels=_read_labels(folder / "labels.json", missing),
-        score_metrics=read_metrics(folder / "scores"),
+        score_metrics=_read_score_metrics(folder / "scores", missing),
         missing=tuple(missing),
     )
 
@@ -236,6 +236,14 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
         missing.append(f"{where} has no rows of case, organ, dsc, nsd")
         return None
     return scores
+
+
+def _read_score_metrics(scores: Path, missing: list[str]) -> Mapping[str, Metric]:
+    try:
+        return read_metrics(scores)
+    except (OSError, ValueError, TypeError, AttributeError):
+        missing.append(f"{scores.name}/{FILE} cannot be read: only DSC and NSD are shown")
+        return ALWAYS
 
 
 def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, Case]:

@@ -235,10 +235,22 @@ def _train(config: DictConfig, killed_at: tuple[int, int] | None) -> None:
     def step_or_die(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        with steps_file(config.output).open("a") as file:
+            file.write(f"{self.global_rank} {self.current_epoch} {batch_idx}\n")
         step(self, batch, batch_idx)
 
     SegmentationModule.training_step = step_or_die
     train(config)
+
+
+def steps_file(output: str | Path) -> Path:
+    """Where each step's process, epoch and number are noted."""
+    return Path(f"{output}.steps")
+
+
+def steps(run: Path) -> list[tuple[int, ...]]:
+    """The steps that were done, by all processes of all commands."""
+    return [tuple(map(int, line.split())) for line in steps_file(run).read_text().splitlines()]
 
 
 @in_processes
@@ -247,6 +259,8 @@ def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     assert in_a_process(whole) == 0
     assert in_a_process(killed, killed_at=(1, 1)) == -signal.SIGKILL
     assert in_a_process(killed) == 0
+    first_epoch, second_epoch = [(0, 0, 0), (0, 0, 1)], [(0, 1, 0), (0, 1, 1)]
+    assert steps(place / f"{name}-killed") == [*first_epoch, second_epoch[0], *second_epoch]
     expected, found = (losses(place / f"{name}-{run}") for run in ("whole", "killed"))
     assert len(expected) == 4
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
@@ -261,6 +275,7 @@ def test_two_processes_train(name, place, run_config):
         "trainer.max_epochs=1",
     )  # fmt: skip
     assert in_a_process(config) == 0
+    assert sorted(steps(place / f"{name}-two")) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
     assert len(losses(place / f"{name}-two")) == 2
     assert all(value.isfinite().all() for value in weights(place / f"{name}-two").values())
 

@@ -129,6 +129,14 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
     assert best == {"sup_light"}
 
 
+def test_a_damaged_record_of_the_metrics_is_said(make_run):
+    run = make_run("sup_light")
+    (run / "scores" / "metrics.json").write_text('{"dsc": ["DSC"')
+    assert any("scores/metrics.json cannot be read" in text for text in read_run(run).missing)
+    (run / "scores" / "metrics.json").unlink()  # as evaluations of an earlier version have none
+    assert not any("metrics.json" in text for text in read_run(run).missing)
+
+
 def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_path):
     """The name is the user's: a semi-supervised run may be called anything, a supervised one anything as well."""
     loss = "dlunet.losses.RobustSegmentationLoss"
