@@ -33,8 +33,9 @@ SETTINGS = (
 
 #: Runs the command with a clock; what Lightning offers to callbacks is the same on both sides.
 TIMED = """
-import json, resource, sys, time
+import json, sys, time
 import lightning
+answer, words = sys.argv[1], sys.argv[2:]  # the command puts its own words there
 
 class Clock(lightning.Callback):
     ends, losses = [], []
@@ -47,10 +48,10 @@ def begin_timed(self, *args, callbacks=(), **settings):
     begin(self, *args, callbacks=[*callbacks, Clock()], **settings)
 lightning.Trainer.__init__ = begin_timed
 from dlunet.cli import run_verb
-run_verb("train", sys.argv[2:])
+run_verb("train", words)
 lines = open("/proc/self/status").read().splitlines()
 peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-json.dump({"ends": Clock.ends, "losses": Clock.losses, "peak_gib": peak / 2**20}, open(sys.argv[1], "w"))
+json.dump({"ends": Clock.ends, "losses": Clock.losses, "peak_gib": peak / 2**20}, open(answer, "w"))
 """
 
 
