@@ -39,7 +39,8 @@ def for_each_case(
 
     Args:
         what: What is done, in a word, for the progress bar.
-        work: A function at the top level of a module; what keeps one item from being done is its UserError.
+        work: A module's function, or a ``functools.partial`` of one with what all items share; what keeps one item from
+            being done is its UserError.
         items: The cases.
         workers: Processes; by default one a core that this process may use.
 

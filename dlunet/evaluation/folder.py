@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,6 @@ class _Pair(NamedTuple):
     case: str
     prediction: Path
     reference: Path
-
-
-class _Job(NamedTuple):
-    pair: _Pair
-    labels: LabelSet
-    metrics: Mapping[str, Metric]
 
 
 def evaluate_folder(
@@ -77,13 +72,13 @@ def evaluate_folder(
     rows: dict[str, list[tuple]] = {}
     failures: dict[str, str] = {}
     metrics = metrics or {}
-    jobs = [_Job(pair, labels, metrics) for pair in pairs]
-    for job, scored in for_each_case("scoring", _score_job, jobs, workers):
+    score = partial(_score_pair, labels=labels, metrics=metrics)
+    for pair, scored in for_each_case("scoring", score, pairs, workers):
         if isinstance(scored, UserError):
-            failures[job.pair.case] = str(scored)
-            console.print(f"{job.pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
+            failures[pair.case] = str(scored)
+            console.print(f"{pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
         else:
-            rows[job.pair.case] = [row for row in scored if shown is None or row[0] in shown]
+            rows[pair.case] = [row for row in scored if shown is None or row[0] in shown]
     scores = pd.DataFrame(
         [(pair.case, *row) for pair in pairs if pair.case in rows for row in rows[pair.case]],
         columns=["case", "organ", *ALWAYS, *metrics],
@@ -212,9 +207,8 @@ def _by_case(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _score_job(job: _Job) -> list[tuple]:
+def _score_pair(pair: _Pair, labels: LabelSet, metrics: Mapping[str, Metric]) -> list[tuple]:
     """For each organ its name and the value of each metric."""
-    labels, pair = job.labels, job.pair
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
     if not prediction.stored.fits(reference.stored):
@@ -226,7 +220,7 @@ def _score_job(job: _Job) -> list[tuple]:
     slices_descend = reference.stored.orientation[2] == "I"
     maps = prediction.array, reference.array, reference.spacing
     scores = score_case(*maps, labels, slices_descend)
-    measures = [metric.measure for metric in job.metrics.values() if metric.measure is not None]
+    measures = [metric.measure for metric in metrics.values() if metric.measure is not None]
     if not measures:
         return list(scores)
     further = measure_case(*maps, measures, labels, slices_descend)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,11 @@ _SPLITS = (
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One case to make. Paths are final ones; ``seed`` settles everything about the case."""
+class _Case:
+    """One case to make. Paths are final ones; ``seed`` settles everything about the case but its shape."""
 
     seed: tuple[int, int, int]
     profile: Profile
-    shape: tuple[int, int, int]
     image: Path
     label: Path | None
 
@@ -105,10 +105,10 @@ def write_phantoms(
     _check_arguments(counts, seed, shape)
     try:
         _record(root, counts, seed, shape)
-        jobs = [job for job in _jobs(root, counts, seed, shape) if not job.finished]
-        for folder in {path.parent for job in jobs for path in (job.image, job.label) if path is not None}:
+        missing = [case for case in _cases(root, counts, seed) if not case.finished]
+        for folder in {path.parent for case in missing for path in (case.image, case.label) if path is not None}:
             folder.mkdir(parents=True, exist_ok=True)
-        _run(jobs, 1 if workers == 0 else workers)
+        _make_all(missing, shape, 1 if workers == 0 else workers)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(f"{root}: could not be written ({reason}); check permissions and free space") from error
@@ -151,21 +151,21 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _jobs(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> Iterator[_Job]:
+def _cases(root: Path, counts: dict[str, int], seed: int) -> Iterator[_Case]:
     for index, split in enumerate(_SPLITS):
         for number in range(1, counts[split.name] + 1):
-            yield _Job(
+            yield _Case(
                 seed=(seed, index, number),
                 profile=split.profile,
-                shape=(shape[0], shape[1], shape[2]),
                 image=root / split.image.format(number),
                 label=root / split.label.format(number) if split.label else None,
             )
 
 
-def _run(jobs: list[_Job], workers: int | None) -> None:
+def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | None) -> None:
     with _one_thread_per_process():
-        for _ in for_each_case("making synthetic CTs", _make, jobs, workers) if jobs else ():
+        make = partial(_make, shape=(shape[0], shape[1], shape[2]))
+        for _ in for_each_case("making synthetic CTs", make, cases, workers) if cases else ():
             pass
 
 
@@ -185,11 +185,11 @@ def _one_thread_per_process() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _make(job: _Job) -> None:
-    phantom = make_phantom(np.random.default_rng(job.seed), job.profile, job.shape)
-    if job.label is not None:
-        _write(phantom, phantom.labels, job.label)
-    _write(phantom, phantom.image, job.image)
+def _make(case: _Case, shape: tuple[int, int, int]) -> None:
+    phantom = make_phantom(np.random.default_rng(case.seed), case.profile, shape)
+    if case.label is not None:
+        _write(phantom, phantom.labels, case.label)
+    _write(phantom, phantom.image, case.image)
 
 
 def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:

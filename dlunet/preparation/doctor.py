@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dlunet.datasets import Case, Dataset
+from dlunet.datasets import Dataset
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
@@ -54,16 +55,18 @@ def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
         "unlabelled": dataset.unlabelled,
         "test": dataset.test,
     }
-    jobs = [_Job(part, case, dataset.labels.num_classes) for part, cases in named.items() for case in cases]
-    outcomes = dict(for_each_case("examining", _read_job, jobs, workers)) if jobs else {}
+    read = partial(read_facts, num_classes=dataset.labels.num_classes)
+    every = [case for cases in named.values() for case in cases]
+    outcomes = dict(for_each_case("examining", read, every, workers)) if every else {}
     parts: dict[str, dict[str, CaseFacts]] = {part: {} for part in named}
     problems = list(dataset.problems)
-    for job in jobs:
-        outcome = outcomes[job]
-        if isinstance(outcome, UserError):
-            problems.append(str(outcome))
-        else:
-            parts[job.part][job.case.name] = outcome
+    for part, cases in named.items():
+        for case in cases:
+            outcome = outcomes[case]
+            if isinstance(outcome, UserError):
+                problems.append(str(outcome))
+            else:
+                parts[part][case.name] = outcome
     return Diagnosis(dataset.labels, parts, tuple(problems), tuple(_warnings(dataset.labels, parts)))
 
 
@@ -81,17 +84,6 @@ def _warnings(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Itera
     for label in labels:
         if labelled and not any(label.id in voxels for voxels in labelled):
             yield f"{label.name}: no labelled case shows it; a network cannot learn it"
-
-
-@dataclass(frozen=True)
-class _Job:
-    part: str
-    case: Case
-    num_classes: int
-
-
-def _read_job(job: _Job) -> CaseFacts:
-    return read_facts(job.case, job.num_classes)
 
 
 def _parts_table(parts: dict[str, dict[str, CaseFacts]]) -> Table:

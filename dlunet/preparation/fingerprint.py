@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -96,13 +97,13 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     read: dict[str, CaseFacts] = {}
     files: dict[str, stamps.Stamps] = {}
     failures = []
-    jobs = [_Job(case, num_classes) for case in cases]
-    for job, outcome in for_each_case("reading labelled cases", _read_job, jobs, workers):
+    read_one = partial(_read_and_stamp, num_classes=num_classes)
+    for case, outcome in for_each_case("reading labelled cases", read_one, cases, workers):
         if isinstance(outcome, UserError):
             failures.append(str(outcome))
-            files[job.case.name] = _stamps(job.case)
+            files[case.name] = _stamps(case)
         else:
-            read[job.case.name], files[job.case.name] = outcome
+            read[case.name], files[case.name] = outcome
     if not read:
         raise UserError(f"none of the {len(cases)} labelled cases can be read; the first: {failures[0]}")
     # In the cases' own order, whichever was read first: the mean of the same voxels is the same to the last digit.
@@ -122,14 +123,8 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     return result
 
 
-@dataclass(frozen=True)
-class _Job:
-    case: Case
-    num_classes: int
-
-
-def _read_job(job: _Job) -> tuple[CaseFacts, stamps.Stamps]:
-    return read_facts(job.case, job.num_classes), _stamps(job.case)
+def _read_and_stamp(case: Case, num_classes: int) -> tuple[CaseFacts, stamps.Stamps]:
+    return read_facts(case, num_classes), _stamps(case)
 
 
 def _sources(case: Case) -> list[Path]:

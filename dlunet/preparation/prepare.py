@@ -88,14 +88,18 @@ def prepare_dataset(
                     dataset.fingerprinted, dataset.labels.num_classes, folder / FINGERPRINT, workers
                 )
             plan = Plan.of(spacing, patch_size, found.intensity)
-            parts = _jobs(dataset, folder, plan)
-            failures = _run([job for jobs in parts.values() for job in jobs], own, workers)
+            preparation = _Preparation(folder, plan, dataset.labels.num_classes)
+            cases = [*dataset.labelled, *dataset.unlabelled, *dataset.validation]
+            failures = _prepare_all(cases, preparation, own, workers)
     finally:
         if shared is None:
             own.close()
-    prepared = {part: tuple(job.open() for job in jobs if job not in failures) for part, jobs in parts.items()}
+    prepared = {
+        part: tuple(preparation.open(case) for case in getattr(dataset, part) if case not in failures)
+        for part in ("labelled", "unlabelled", "validation")
+    }
     problems = [*dataset.problems, *failures.values()]
-    warnings = [f"{case.name}: {warning}" for cases in prepared.values() for case in cases for warning in case.warnings]
+    warnings = [f"{case.name}: {warning}" for part in prepared.values() for case in part for warning in case.warnings]
     for message in problems:
         logger.warning("left out: %s", message)
     for message in warnings:
@@ -104,8 +108,8 @@ def prepare_dataset(
         raise UserError(_all_problems([*problems, *warnings]))
     if not prepared["labelled"]:
         raise UserError(
-            f"none of the {len(parts['labelled'])} labelled cases could be prepared; the first: "
-            f"{failures[parts['labelled'][0]]}"
+            f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first: "
+            f"{failures[dataset.labelled[0]]}"
         )
     return PreparedDataset(labels=dataset.labels, plan=plan, **prepared)
 
@@ -129,102 +133,91 @@ def prepare_image(image: np.ndarray, spacing: Sequence[float], plan: Plan) -> np
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A case to prepare, and where.
+class _Preparation:
+    """How cases are prepared, and where.
 
     Attributes:
-        index_folder: Where the index of its pseudo-labels goes, if it has some.
+        folder: The folder of prepared cases.
+        plan: What they are brought to.
+        num_classes: Their labels lie in 0 … num_classes − 1.
     """
 
-    case: Case
     folder: Path
-    index_folder: Path | None
     plan: Plan
     num_classes: int
 
+    def place(self, case: Case) -> Path:
+        """Where a case goes. Folds share the labelled ones, whichever of them validate."""
+        return self.folder / (UNLABELLED if case.label is None else LABELLED) / case.name
+
+    def index_place(self, case: Case) -> Path | None:
+        """Where the index of a case's pseudo-labels goes, if it has some.
+
+        Pseudo-labels of different folders have indexes of their own: several students may train at a time.
+        """
+        if case.label is not None or case.pseudo_label is None:
+            return None
+        source = blake2b(os.fsencode(case.pseudo_label.parent.resolve()), digest_size=6).hexdigest()
+        return self.folder / PSEUDO_LABELS / source / case.name
+
+    def open(self, case: Case) -> PreparedCase:
+        """The prepared case."""
+        return PreparedCase.open(self.place(case), self.index_place(case))
+
+    def case_is_up_to_date(self, case: Case) -> bool:
+        """Whether the case itself need not be prepared."""
+        return is_up_to_date(self.place(case), self._settings, _sources(case))
+
+    def index_is_up_to_date(self, case: Case) -> bool:
+        """Whether the index of its pseudo-labels need not be made, or there are none."""
+        place = self.index_place(case)
+        return place is None or is_up_to_date(place, self._index_settings, _index_sources(case))
+
+    def replaces(self, case: Case) -> bool:
+        """Whether something that is out of date, and that another run may be reading, makes way."""
+        place = self.index_place(case)
+        return (self.place(case).exists() and not self.case_is_up_to_date(case)) or (
+            place is not None and place.exists() and not self.index_is_up_to_date(case)
+        )
+
+    def prepare(self, case: Case) -> None:
+        """Prepare a case, the index of its pseudo-labels, or both, whatever is out of date."""
+        image, label = read_case(case, self.num_classes)
+        shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
+        _check_size(case, image.spacing, shape, self.plan)
+        labels = None
+        if label is not None:
+            labels = resample_labels(label.array, shape, separate_axis(image.spacing, self.plan.spacing))
+        if not self.case_is_up_to_date(case):
+            own = None if case.label is None else labels
+            made_from = {**self._settings, "files": stamps.stamp(_sources(case))}
+            prepared = prepare_image(image.array, image.spacing, self.plan)[0]
+            save_prepared(self.place(case), prepared, own, made_from, image.warnings)
+        index_place = self.index_place(case)
+        if index_place is not None and labels is not None:
+            save_index(index_place, labels, {**self._index_settings, "files": stamps.stamp(_index_sources(case))})
+
     @property
-    def settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """What a prepared case depends on, besides its files; the patch it does not."""
         plan = self.plan.to_dict()
         del plan["patch_size"]
         return {"version": STORE_VERSION, "plan": plan}
 
     @property
-    def sources(self) -> list[Path]:
-        """The files that the case is made from."""
-        return [path for path in (self.case.image, self.case.label) if path is not None]
-
-    @property
-    def index_settings(self) -> dict[str, Any]:
-        """What the index of its pseudo-labels depends on, besides their file: values do not matter there."""
+    def _index_settings(self) -> dict[str, Any]:
+        """What the index of pseudo-labels depends on, besides their file: values do not matter there."""
         return {"version": STORE_VERSION, "spacing": list(self.plan.spacing)}
 
-    @property
-    def index_sources(self) -> list[Path]:
-        """The files that the index of its pseudo-labels is made from."""
-        return [path for path in (self.case.image, self.case.pseudo_label) if path is not None]
 
-    @property
-    def case_is_up_to_date(self) -> bool:
-        """Whether the case itself need not be prepared."""
-        return is_up_to_date(self.folder, self.settings, self.sources)
-
-    @property
-    def index_is_up_to_date(self) -> bool:
-        """Whether the index of its pseudo-labels need not be made, or there are none."""
-        return self.index_folder is None or is_up_to_date(self.index_folder, self.index_settings, self.index_sources)
-
-    @property
-    def replaces(self) -> bool:
-        """Whether something that is out of date, and that another run may be reading, makes way."""
-        return (self.folder.exists() and not self.case_is_up_to_date) or (
-            self.index_folder is not None and self.index_folder.exists() and not self.index_is_up_to_date
-        )
-
-    def open(self) -> PreparedCase:
-        """The prepared case."""
-        return PreparedCase.open(self.folder, self.index_folder)
+def _sources(case: Case) -> list[Path]:
+    """The files that a prepared case is made from."""
+    return [path for path in (case.image, case.label) if path is not None]
 
 
-def _jobs(dataset: Dataset, folder: Path, plan: Plan) -> dict[str, list[_Job]]:
-    """The cases by part. Folds share the labelled ones, whichever of them validate."""
-    parts = {
-        "labelled": (dataset.labelled, LABELLED),
-        "unlabelled": (dataset.unlabelled, UNLABELLED),
-        "validation": (dataset.validation, LABELLED),
-    }
-    return {
-        part: [
-            _Job(case, folder / place / case.name, _index_folder(case, folder), plan, dataset.labels.num_classes)
-            for case in cases
-        ]
-        for part, (cases, place) in parts.items()
-    }
-
-
-def _index_folder(case: Case, folder: Path) -> Path | None:
-    """Pseudo-labels of different folders have indexes of their own: several students may train at a time."""
-    if case.label is not None or case.pseudo_label is None:
-        return None
-    source = blake2b(os.fsencode(case.pseudo_label.parent.resolve()), digest_size=6).hexdigest()
-    return folder / PSEUDO_LABELS / source / case.name
-
-
-def _prepare_case(job: _Job) -> None:
-    """Prepare a case, the index of its pseudo-labels, or both, whatever is out of date."""
-    image, label = read_case(job.case, job.num_classes)
-    shape = target_shape(image.array.shape, image.spacing, job.plan.spacing)
-    _check_size(job.case, image.spacing, shape, job.plan)
-    labels = None
-    if label is not None:
-        labels = resample_labels(label.array, shape, separate_axis(image.spacing, job.plan.spacing))
-    if not job.case_is_up_to_date:
-        own = None if job.case.label is None else labels
-        made_from = {**job.settings, "files": stamps.stamp(job.sources)}
-        prepared = prepare_image(image.array, image.spacing, job.plan)[0]
-        save_prepared(job.folder, prepared, own, made_from, image.warnings)
-    if job.index_folder is not None and labels is not None:
-        save_index(job.index_folder, labels, {**job.index_settings, "files": stamps.stamp(job.index_sources)})
+def _index_sources(case: Case) -> list[Path]:
+    """The files that the index of its pseudo-labels is made from."""
+    return [path for path in (case.image, case.pseudo_label) if path is not None]
 
 
 def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:
@@ -236,21 +229,26 @@ def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan
         )
 
 
-def _run(jobs: Sequence[_Job], shared: SharedFolder, workers: int | None) -> dict[_Job, str]:
+def _prepare_all(
+    cases: Sequence[Case], preparation: _Preparation, shared: SharedFolder, workers: int | None
+) -> dict[Case, str]:
     """Prepare what is out of date, and return what was wrong with the cases that failed."""
-    todo = [job for job in jobs if not (job.case_is_up_to_date and job.index_is_up_to_date)]
-    replaced = sum(job.replaces for job in todo)
+    todo = [
+        case for case in cases if not (preparation.case_is_up_to_date(case) and preparation.index_is_up_to_date(case))
+    ]
+    replaced = sum(preparation.replaces(case) for case in todo)
     if replaced:
         shared.replace(replaced)
-    for part in {path.parent for job in todo for path in (job.folder, job.index_folder) if path is not None}:
+    places = (place for case in todo for place in (preparation.place(case), preparation.index_place(case)))
+    for part in {place.parent for place in places if place is not None}:
         remove_leftovers(part)
-    failures: dict[_Job, str] = {}
-    for job, outcome in for_each_case("preparing", _prepare_case, todo, workers) if todo else ():
+    failures: dict[Case, str] = {}
+    for case, outcome in for_each_case("preparing", preparation.prepare, todo, workers) if todo else ():
         if isinstance(outcome, WriteError):
             raise outcome
         if isinstance(outcome, UserError):
-            failures[job] = str(outcome)
-    return {job: failures[job] for job in todo if job in failures}
+            failures[case] = str(outcome)
+    return {case: failures[case] for case in todo if case in failures}
 
 
 def _all_problems(problems: Sequence[str]) -> str:
