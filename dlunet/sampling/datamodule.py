@@ -1,4 +1,4 @@
-"""Labelled and unlabelled patches, mixed step by step."""
+"""A step's patches, a batch of each stream that the method asks for."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 class PatchDataModule(lightning.LightningDataModule):
-    """Each step gets one labelled batch and, if the method asks for it, two unlabelled ones from different cases.
+    """Each step gets a batch of every :class:`dlunet.methods.Stream` that the method wants in the current epoch.
 
     Loaders are made anew every epoch, and what they yield depends on the seed and the epoch alone: a resumed run sees
     what an uninterrupted one would have seen. Each process of a distributed run has its own cases.
 
     Args:
         prepared: The prepared cases and their plan.
-        method: Tells which epochs need unlabelled patches.
+        method: Its streams say what a step holds, and which must come from different cases.
         augmentation: Applied to every training crop.
-        batch_size: Labelled patches a step.
+        batch_size: Patches a step of a stream; a multiple where the stream says so.
         steps_per_epoch: Steps an epoch.
         foreground_fraction: See :class:`ClassBalancedSampler`.
         num_workers: Processes a stream that read and augment; 0 does so in the main process.
@@ -132,8 +132,9 @@ class PatchDataModule(lightning.LightningDataModule):
             views=[view for view in stream.views if view != WEAK],
             seed=[self.seed, names.index(name), epoch, rank],
         )
-        # An item is one patch, already in random order: the queue has nothing to shuffle, and holds a batch at a time
-        # so that its workers are never idle while it fills.
+        # TorchIO's queue spreads the patches of a batch over the workers, where a plain loader would leave the whole
+        # batch to one. An item is a finished patch, already in random order: there is one sample of it, and nothing to
+        # shuffle. The queue holds one batch because filling it waits for all that it holds; the workers read on.
         queue = tio.Queue(
             dataset,
             max_length=batch_size,

@@ -1,4 +1,4 @@
-"""Patches as a TorchIO dataset: an item is a crop, drawn, read and augmented on its own."""
+"""Patches as a TorchIO dataset: an item is a patch, drawn, read and augmented on its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torchio as tio
 
 from dlunet.preparation import PreparedCase
 from dlunet.sampling.augmentation import Augmentation, crop_size
-from dlunet.sampling.sampler import ClassBalancedSampler, crop
+from dlunet.sampling.sampler import ClassBalancedSampler, crop, cut_middle
 
 
 class PatchDataset(tio.SubjectsDataset):
@@ -73,7 +73,7 @@ class PatchDataset(tio.SubjectsDataset):
         if affine is None:
             return self.augmentation.after(self._read(case, centre, size))
         turned = affine(self._read(case, centre, crop_size(affine, size, self.spacing)))
-        return self.augmentation.after(next(iter(self.sampler(turned))))
+        return self.augmentation.after(cut_middle(turned, size))
 
     def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
         grid = np.diag([*self.spacing, 1.0])

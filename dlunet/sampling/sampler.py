@@ -1,4 +1,4 @@
-"""Where patches are cut: class-balanced centres, and the patch out of an augmented crop."""
+"""Where patches are cut: class-balanced centres, a box around one, and the patch out of an augmented crop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dlunet.preparation import PreparedCase
 
 
 class ClassBalancedSampler(tio.data.sampler.PatchSampler):
-    """A TorchIO sampler for prepared cases, in two halves.
+    """A TorchIO sampler for prepared cases, which draws before anything is read.
 
-    :meth:`draw_centre` picks where to cut before anything is read, so that only a crop is read and augmented.
-    Called by the queue on that crop, the sampler then cuts the patch out of its middle.
+    TorchIO's own samplers are called by the queue, on volumes that were read and augmented whole. Here the dataset asks
+    :meth:`draw_centre` where to cut, and reads and augments a crop; its subjects are finished patches, which the queue
+    gets as they are.
 
     Args:
         patch_size: (z, y, x).
@@ -39,13 +40,7 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
         return z, y, x
 
     def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject]:
-        """Yield the patch in the middle of a crop."""
-        corner = [(n - p) // 2 for n, p in zip(subject.spatial_shape, self._size, strict=True)]
-        if any(corner):
-            subject = self.extract_patch(subject, (corner[0], corner[1], corner[2]))
-            # TorchIO notes where the patch lay in the crop. A crop without a margin has no such entry, and a batch
-            # needs the same entries in all its subjects.
-            subject.pop(tio.LOCATION)
+        """For the queue: yield the finished patch."""
         yield subject
 
     @property
@@ -56,6 +51,12 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
     def _anywhere(size: int, patch: int, generator: np.random.Generator) -> int:
         """A centre whose patch lies inside the volume, or the volume's middle where the patch is larger."""
         return size // 2 if size <= patch else patch // 2 + int(generator.integers(size - patch + 1))
+
+
+def cut_middle(subject: tio.Subject, size: Sequence[int]) -> tio.Subject:
+    """The patch of a size (z, y, x) in the middle of a crop, whose margins before and behind it are equal."""
+    z, y, x = ((n - p) // 2 for n, p in zip(subject.spatial_shape, size, strict=True))
+    return tio.Crop((z, y, x))(subject) if z or y or x else subject
 
 
 def crop(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> torch.Tensor:
