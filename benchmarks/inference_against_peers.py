@@ -33,8 +33,8 @@ from preparation_against_nnunet import write_case
 from process_memory import peak_of
 from torch import nn
 
-from dlunet.files import read_case_table
 from dlunet.inference import Predictor, TorchEngine, load_engine, make_engine, predict_files, predict_logits
+from dlunet.inference.case_tables import read_case_table
 from dlunet.labels import FLARE22
 from dlunet.networks import load_bundle
 from dlunet.networks.unet import FEATURES, KERNEL_SIZES, STRIDES

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from inference_memory import write_ct
 
-from dlunet.files import read_case_table
 from dlunet.inference import Predictor, load_engine, predict_files
+from dlunet.inference.case_tables import read_case_table
 from dlunet.provenance import provenance
 from dlunet.volumes import read_ct
 

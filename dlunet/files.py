@@ -1,10 +1,8 @@
-"""Files that appear whole or not at all, and tables of cases."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import os
 import platform
 import re
@@ -104,31 +102,3 @@ def is_running(process: int) -> bool:
     except PermissionError:  # another user's
         pass
     return True
-
-
-def read_case_table(path: Path) -> dict[str, dict[str, str]]:
-    """The rows of a CSV file by their column ``case``; none where there is no such file.
-
-    Raises:
-        UserError: It is another kind of file.
-    """
-    if not path.exists():
-        return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is damaged ({error}); expected the table of an earlier run; move it away") from None
-    if any(not row.get("case") or None in row for row in rows):
-        raise UserError(f"{path}: has rows without a 'case'; expected the table of an earlier run; move it away")
-    return {row["case"]: row for row in rows}
-
-
-def write_case_table(path: Path, rows: dict[str, dict[str, str]]) -> None:
-    """Write rows, each of which has a ``case``, as a CSV file with all their columns."""
-    columns = dict.fromkeys(column for row in rows.values() for column in row)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(columns), lineterminator="\n", restval="")
-    table.writeheader()
-    table.writerows(rows.values())
-    write_text(path, text.getvalue())

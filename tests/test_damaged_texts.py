@@ -8,8 +8,8 @@ import SimpleITK as sitk
 
 from dlunet.datasets import Case, labels_of, read_dataset_json, split_cases
 from dlunet.errors import UserError
-from dlunet.files import read_case_table, write_case_table
 from dlunet.inference import OutputFolder, export_bundle, find_images, load_engine
+from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet, describe, load_bundle
 from dlunet.preparation import Intensity, Plan, PreparedCase, take_fingerprint

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dlunet.errors import UserError
-from dlunet.files import read_case_table, remove_leftovers, write_case_table, write_text
+from dlunet.files import remove_leftovers, write_text
+from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
 from dlunet.locks import FileLock
 from dlunet.volumes import case_name
