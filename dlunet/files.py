@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,24 +27,44 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name beside it; it gets its own name once it is whole and on the disk.
+    """Write a file that appears :func:`whole`, and only once it is on the disk.
 
     Raises:
-        UserError: The folder cannot be written.
+        WriteError: The folder cannot be written.
     """
-    temporary = temporary_path(path)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
+
+
+@contextmanager
+def whole(path: Path, ending: str = "") -> Iterator[Path]:
+    """While the block runs, the place where it writes a file or folder, which then appears under its own name.
+
+    The place is beside it, hidden; of a block that fails nothing is left there. What a killed process leaves is removed
+    by :func:`remove_leftovers`.
+
+    Args:
+        path: The file or folder; the folder above is made if missing. A folder of this name must be gone by the end of
+            the block.
+        ending: What the name of the place ends with, for those who go by it.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    # The name does not grow with that of the file, which may be as long as names can be.
+    short = blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    temporary = path.with_name(f".{platform.node()}.{os.getpid()}.{short}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
+        _remove(temporary)  # of an earlier process of the same number
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); check permissions and free space") from None
+        raise WriteError.of(path, error) from None
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
 
 
 def check_name(path: Path) -> None:
@@ -72,25 +93,22 @@ def read_any_text(path: Path) -> str:
         return raw.decode("latin-1")
 
 
-def temporary_path(path: Path, ending: str = "") -> Path:
-    """Where this process writes a file or folder until it is whole: beside it, hidden.
-
-    The name does not grow with that of the file, which may be as long as names can be.
-    """
-    short = blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
-    return path.with_name(f".{platform.node()}.{os.getpid()}.{short}{ending}")
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine that no longer run left half-written in a folder."""
     pattern = re.compile(re.escape(f".{platform.node()}.") + r"(\d+)\.")
     for path in folder.glob(f".{platform.node()}.*"):
         match = pattern.match(path.name)
         if match and not is_running(int(match[1])):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and can be removed."""
+    with suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def is_running(process: int) -> bool:

@@ -18,7 +18,7 @@ from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
-from dlunet.volumes import case_name, list_volumes, read_labels
+from dlunet.volumes import another_grid, case_name, list_volumes, read_labels
 
 #: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
 LEAST_OF_FLARE22, LIVER = 10, 1
@@ -212,10 +212,8 @@ def _score_pair(pair: _Pair, labels: LabelSet, metrics: Mapping[str, Metric]) ->
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
     if not prediction.stored.fits(reference.stored):
-        raise UserError(
-            f"{pair.prediction}: lies on another grid than {pair.reference}: found "
-            f"{prediction.stored.differences(reference.stored)}; write the prediction on the CT's own grid"
-        )
+        what_to_do = "write the prediction on the CT's own grid"
+        raise another_grid(pair.prediction, prediction.stored, pair.reference, reference.stored, what_to_do)
     # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     maps = prediction.array, reference.array, reference.spacing

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import UserError
-from dlunet.files import write_text
+from dlunet.errors import UserError, WriteError
+from dlunet.files import remove_leftovers, write_text
 from dlunet.parallel import for_each_case
 from dlunet.phantom.generator import Phantom, make_phantom
 from dlunet.phantom.variation import Profile
+from dlunet.volumes import write_image
 
 #: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
 GENERATOR_VERSION = 1
 
 #: The file in the dataset's folder that says how it was made.
 RECORD_NAME = "phantom.json"
-
-_COMPRESSION_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,10 @@ def write_phantoms(
         _record(root, counts, seed, shape)
         missing = [case for case in _cases(root, counts, seed) if not case.finished]
         for folder in {path.parent for case in missing for path in (case.image, case.label) if path is not None}:
-            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
         _make_all(missing, shape, 1 if workers == 0 else workers)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError(f"{root}: could not be written ({reason}); check permissions and free space") from error
+    except OSError as error:
+        raise WriteError.of(root, error) from None
 
 
 def _check_arguments(counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> None:
@@ -165,8 +163,9 @@ def _cases(root: Path, counts: dict[str, int], seed: int) -> Iterator[_Case]:
 def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | None) -> None:
     with _one_thread_per_process():
         make = partial(_make, shape=(shape[0], shape[1], shape[2]))
-        for _ in for_each_case("making synthetic CTs", make, cases, workers) if cases else ():
-            pass
+        for _, outcome in for_each_case("making synthetic CTs", make, cases, workers) if cases else ():
+            if isinstance(outcome, UserError):
+                raise outcome
 
 
 @contextmanager
@@ -193,18 +192,12 @@ def _make(case: _Case, shape: tuple[int, int, int]) -> None:
 
 
 def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:
-    """Write an array (z, y, x) in the phantom's geometry and orientation, under a temporary name first."""
+    """Write an array (z, y, x) in the phantom's geometry and orientation."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(phantom.spacing[::-1])
     image.SetDirection(phantom.direction)
     image.SetOrigin(_origin(phantom))
-    image = sitk.DICOMOrient(image, phantom.orientation)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=_COMPRESSION_LEVEL)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_image(sitk.DICOMOrient(image, phantom.orientation), path)
 
 
 def _origin(phantom: Phantom) -> tuple[float, ...]:

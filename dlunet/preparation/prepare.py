@@ -25,6 +25,7 @@ from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.resampling import resample, resample_labels, separate_axis, target_shape
 from dlunet.preparation.sharing import SharedFolder
 from dlunet.preparation.store import PreparedCase, is_up_to_date, save_index, save_prepared
+from dlunet.volumes import times
 
 logger = logging.getLogger(__name__)
 
@@ -222,10 +223,10 @@ def _index_sources(case: Case) -> list[Path]:
 
 def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:
     if math.prod(shape) > MOST_VOXELS:
-        old, new = ("×".join(f"{mm:.3g}" for mm in one) for one in (spacing, plan.spacing))
         raise UserError(
-            f"{case.image}: would have {'×'.join(map(str, shape))} voxels once resampled from {old} to {new} mm; "
-            f"expected at most {MOST_VOXELS}; check its voxel size, or choose a coarser plan.spacing"
+            f"{case.image}: would have {times(shape)} voxels once resampled from {times(spacing)} to "
+            f"{times(plan.spacing)} mm; expected at most {MOST_VOXELS}; check its voxel size, or choose a coarser "
+            "plan.spacing"
         )
 
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from dlunet import stamps
-from dlunet.errors import UserError, WriteError
-from dlunet.files import temporary_path, write_text
+from dlunet.errors import UserError
+from dlunet.files import whole, write_text
 
 #: The files of a case.
 IMAGE, LABEL, INDEX, CASE = "image.npy", "label.npy", "index.npy", "case.json"
@@ -172,18 +172,12 @@ def save_index(folder: Path, label: np.ndarray, made_from: dict[str, Any]) -> No
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
-    temporary = temporary_path(folder)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole(folder) as temporary:
+        temporary.mkdir()
         for name, array in arrays.items():
             np.save(temporary / name, array)
         (temporary / CASE).write_text(json.dumps(values))
         shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise WriteError(f"{folder}: could not be written ({error}); check permissions and free space") from None
 
 
 def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path]) -> bool:

@@ -8,20 +8,25 @@ from dlunet.volumes.files import (
     read_ct,
     read_labels,
     unreadable_volumes,
+    write_image,
     write_labels,
 )
 from dlunet.volumes.geometry import Geometry
+from dlunet.volumes.messages import another_grid, times
 from dlunet.volumes.names import case_name
 
 __all__ = [
     "Geometry",
     "Volume",
+    "another_grid",
     "case_name",
     "is_meant_as_volume",
     "is_series",
     "list_volumes",
     "read_ct",
     "read_labels",
+    "times",
     "unreadable_volumes",
+    "write_image",
     "write_labels",
 ]

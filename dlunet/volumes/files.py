@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import NotReadable, UserError
-from dlunet.files import check_name, temporary_path
+from dlunet.errors import NotReadable, UserError, WriteError
+from dlunet.files import check_name, whole
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
 from dlunet.volumes.geometry import Geometry
 from dlunet.volumes.hounsfield import warning_of_units
+from dlunet.volumes.messages import times
 from dlunet.volumes.names import OTHER_SUFFIXES, SUFFIXES
 
 #: A scaled label map holds whole numbers up to this rounding.
@@ -128,25 +128,26 @@ def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
 def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
     """Write canonical labels (z, y, x) as uint8 on the grid of the file that their CT was read from.
 
-    The file appears whole or not at all: it is written under a temporary name, then renamed.
+    Raises:
+        UserError: As :func:`write_image`.
+    """
+    image = sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False))
+    write_image(stored.apply_to(image), path)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a ``.nii.gz``, which appears whole or not at all.
 
     Raises:
-        UserError: The folder cannot be written.
+        WriteError: The folder cannot be written.
+        UserError: The file's name cannot be used.
     """
     check_name(path)
-    image = stored.apply_to(sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False)))
-    temporary = temporary_path(path, ".nii.gz")  # ITK goes by the ending
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)
-        temporary.replace(path)
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"{path}: could not be written ({itk.last_line(error)}); check permissions and free space"
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with whole(path, ".nii.gz") as temporary:  # ITK goes by the ending
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)
+        except RuntimeError as error:
+            raise WriteError.of(path, itk.last_line(error)) from None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -235,6 +236,6 @@ def _check_width(path: Path, grid: Geometry) -> None:
     least, most = WIDTH_LIMITS
     if not least <= width <= most:
         raise UserError(
-            f"{path}: is {width:.3g} mm wide: found voxels of {'×'.join(f'{mm:.3g}' for mm in grid.spacing)} mm; "
+            f"{path}: is {width:.3g} mm wide: found voxels of {times(grid.spacing)} mm; "
             f"expected a volume of {least:g} to {most:g} mm; correct the voxel size, which is in mm"
         )

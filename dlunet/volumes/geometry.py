@@ -18,10 +18,6 @@ ROUNDING_VOXELS = 0.1
 ROUNDING_SPACING_MM, ROUNDING_SHIFT_MM = 1e-4, 4e-3
 
 
-#: What to do with a file whose header does not say where its voxels lie, or says so twice.
-EXPORT_ANEW = "expected a header that places the volume in the patient; export it anew"
-
-
 @dataclass(frozen=True)
 class Geometry:
     """A voxel grid in patient space, in the file's own order x, y, z (only this package knows that order).
@@ -178,11 +174,6 @@ class Geometry:
     def orientation(self) -> str:
         """Three letters for the directions in which x, y and z grow, such as ``LPS``."""
         return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
-
-
-def times(numbers: Sequence[float]) -> str:
-    """Sizes as a message shows them: ``512×512×130``."""
-    return "×".join(f"{number:g}" for number in numbers)
 
 
 def _corners(size: Sequence[int]) -> np.ndarray:

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 
 from dlunet.errors import NotReadable
 from dlunet.volumes import gunzip
-from dlunet.volumes.geometry import EXPORT_ANEW, Geometry, times
+from dlunet.volumes.geometry import Geometry
+from dlunet.volumes.messages import COPY_AGAIN, EXPORT_ANEW, not_one_volume, not_scalar, wrong_unit, wrong_voxel_size
 
 #: File endings, and what ITK calls their readers.
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
@@ -36,9 +37,6 @@ NO_ORIENTATION = (
     "its header states no orientation; its axes are taken to run to the left, to posterior and to superior, as ITK "
     "takes them"
 )
-
-#: What is expected and to be done where a file is damaged.
-COPY_AGAIN = "expected an intact file; copy it again, or export it anew"
 
 #: Letters of a file's name that a message shows at most: of a damaged header it may be anything.
 LONGEST_NAME = 80
@@ -115,11 +113,11 @@ def _check_sizes_are_mm(fields: dict[str, str]) -> None:
     if "space directions" not in fields and len(sizes) < 3:
         raise NotReadable(f"found no voxel size in its header; {EXPORT_ANEW}")
     if not all(_is_size(mm) for mm in sizes[:3]):
-        raise NotReadable(f"found voxels of {'×'.join(sizes)} mm; expected sizes above 0; export it anew")
+        raise wrong_voxel_size(sizes)
     stated = re.findall(r"[^\s\"]+", " ".join(fields.get(name, "") for name in UNIT_FIELDS).lower())
     others = sorted(set(stated) - MILLIMETRES)
     if others:
-        raise NotReadable(f"found voxel sizes in {', '.join(others)}; expected mm; export it anew")
+        raise wrong_unit(", ".join(others))
 
 
 def _is_size(text: str) -> bool:
@@ -133,11 +131,9 @@ def _check_scalar_3d(reader: sitk.ImageFileReader) -> None:
     """Check that there is one volume of one value per voxel; axes of one voxel beyond the third do not matter."""
     values, size = reader.GetNumberOfComponents(), reader.GetSize()
     if values != 1 or reader.GetPixelID() not in DTYPES:
-        raise NotReadable(f"found {max(values, 2)} values per voxel; expected one; export a CT or label map")
+        raise not_scalar(max(values, 2))
     if len(size) < 3 or math.prod(size[3:]) != 1:
-        raise NotReadable(
-            f"found {len(size)} dimensions ({times(size)}); expected one 3-D volume; export each volume as a file"
-        )
+        raise not_one_volume(size)
 
 
 def _grid(reader: sitk.ImageFileReader) -> Geometry:

@@ -19,7 +19,16 @@ from nibabel.spatialimages import HeaderDataError
 
 from dlunet.errors import NotReadable
 from dlunet.volumes import gunzip
-from dlunet.volumes.geometry import EXPORT_ANEW, ROUNDING_VOXELS, Geometry, times
+from dlunet.volumes.geometry import ROUNDING_VOXELS, Geometry
+from dlunet.volumes.messages import (
+    COPY_AGAIN,
+    EXPORT_ANEW,
+    not_one_volume,
+    not_scalar,
+    times,
+    wrong_unit,
+    wrong_voxel_size,
+)
 
 #: Voxels that are scaled at a time.
 CHUNK = 2**22
@@ -29,9 +38,6 @@ HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 #: From nibabel's axes, which grow to right, anterior and superior, to ours.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
-
-#: What is expected and to be done where a file is damaged.
-COPY_AGAIN = "expected an intact NIfTI file; copy it again, or export it anew"
 
 #: Voxel sizes are in mm where the header says so, or does not say.
 UNITS = {"mm", "unknown"}
@@ -103,7 +109,7 @@ def _read_header(file: BinaryIO) -> nib.Nifti1Header:
     except (HeaderDataError, KeyError) as error:
         raise NotReadable(f"found a damaged header ({error}); {COPY_AGAIN}") from None
     if unit not in UNITS:
-        raise NotReadable(f"found voxel sizes in {unit}; expected mm; export it anew")
+        raise wrong_unit(unit)
     return header
 
 
@@ -111,7 +117,7 @@ def _check_sizes(header: nib.Nifti1Header) -> None:
     """Check voxel sizes as they stand: nibabel takes them without their sign, and 0 for 1."""
     sizes = [float(mm) for mm in header["pixdim"][1:4]]
     if not all(mm > 0 and math.isfinite(mm) for mm in sizes):
-        raise NotReadable(f"found voxels of {times(sizes)} mm; expected sizes above 0; export it anew")
+        raise wrong_voxel_size(sizes)
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
@@ -121,11 +127,9 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if values != 1:
-        raise NotReadable(f"found {values} values per voxel; expected one; export a CT or label map")
+        raise not_scalar(values)
     if len(shape) != 3:
-        raise NotReadable(
-            f"found {len(shape)} dimensions ({times(shape)}); expected one 3-D volume; export each volume as a file"
-        )
+        raise not_one_volume(shape)
     if min(shape) < 1:
         raise NotReadable(f"found {times(shape)} voxels; {COPY_AGAIN}")
     return shape

@@ -11,7 +11,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from dlunet.files import temporary_path
+from dlunet.errors import WriteError
+from dlunet.files import whole
 
 SOURCE = Path(__file__).with_name("light_unet.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -55,7 +56,7 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
             return _load(library)
         with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once it is loaded, its file is not needed
             return _load(_compile(compiler, flags, Path(folder) / library.name))
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise NativeUnavailable(f"the library cannot be compiled ({error})") from None
 
 
@@ -69,12 +70,8 @@ def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
-    temporary = temporary_path(library)
-    try:
+    with whole(library) as temporary:
         _run([compiler, *flags, str(SOURCE), "-o", str(temporary)])
-        temporary.replace(library)
-    finally:
-        temporary.unlink(missing_ok=True)
     return library
 
 

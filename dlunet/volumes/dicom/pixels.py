@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.frames import Frame
 from dlunet.volumes.dicom.headers import DEFLATED, Header, Layout, unreadable
-from dlunet.volumes.geometry import times
 from dlunet.volumes.itk import last_line
+from dlunet.volumes.messages import times
 
 #: Compressed pixels lie in items: how each begins, and what follows the last one; the bytes of their length come next.
 ITEM, END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
