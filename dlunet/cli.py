@@ -13,14 +13,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dlunet.configs import CONFIGS, register_resolvers, with_default_scale, without_hydra
@@ -29,7 +28,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
-from dlunet.settings import check_settings
+from dlunet.settings import check_config
 from dlunet.signals import Stopped, signals_raise
 
 #: What the disk says when a result cannot be written.
@@ -210,9 +209,7 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
         logging.captureWarnings(True)
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its own caches
         try:
-            _check_complete(config)
-            check_settings(config)
-            _check_output(config)
+            check_config(config)  # a pipeline does so too, but only after imports that take seconds
             task(config)
         except UserError as error:
             _fail(str(error))
@@ -227,34 +224,6 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             _fail(f"{error.filename or config.get('output', '')}: {error.strerror}; check permissions and free space")
 
     return guarded
-
-
-def _check_output(config: DictConfig) -> None:
-    """Whether the output folder can be made is known before any work is done; it is made once there is a result."""
-    output = config.get("output")
-    if output is None:
-        return
-    folder = Path(output)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-    if not existing.is_dir():
-        raise UserError(f"output={output}: cannot create directory: {existing} is not one; choose another")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output={output}: cannot create directory: {existing} is not writable; choose another")
-
-
-def _check_complete(config: DictConfig) -> None:
-    missing = list(_missing_keys(OmegaConf.to_container(config, resolve=False)))
-    if missing:
-        raise UserError(f"missing: {', '.join(missing)}; add {missing[0]}=… to the command")
-
-
-def _missing_keys(values: Any, prefix: str = "") -> Iterator[str]:
-    """The settings that have no value; those that refer to one of them are left out."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _missing_keys(value, f"{prefix}.{key}" if prefix else key)
-    elif values == "???":
-        yield prefix
 
 
 def _in_short(error: Exception) -> str:

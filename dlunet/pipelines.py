@@ -15,6 +15,7 @@ from dlunet.evaluation import evaluate_folder
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
+from dlunet.settings import check_config
 from dlunet.training import RunFolder
 
 
@@ -25,8 +26,9 @@ def train(config: DictConfig) -> Path:
         config: Of ``train``.
 
     Raises:
-        UserError: The data, the config or the run folder cannot be used.
+        UserError: A setting is missing or impossible, or the data or the run folder cannot be used.
     """
+    check_config(config)
     cases = _cases_to_score(config) if config.test else []
     best = training.train(config)
     print(f"best checkpoint: {best}")
@@ -49,8 +51,10 @@ def self_train(teacher: DictConfig, student: DictConfig, pseudo_labels: Path) ->
         The student's best checkpoint.
 
     Raises:
-        UserError: There are too few unlabelled cases, or a training cannot be done.
+        UserError: A setting is missing or impossible, there are too few unlabelled cases, or a training cannot be done.
     """
+    for config in (teacher, student):
+        check_config(config)
     unlabelled = instantiate(student.data.source).unlabelled
     if len(unlabelled) < 2:  # known before the teacher is trained, not after
         raise UserError(
@@ -73,6 +77,7 @@ def predict(config: DictConfig) -> Path:
     Raises:
         UserError: A setting, the checkpoint, a CT or the output folder cannot be used.
     """
+    check_config(config)
     if config.flips not in FLIPPED_AXES:
         raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
     if not 0 < config.tile_step <= 1:

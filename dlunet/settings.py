@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -73,6 +75,22 @@ RULES: dict[str, Rule] = {
 }
 
 
+def check_config(config: DictConfig) -> None:
+    """Check what can be known of a command's config before any work is done.
+
+    Raises:
+        UserError: A setting is missing or not what it may be, or the output folder cannot be made.
+    """
+    # Not resolved: a setting that refers to a missing one need not be given.
+    settings = flattened(OmegaConf.to_container(config, resolve=False))
+    missing = [name for name, value in settings.items() if value == "???"]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; add {missing[0]}=… to the command")
+    check_settings(config)
+    if config.get("output") is not None:
+        _check_output(config.output)
+
+
 def check_settings(config: DictConfig) -> None:
     """Check every setting of which :data:`RULES` knows.
 
@@ -83,3 +101,23 @@ def check_settings(config: DictConfig) -> None:
         value = OmegaConf.select(config, name)
         if value is not None and not fits(value):
             raise UserError(f"{name}: found {value}; expected {expected}")
+
+
+def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _check_output(output: str) -> None:
+    """Whether the output folder can be made; it is made once there is a result."""
+    folder = Path(output)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not existing.is_dir():
+        raise UserError(f"output={output}: cannot create directory: {existing} is not one; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output={output}: cannot create directory: {existing} is not writable; choose another")

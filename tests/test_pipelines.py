@@ -1,0 +1,45 @@
+"""Pipelines called from Python refuse settings as the command line does, before any work."""
+
+import pytest
+
+from dlunet import pipelines
+from dlunet.configs import compose
+from dlunet.errors import UserError
+
+SETTINGS = ["scale=tiny", "data=flare22", "logger=csv"]
+#: A change of sound settings, and what is said of it.
+WRONG = [
+    ("data.root=???", "^missing: data.root; "),
+    ("seed=-1", "^seed: found -1; expected a whole number"),
+    ("output=taken/run", "^output=taken/run: cannot create directory"),
+]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder with a file in the way, in which nothing else may appear."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    yield
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def training(*settings):
+    return compose("train", [*SETTINGS, "data.root=flare22", *settings])
+
+
+@pytest.mark.parametrize(("setting", "message"), WRONG)
+def test_training(setting, message):
+    with pytest.raises(UserError, match=message):
+        pipelines.train(training(setting))
+
+
+@pytest.mark.parametrize(("setting", "message"), WRONG)
+def test_self_training_checks_the_student_before_it_trains_the_teacher(tmp_path, setting, message):
+    with pytest.raises(UserError, match=message):
+        pipelines.self_train(training(), training(setting), tmp_path / "pseudo_labels")
+
+
+def test_prediction():
+    with pytest.raises(UserError, match=r"^missing: checkpoint; "):
+        pipelines.predict(compose("predict", ["input=cts", "output=labels"]))
