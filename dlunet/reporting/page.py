@@ -20,6 +20,7 @@ from dlunet.reporting import figures, tables
 from dlunet.reporting.panels import case_panels
 from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, group_by_experiment, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
+from dlunet.settings import flattened
 
 SYNTHETIC_DATA = "phantom"
 Groups = Mapping[str, Sequence[Run]]
@@ -138,7 +139,7 @@ def _render(
         data_names=_distinct(groups, "data"),
         scale_names=_distinct(groups, "scale"),
         unequal_cases=len({_case_names(run) for run in _scored_runs(groups)}) > 1,
-        facts=_flatten,
+        facts=_facts,
         config_text=lambda run: OmegaConf.to_yaml(run.config),
         run_style=figures.run_style,
     )
@@ -182,16 +183,12 @@ def _case_count(runs: Sequence[Run]) -> int:
     return len(frozenset().union(*(_case_names(run) for run in runs)))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as (dotted name, text)."""
-    facts: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            facts += _flatten(value, f"{name}.")
-        else:
-            facts.append((name, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return facts
+def _facts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values as texts by their dotted names."""
+    return {
+        name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in flattened(values).items()
+    }
 
 
 def _highlight(scores: ScoreTable, name: str, column: str) -> str:

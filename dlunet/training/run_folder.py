@@ -19,6 +19,7 @@ from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.bundle import read_checkpoint
 from dlunet.provenance import provenance
+from dlunet.settings import flattened
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = (
@@ -156,7 +157,7 @@ class RunFolder:
         before = self._read_settings()
         if before is None:
             return
-        old, new = _flat(before), _flat(now)
+        old, new = flattened(before), flattened(now)
         free = tuple(f"{name}." for name in FREE_ON_RESUME)
         changed = [k for k in old | new if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
         if changed:
@@ -181,13 +182,6 @@ class RunFolder:
                 "delete it to continue with those of this command, or use output=FOLDER"
             )
         return settings
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _difference(part: str, before: list[str], now: list[str]) -> str:
