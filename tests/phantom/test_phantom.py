@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import platform
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +328,10 @@ def test_a_broken_off_run_is_taken_up_again(tmp_path: Path) -> None:
     before = kept.stat().st_mtime_ns
     (tmp_path / "Training/FLARE22_UnlabeledCase1-1000/Case_00002_0000.nii.gz").unlink()
     # As if killed between a case's label and its image.
-    (tmp_path / "Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz").unlink()
+    killed = tmp_path / "Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz"
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    killed.rename(killed.with_name(f".{platform.node()}.{ended.pid}.0.nii.gz"))
     write_small(tmp_path)
     assert files_of(tmp_path) == whole
     assert kept.stat().st_mtime_ns == before, "a finished case was made again"
@@ -361,3 +366,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken"):
         write_small(tmp_path / "taken")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_case_that_cannot_be_written_is_named(tmp_path: Path, workers: int) -> None:
+    image = tmp_path / "Tuning/images/FLARETs_0001_0000.nii.gz"
+    image.parent.parent.mkdir()
+    image.parent.write_text("")
+    with pytest.raises(UserError, match=f"^{image}: could not be written"):
+        write_small(tmp_path, workers=workers)
