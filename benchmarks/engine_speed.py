@@ -76,7 +76,7 @@ def installed_engines(network: LightUNet) -> dict[str, Callable[[Tensor], Tensor
     """Every engine that runs on this machine's CPU."""
     bundle = Bundle(network, Plan((2.5, 1.5, 1.5), PATCH, Intensity(0, 1, 0, 1)), FLARE22)
     engines: dict[str, Callable[[Tensor], Tensor]] = {}
-    for name in ENGINES[1:]:
+    for name in ENGINES:
         try:
             engines[name] = make_engine(bundle, name, "cpu", "float32")
         except UserError as error:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, ListConfig
 from dlunet import training
 from dlunet.datasets import Case
 from dlunet.errors import UserError
-from dlunet.evaluation import evaluate_folder
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
@@ -109,6 +108,8 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
 
 def _score(cases: Sequence[Case], run: RunFolder) -> None:
     """Segment cases and score them, into the run folder."""
+    from dlunet.evaluation import evaluate_folder  # with pandas, whose 30 MB training does without
+
     bundle, engine = load_engine(run.trained)
     # Labels of an earlier, shorter training of this run make way.
     images = [case.image for case in cases]

@@ -9,7 +9,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 #: Results, and what tools leave behind.
 NOT_OURS = re.compile(r"(^|/)(__pycache__|results|[^/]*_cache)(/|$)")
 #: Longer than 400 lines: compiled source, and the anatomy.
-LONG = {"dlunet/inference/native/light_unet.cpp", "dlunet/phantom/organs.py"}
+LONG = {"dlunet/inference/engines/native/light_unet.cpp", "dlunet/phantom/organs.py"}
 
 
 def project_files():

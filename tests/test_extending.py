@@ -47,12 +47,12 @@ def run(place, command):
 
 def test_the_page_works_as_it_stands(place):
     commands = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 4 and len(list(place.glob("plugins/**/*.*"))) == 7
+    assert len(commands) == 4 and len(list(place.glob("plugins/**/*.*"))) == 8
     printed = {}
     for command in commands:
         code, printed[command.split()[1]] = run(place, command)
         assert code == 0, printed
-    assert "engine: torch" in printed["predict.py"]
+    assert "engine: channels_last on cpu" in printed["predict.py"]
     steps = pd.read_csv(place / "run" / "metrics.csv")
     assert steps["train/consistency_a"].notna().any()
     scores = pd.read_csv(place / "run" / "scores" / "scores.csv")

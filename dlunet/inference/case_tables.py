@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import pandas as pd
-
 from dlunet.errors import UserError
 from dlunet.files import write_text
 
@@ -19,6 +17,8 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
     """
     if not path.exists():
         return {}
+    import pandas as pd  # only here: training does without its 30 MB
+
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a case may be called 0001 or NA
     except ValueError as error:  # pandas' own errors are such, and those of an encoding
@@ -33,4 +33,6 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
 
 def write_case_table(path: Path, rows: dict[str, dict[str, str]]) -> None:
     """Write rows, each of which has a ``case``, as a CSV file with all their columns."""
+    import pandas as pd
+
     write_text(path, pd.DataFrame(list(rows.values())).to_csv(index=False))

@@ -10,13 +10,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
-
-from torch import nn
+from typing import Any
 
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
-from dlunet.networks import Bundle, LightUNet, PlainUNet, UNet, load_bundle, read_description, save_safetensors
+from dlunet.inference.graphs import graph_of, why_no_graph
+from dlunet.networks import Bundle, load_bundle, read_description, save_safetensors
 
 DESCRIPTION = "dlunet.json"
 
@@ -41,32 +40,21 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
     """
     if form not in MODELS:
         raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
-    if form != "safetensors" and not has_graph(bundle.network):
-        raise UserError(f"format={form}: {no_graph(bundle.network)}; expected format=safetensors")
+    if form != "safetensors" and (reason := why_no_graph(bundle.network)):
+        raise UserError(f"format={form}: {reason}; expected format=safetensors")
     (folder / DESCRIPTION).unlink(missing_ok=True)  # a folder half-written over an older export is none
     model = folder / MODELS[form]
     if form == "safetensors":
         save_safetensors(bundle, model)
     else:
-        assert has_graph(bundle.network)
         try:
-            _WRITERS[form](bundle.network, bundle.plan.patch_size, model)
+            _WRITERS[form](bundle, model)
         except ImportError as error:
             extra = "onnx" if form == "onnx" else "openvino"
             raise UserError(f"format={form}: {error.name} is not installed; pip install 'dlunet[{extra}]'") from None
     files = {path.name: _checksum(path) for path in sorted(folder.glob("model.*"))}
     about = {**bundle.description, "digest": bundle.digest, "model_format": form, "files": files}
     write_text(folder / DESCRIPTION, json.dumps(about, indent=2))
-
-
-def has_graph(network: nn.Module | None) -> TypeGuard[UNet]:
-    """Whether a network can be written as a graph, which OpenVINO and ONNX Runtime run."""
-    return isinstance(network, LightUNet | PlainUNet)
-
-
-def no_graph(network: nn.Module | None) -> str:
-    """Why a network cannot be written as a graph."""
-    return f"only LightUNet and PlainUNet can be written as a graph, found {type(network).__name__}"
 
 
 def is_export(path: Path) -> bool:
@@ -105,26 +93,19 @@ def read_export(folder: Path) -> Export:
     return Export(form, model, Bundle(None, plan, labels, digest, about))
 
 
-def _write_onnx(network: UNet, patch_size: tuple[int, int, int], path: Path) -> None:
-    from dlunet.networks.onnx_graph import to_onnx
-
-    write_bytes(path, to_onnx(network, patch_size).SerializeToString())
+def _write_onnx(bundle: Bundle, path: Path) -> None:
+    write_bytes(path, graph_of(bundle))
 
 
-def _write_openvino(network: UNet, patch_size: tuple[int, int, int], path: Path) -> None:
+def _write_openvino(bundle: Bundle, path: Path) -> None:
     import openvino
 
-    from dlunet.networks.onnx_graph import to_onnx
-
-    model = openvino.Core().read_model(to_onnx(network, patch_size).SerializeToString())
+    model = openvino.Core().read_model(graph_of(bundle))
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-_WRITERS: dict[str, Callable[[UNet, tuple[int, int, int], Path], None]] = {
-    "onnx": _write_onnx,
-    "openvino": _write_openvino,
-}
+_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
 
 
 def _checksum(path: Path) -> str:

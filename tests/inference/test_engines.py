@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from dlunet.errors import UserError
-from dlunet.inference import Predictor, engines, export_bundle, load_engine, make_engine
-from dlunet.inference.native import find_compiler, library
+from dlunet.inference import Predictor, export_bundle, load_engine, make_engine
+from dlunet.inference.engines import TorchEngine, base, choice
+from dlunet.inference.engines.native import find_compiler, library
+from dlunet.inference.engines.pytorch import tiles_at_once
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
@@ -100,9 +102,29 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
         ({"openvino"}, "torch"),  # which cannot read the network without onnx
         (set(), "torch"),
     ):
-        monkeypatch.setattr(engines, "find_spec", lambda name, known=installed: name if name in known else None)
+        monkeypatch.setattr(choice, "find_spec", lambda name, known=installed: name if name in known else None)
         if expected in ("torch", *OTHERS):
             assert load_engine(checkpoint, device="cpu")[1].name.startswith(expected)
+    assert load_engine(checkpoint, device="cpu", precision="bfloat16")[1].name == "torch on cpu, bfloat16"
+    with pytest.raises(UserError, match="engine=onnxruntime: onnx is not installed"):
+        load_engine(checkpoint, device="tensorrt")
+
+
+def test_an_engine_registers_itself(checkpoint, volume, monkeypatch):
+    """It runs where it is asked for; ``auto`` takes it where it says so, before those of a later rank."""
+    monkeypatch.setitem(base.ENGINES, "mine", None)  # removed afterwards
+
+    @base.register_engine("mine")
+    class Mine(TorchEngine):
+        auto_rank = {}  # noqa: RUF012
+
+    expected, _, _ = segment(checkpoint, volume, engine="torch", device="cpu")
+    labels, _, engine = segment(checkpoint, volume, engine="mine")
+    assert type(engine) is Mine
+    np.testing.assert_array_equal(labels, expected)
+    assert type(load_engine(checkpoint, device="cpu")[1]) is not Mine
+    Mine.auto_rank = {"cpu": 0}
+    assert type(load_engine(checkpoint, device="cpu")[1]) is Mine
 
 
 @pytest.mark.parametrize(
@@ -110,7 +132,7 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
     [((56, 160, 160), "cuda", 1), ((28, 80, 80), "cuda", 8), ((128,) * 3, "cuda", 1), ((28, 80, 80), "cpu", 1)],
 )
 def test_a_gpu_takes_as_many_tiles_as_fill_the_papers_patch(patch, device, tiles):
-    assert engines._tiles_at_once(patch, device) == tiles
+    assert tiles_at_once(patch, device) == tiles
 
 
 def test_a_network_that_is_not_a_unet_runs_in_pytorch(tmp_path):
@@ -123,7 +145,7 @@ def test_a_network_that_is_not_a_unet_runs_in_pytorch(tmp_path):
         torch.testing.assert_close(engine(tile), network(tile))
     for name in ("onnxruntime", "openvino"):
         with pytest.raises(
-            UserError, match=rf"^engine={name}: only LightUNet and PlainUNet .*, found Conv3d; .*=torch"
+            UserError, match=rf"^engine={name}: only LightUNet and PlainUNet .*, found Conv3d; engine=torch runs"
         ):
             make_engine(bundle, name)
     for form in ("onnx", "openvino"):
@@ -132,7 +154,7 @@ def test_a_network_that_is_not_a_unet_runs_in_pytorch(tmp_path):
 
 
 def no_engine(name, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda package: None if package == name else package)
+    monkeypatch.setattr(choice, "find_spec", lambda package: None if package == name else package)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +162,19 @@ def no_engine(name, monkeypatch):
     [
         (
             {"engine": "tensorflow"},
-            "engine: found tensorflow; expected one of auto, native, torch, onnxruntime, openvino",
+            "engine: found tensorflow; expected one of auto, torch, native, onnxruntime, openvino",
         ),
         ({"device": "tpu"}, "device: found tpu; expected one of auto, cpu, cuda, tensorrt"),
         ({"precision": "int3"}, "precision: found int3; expected one of auto, float32"),
-        ({"engine": "torch", "device": "tensorrt"}, "device=tensorrt: expected engine=onnxruntime"),
-        ({"engine": "native", "device": "tensorrt"}, "engine=native runs on the CPU; expected device=cpu"),
-        ({"engine": "native", "precision": "bfloat16"}, "engine=native computes in float32"),
+        (
+            {"engine": "torch", "device": "tensorrt"},
+            "engine=torch: found device=tensorrt; expected one of cpu, cuda, or",
+        ),
+        ({"engine": "native", "device": "tensorrt"}, "engine=native: found device=tensorrt; expected cpu, or"),
+        (
+            {"engine": "native", "precision": "bfloat16"},
+            "expected float32, or engine=torch or openvino",
+        ),
     ],
 )
 def test_settings_that_do_not_exist(settings, message, checkpoint):
@@ -158,9 +186,17 @@ def test_settings_that_do_not_exist(settings, message, checkpoint):
 def test_settings_that_do_not_fit_together(checkpoint, exports, monkeypatch):
     for path, settings, message in (
         (exports / "openvino", {"engine": "torch"}, "was exported as openvino; expected engine=openvino"),
-        (exports / "onnx", {"engine": "torch"}, "was exported as onnx; expected engine=openvino or onnxruntime"),
-        (checkpoint, {"engine": "openvino", "device": "tensorrt"}, "OpenVINO runs on the CPU"),
-        (checkpoint, {"engine": "onnxruntime", "precision": "bfloat16"}, "computes in float32"),
+        (exports / "onnx", {"engine": "torch"}, "was exported as onnx; expected engine=onnxruntime or openvino"),
+        (
+            checkpoint,
+            {"engine": "openvino", "device": "tensorrt"},
+            "openvino: found device=tensorrt; expected cpu",
+        ),
+        (
+            checkpoint,
+            {"engine": "onnxruntime", "precision": "bfloat16"},
+            "onnxruntime: found precision=bfloat16",
+        ),
         (checkpoint, {"engine": "onnxruntime", "device": "tensorrt"}, "no TensorrtExecutionProvider"),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,7 +9,8 @@ from torch import nn
 
 from dlunet.errors import UserError
 from dlunet.inference import make_engine
-from dlunet.inference.native import NativeEngine, NativeUnavailable, can_run, find_compiler, library
+from dlunet.inference.engines import EngineUnavailable
+from dlunet.inference.engines.native import NativeEngine, can_run, find_compiler, library
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet, PlainUNet
 from dlunet.preparation import Intensity, Plan
@@ -113,7 +114,7 @@ def test_what_it_cannot_run():
         {"features": (1, 8), "strides": ((1, 2, 4),), "kernel_sizes": (THREE, THREE)},
     ):
         assert not can_run(LightUNet(**settings))
-        with pytest.raises(NativeUnavailable, match="light U-Nets with kernels"):
+        with pytest.raises(EngineUnavailable, match="light U-Nets with kernels"):
             NativeEngine(LightUNet(**settings), (8, 16, 16))
 
 
@@ -181,7 +182,7 @@ def test_a_cache_that_cannot_be_used_or_trusted(spoil, empty_cache, tmp_path, mo
 def test_nowhere_to_compile(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(NativeUnavailable, match="cannot be compiled"):
+    with pytest.raises(EngineUnavailable, match="cannot be compiled"):
         library.load_library()
 
 
@@ -191,7 +192,7 @@ def test_a_damaged_library_is_named(empty_cache):
     path.parent.mkdir(parents=True, mode=0o700)
     path.write_bytes(b"")
     path.chmod(0o700)
-    with pytest.raises(NativeUnavailable, match=f"{path}: cannot be loaded.*delete it"):
+    with pytest.raises(EngineUnavailable, match=f"{path}: cannot be loaded.*delete it"):
         library.load_library()
 
 
@@ -205,7 +206,7 @@ def test_without_a_compiler_that_works(compiler, message, bundle, empty_cache, m
     works = Path(compiler).name == "false"
     with pytest.raises(UserError, match="engine=native: ") as caught:
         make_engine(bundle, "native")
-    assert message in str(caught.value) and "choose another engine" in str(caught.value)
+    assert message in str(caught.value) and "engine=torch runs every network" in str(caught.value)
     assert not make_engine(bundle).name.startswith("native")
     # Nobody needs to be told that there is no compiler; one that fails is worth a word.
     assert ("engine=native cannot be used" in caplog.text) is works

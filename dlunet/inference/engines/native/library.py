@@ -13,17 +13,15 @@ from pathlib import Path
 
 from dlunet.errors import WriteError
 from dlunet.files import whole
+from dlunet.inference.engines.base import EngineUnavailable
 
 SOURCE = Path(__file__).with_name("light_unet.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
+NO_COMPILER = f"no C++ compiler is installed ({', '.join(COMPILERS)}); install one, such as g++"
 
 #: Permissions of a group or of others to write.
 OTHERS_WRITE = 0o022
-
-
-class NativeUnavailable(Exception):
-    """There is no compiler, or it cannot make the library, or the network is not one that the library can run."""
 
 
 def find_compiler() -> str | None:
@@ -40,13 +38,13 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     library is compiled for this process alone.
 
     Raises:
-        NativeUnavailable: There is no compiler, or it fails.
+        EngineUnavailable: There is no compiler, or it fails.
     """
     if os.name == "nt":
-        raise NativeUnavailable("it does not run on Windows")
+        raise EngineUnavailable("it does not run on Windows")
     compiler = find_compiler()
     if compiler is None:
-        raise NativeUnavailable(f"no C++ compiler is installed ({', '.join(COMPILERS)}); install one, such as g++")
+        raise EngineUnavailable(NO_COMPILER)
     library = library_path(compiler, flags)
     try:
         if _is_ours(library.parent) and _is_ours(library):
@@ -57,7 +55,7 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once it is loaded, its file is not needed
             return _load(_compile(compiler, flags, Path(folder) / library.name))
     except (OSError, WriteError) as error:
-        raise NativeUnavailable(f"the library cannot be compiled ({error})") from None
+        raise EngineUnavailable(f"the library cannot be compiled ({error})") from None
 
 
 def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
@@ -79,7 +77,7 @@ def _load(library: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise NativeUnavailable(
+        raise EngineUnavailable(
             f"{library}: cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME to where programs may lie"
         ) from None
 
@@ -107,6 +105,6 @@ def _run(command: list[str]) -> bytes:
         return subprocess.run(command, capture_output=True, check=True).stdout
     except subprocess.CalledProcessError as error:
         message = error.stderr.decode(errors="replace").strip().splitlines()
-        raise NativeUnavailable(f"{command[0]} fails: {message[0] if message else error}") from None
+        raise EngineUnavailable(f"{command[0]} fails: {message[0] if message else error}") from None
     except OSError as error:
-        raise NativeUnavailable(f"{command[0]} cannot be run: {error.strerror}") from None
+        raise EngineUnavailable(f"{command[0]} cannot be run: {error.strerror}") from None

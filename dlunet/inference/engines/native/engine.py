@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlunet.inference.native.library import FLAGS, NativeUnavailable, load_library
-from dlunet.networks import LightUNet
+from dlunet.inference.engines.base import Engine, EngineUnavailable, register_engine
+from dlunet.inference.engines.native.library import FLAGS, NO_COMPILER, find_compiler, load_library
+from dlunet.networks import Bundle, LightUNet
 from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, SeparableConv3d, SeparableUpsampling
 from dlunet.networks.unet import LightStage
 
 #: The size of every kernel along x in the library; a smaller one is padded with zeros.
 TAPS_X = 3
+
+OTHER_NETWORK = "it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
 
 Int3 = c_int * 3
 
@@ -86,7 +89,8 @@ class _Values:
     upsampling: SeparableUpsampling | None = None
 
 
-class NativeEngine:
+@register_engine("native")
+class NativeEngine(Engine):
     """The light U-Net as compiled code, on a CPU, in float32.
 
     Its memory: the network's skips, one more tensor of the largest size, and the logits.
@@ -99,18 +103,17 @@ class NativeEngine:
     Not to be called from two threads at once: every call uses the same memory.
 
     Raises:
-        NativeUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
+        EngineUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
         ValueError: The patch size is not a multiple of the network's total stride.
     """
 
-    tiles_at_once = 1
+    auto_rank = {"cpu": 1}  # noqa: RUF012
 
     def __init__(self, network: nn.Module, patch_size: Sequence[int], flags: tuple[str, ...] = FLAGS) -> None:
         if not can_run(network):
-            raise NativeUnavailable("it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x")
+            raise EngineUnavailable(OTHER_NETWORK)
         assert isinstance(network, LightUNet)
         network.check_size(patch_size)
-        self.device = "cpu"
         self.name = "native on cpu, float32"
         self._library = load_library(flags)
         self._library.separable.argtypes = (POINTER(_Separable), c_int)
@@ -119,6 +122,19 @@ class NativeEngine:
         self._kept: list[Tensor] = []  # what the operations point to
         self._operations: list[_Separable] = []
         self._lay_out(network, tuple(patch_size))
+
+    @classmethod
+    def why_not(cls, network: nn.Module) -> str | None:
+        """It runs light U-Nets, and needs a compiler."""
+        if not can_run(network):
+            return OTHER_NETWORK
+        return None if find_compiler() else NO_COMPILER
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> NativeEngine:
+        """The bundle's network, compiled here unless it was before."""
+        assert bundle.network is not None
+        return cls(bundle.network, bundle.plan.patch_size)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Logits of a tile (1, in_channels, *patch_size)."""

@@ -1,0 +1,118 @@
+"""Which engine runs a checkpoint or an export: the one that is asked for, or the fastest that can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dlunet.errors import UserError
+from dlunet.inference.engines.base import ENGINES, Engine, EngineUnavailable
+from dlunet.inference.export import Export, is_export, read_export
+from dlunet.networks import Bundle, load_bundle
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(
+    checkpoint: Path, engine: str = "auto", device: str = "auto", precision: str = "auto"
+) -> tuple[Bundle, Engine]:
+    """Load a checkpoint or an exported folder into an engine.
+
+    Args:
+        checkpoint: A checkpoint, a .safetensors file, or a folder that ``dlunet export`` wrote.
+        engine: A name in :data:`ENGINES`; ``auto``: on a GPU torch, else the fastest that can be used.
+        device: ``cpu``, ``cuda``, or ``tensorrt`` (ONNX Runtime); ``auto``: the GPU, where there is one.
+        precision: Of the network's own arithmetic. ``auto``: float16 on a GPU, else float32.
+
+    Raises:
+        UserError: The checkpoint cannot be used, or the engine is not installed or cannot do what is asked.
+    """
+    _check_known("engine", engine, ENGINES)
+    _check_known("device", device, _all("devices"))
+    _check_known("precision", precision, _all("precisions"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and engine in ("auto", "torch") else "cpu"
+    if not is_export(checkpoint):
+        bundle = load_bundle(checkpoint)
+        return bundle, make_engine(bundle, engine, device, precision)
+    export = read_export(checkpoint)
+    if export.bundle.network is not None:
+        return export.bundle, make_engine(export.bundle, engine, device, precision)
+    return export.bundle, _open_export(checkpoint, export, engine, device, precision)
+
+
+def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", precision: str = "auto") -> Engine:
+    """Bring a bundle's network into an engine; see :func:`load_engine`."""
+    names = _by_rank(device) if engine == "auto" else [engine]
+    obstacles = {name: _obstacle(name, device, precision, bundle.network) for name in names}
+    for name in names:
+        if obstacles[name] is None:
+            kind = ENGINES[name]
+            try:
+                return kind.from_bundle(bundle, device, _precision(kind, device, precision))
+            except EngineUnavailable as error:
+                obstacles[name] = _named(name, str(error))
+                if engine == "auto":
+                    logger.warning("warning: engine=%s cannot be used: %s", name, error)
+    raise UserError("; ".join(filter(None, obstacles.values())))
+
+
+def _open_export(folder: Path, export: Export, engine: str, device: str, precision: str) -> Engine:
+    suitable = [name for name in _by_rank(device) if export.format in ENGINES[name].formats]
+    everywhere = [name for name, kind in ENGINES.items() if export.format in kind.formats]
+    if engine not in ("auto", *everywhere):
+        raise UserError(
+            f"engine={engine}: {folder} was exported as {export.format}; expected engine={' or '.join(everywhere)}, or "
+            "the checkpoint itself"
+        )
+    names = (suitable or everywhere) if engine == "auto" else [engine]
+    obstacles = {name: _obstacle(name, device, precision) for name in names}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            kind = ENGINES[name]
+            return kind.from_export(export.model, device, _precision(kind, device, precision))
+    raise UserError("; ".join(filter(None, obstacles.values())))
+
+
+def _check_known(setting: str, value: str, known: Iterable[str]) -> None:
+    if value not in ("auto", *known):
+        raise UserError(f"{setting}: found {value}; expected one of {', '.join(('auto', *known))}")
+
+
+def _all(attribute: str) -> list[str]:
+    """What all engines together can do."""
+    return list(dict.fromkeys(value for kind in ENGINES.values() for value in getattr(kind, attribute)))
+
+
+def _by_rank(device: str) -> list[str]:
+    """The engines that ``engine=auto`` tries on a device, the first one first."""
+    ranked = [name for name, kind in ENGINES.items() if device in kind.auto_rank]
+    return sorted(ranked, key=lambda name: ENGINES[name].auto_rank[device])
+
+
+def _obstacle(name: str, device: str, precision: str, network: nn.Module | None = None) -> str | None:
+    """Why an engine cannot do what is asked; None if it can, as far as can be told without trying."""
+    kind = ENGINES[name]
+    for setting, value, possible in (("devices", device, kind.devices), ("precisions", precision, kind.precisions)):
+        if value not in ("auto", *possible):
+            others = [other for other, able in ENGINES.items() if value in getattr(able, setting)]
+            expected = f"one of {', '.join(possible)}" if len(possible) > 1 else possible[0]
+            return f"engine={name}: found {setting[:-1]}={value}; expected {expected}, or engine={' or '.join(others)}"
+    for package in kind.packages:
+        if find_spec(package) is None:
+            return f"engine={name}: {package} is not installed; pip install 'dlunet[{kind.extra}]'"
+    reason = None if network is None else kind.why_not(network)
+    return reason and _named(name, reason)
+
+
+def _named(name: str, reason: str) -> str:
+    return f"engine={name}: {reason}; engine=torch runs every network"
+
+
+def _precision(kind: type[Engine], device: str, precision: str) -> str:
+    return kind.default_precision(device) if precision == "auto" else precision

@@ -1,0 +1,6 @@
+"""The light U-Net as compiled code for a CPU: a C++ file that is compiled on this machine when it is first needed."""
+
+from dlunet.inference.engines.native.engine import NativeEngine, can_run
+from dlunet.inference.engines.native.library import find_compiler
+
+__all__ = ["NativeEngine", "can_run", "find_compiler"]

@@ -1,0 +1,66 @@
+"""ONNX Runtime as an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlunet.errors import UserError
+from dlunet.inference.engines.base import Engine, register_engine
+from dlunet.inference.graphs import graph_of, why_no_graph
+from dlunet.networks import Bundle
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+@register_engine("onnxruntime")
+class OnnxRuntimeEngine(Engine):
+    """ONNX Runtime on a CPU, or on a GPU directly or through TensorRT; it uses as many threads as there are cores."""
+
+    devices = tuple(PROVIDERS)
+    packages = ("onnx", "onnxruntime")
+    extra = "onnx"
+    formats = ("onnx",)
+    auto_rank = {"cpu": 3, "cuda": 2, "tensorrt": 1}  # noqa: RUF012
+
+    def __init__(self, model: bytes, device: str = "cpu") -> None:
+        import onnxruntime
+
+        wanted = PROVIDERS[device]
+        available = onnxruntime.get_available_providers()
+        if wanted not in available:
+            raise UserError(
+                f"device={device}: this ONNX Runtime has no {wanted}, only {', '.join(available)}; install "
+                "onnxruntime-gpu, or choose device=cpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = False  # which grows to several times what one tile needs
+        self.session = onnxruntime.InferenceSession(model, options, [wanted])
+        self.input = self.session.get_inputs()[0].name
+        self.name = f"onnxruntime on {device}, float32"
+
+    @classmethod
+    def why_not(cls, network: nn.Module) -> str | None:
+        """It runs networks that can be written as a graph."""
+        return why_no_graph(network)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> OnnxRuntimeEngine:
+        """The bundle's network as a graph."""
+        return cls(graph_of(bundle), device)
+
+    @classmethod
+    def from_export(cls, model: Path, device: str, precision: str) -> OnnxRuntimeEngine:
+        """An ONNX file."""
+        return cls(model.read_bytes(), device)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Logits of a tile."""
+        return torch.from_numpy(self.session.run(None, {self.input: np.ascontiguousarray(tiles, np.float32)})[0])

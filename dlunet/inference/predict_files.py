@@ -1,0 +1,183 @@
+"""From CT files to label files: the next case is read and the last one written while the network works."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlunet.errors import UserError
+from dlunet.files import write_bytes
+from dlunet.inference.efficiency import Monitor, as_row, plot_costs
+from dlunet.inference.output_folder import OutputFolder
+from dlunet.inference.postprocessing import organ_volumes, swapped_sides
+from dlunet.inference.predictor import Predictor
+from dlunet.labels import LabelSet
+from dlunet.progress import CaseBars, case_bars
+from dlunet.volumes import Geometry, case_name, read_ct, write_labels
+
+logger = logging.getLogger(__name__)
+
+#: Beside label maps: what they cost, and the organs' volumes.
+COSTS, COSTS_PLOT, VOLUMES = "efficiency.csv", "efficiency.png", "volumes.csv"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written besides label maps.
+
+    Attributes:
+        volumes: Each organ's volume in ml, in ``volumes.csv``.
+        overlay: A picture of each case, ``NAME.png``.
+        plot: Memory and processor over time, in ``efficiency.png``.
+    """
+
+    volumes: bool = False
+    overlay: bool = False
+    plot: bool = False
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A case that is ready for the network. The CT itself is kept only where a picture is wanted of it."""
+
+    prepared: Tensor
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    stored: Geometry
+    warnings: tuple[str, ...]
+    image: np.ndarray | None
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[Path],
+    output: Path,
+    replace: bool = False,
+    extras: Extras = Extras(),
+    strict: bool = False,
+) -> None:
+    """Segment CT files; a case that already has its labels is skipped.
+
+    While the network works on one case, the next is read and prepared, and the labels of the last are written.
+
+    Args:
+        predictor: What segments.
+        images: CT files.
+        output: The folder for ``NAME.nii.gz`` a case, and for ``efficiency.csv``, see
+            :class:`dlunet.inference.efficiency.Cost`.
+        replace: Delete labels of another network or other settings instead of refusing the folder.
+        extras: What else is written.
+        strict: Segment no CT of which there is something to warn, such as values that are hardly HU. By default it is
+            segmented, and the warning is logged and kept in ``prediction.json``.
+
+    Raises:
+        UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
+            network or other settings.
+    """
+    folder = OutputFolder(output)
+    targets = folder.claim(images, predictor.settings, replace)
+    todo = [path for path, target in targets.items() if not target.exists()]
+    writer = _Writer(folder, predictor.bundle.labels, extras)
+    failures: list[Path] = []
+
+    def done(path: Path, written: Future[None]) -> None:
+        _outcome(written.result, path, failures)
+
+    with (
+        Monitor() as monitor,
+        case_bars(len(images), len(images) - len(todo)) as bars,
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(1) as writing,
+    ):
+        last: tuple[Path, Future[None]] | None = None
+        for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay, strict), todo):
+            read = _outcome(future.result, path, failures)
+            labels = None if read is None else _outcome(partial(_label, predictor, read, bars), path, failures)
+            if read is not None and labels is not None:
+                row = as_row(monitor.finish(case_name(path)))
+                if last:
+                    done(*last)  # at most one case waits for the disk
+                last = path, writing.submit(writer.write, targets[path], labels, read, row)
+            bars.advance()
+        if last:
+            done(*last)
+    if todo and extras.plot:
+        plot_costs(monitor.samples, output / COSTS_PLOT)
+    if failures:
+        names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
+        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {names}")
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Each item with its result, where work on the next one has begun."""
+    begun = deque(pool.submit(work, item) for item in items[:1])
+    for number, item in enumerate(items, start=1):
+        begun.extend(pool.submit(work, following) for following in items[number : number + 1])
+        yield item, begun.popleft()
+
+
+def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Result | None:
+    """The result; where the case failed, say so, note it, and return None."""
+    try:
+        return work()
+    except UserError as error:
+        logger.error("%s", error)
+    except (MemoryError, torch.OutOfMemoryError):
+        logger.error("%s: too little memory for this CT; free some, or choose device=cpu", path)
+    failures.append(path)
+    return None
+
+
+def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _Read:
+    volume = read_ct(path, keep_integers=True)
+    if strict and volume.warnings:
+        raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
+    image = volume.array if keep_image else None
+    prepared = predictor.prepare(volume)
+    return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+
+
+def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
+    bars.begin(predictor.count_tiles(read.prepared))
+    return predictor.label(read.prepared, read.shape, bars.after_tile)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes what belongs to a case; the label map last, since it marks the case as finished."""
+
+    folder: OutputFolder
+    labels: LabelSet
+    extras: Extras
+
+    def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
+        name = case_name(target)
+        warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
+        for message in warnings:
+            logger.warning("warning: %s: %s", name, message)
+        self.folder.note(name, warnings)
+        if self.extras.volumes:
+            volumes = organ_volumes(labels, read.spacing, self.labels)
+            self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
+        if self.extras.overlay:
+            assert read.image is not None
+            from dlunet.reporting import overlay_png
+
+            write_bytes(self.folder.path / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
+        self.folder.add(COSTS, cost)
+        write_labels(labels, target, read.stored)
