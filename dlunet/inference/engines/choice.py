@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,35 +48,55 @@ def load_engine(
 
 def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", precision: str = "auto") -> Engine:
     """Bring a bundle's network into an engine; see :func:`load_engine`."""
+    assert bundle.network is not None
     names = _by_rank(device) if engine == "auto" else [engine]
-    obstacles = {name: _obstacle(name, device, precision, bundle.network) for name in names}
-    for name in names:
-        if obstacles[name] is None:
-            kind = ENGINES[name]
-            try:
-                return kind.from_bundle(bundle, device, _precision(kind, device, precision))
-            except EngineUnavailable as error:
-                obstacles[name] = _named(name, str(error))
-                if engine == "auto":
-                    logger.warning("warning: engine=%s cannot be used: %s", name, error)
-    raise UserError("; ".join(filter(None, obstacles.values())))
+
+    def make(kind: type[Engine], precision: str) -> Engine:
+        return kind.from_bundle(bundle, device, precision)
+
+    return _first_usable(names, device, precision, make, bundle.network)
 
 
 def _open_export(folder: Path, export: Export, engine: str, device: str, precision: str) -> Engine:
-    suitable = [name for name in _by_rank(device) if export.format in ENGINES[name].formats]
-    everywhere = [name for name, kind in ENGINES.items() if export.format in kind.formats]
-    if engine not in ("auto", *everywhere):
+    suitable = [name for name, kind in ENGINES.items() if export.format in kind.formats]
+    if engine not in ("auto", *suitable):
         raise UserError(
-            f"engine={engine}: {folder} was exported as {export.format}; expected engine={' or '.join(everywhere)}, or "
+            f"engine={engine}: {folder} was exported as {export.format}; expected engine={' or '.join(suitable)}, or "
             "the checkpoint itself"
         )
-    names = (suitable or everywhere) if engine == "auto" else [engine]
-    obstacles = {name: _obstacle(name, device, precision) for name in names}
-    for name, obstacle in obstacles.items():
+    names = [name for name in _by_rank(device) if name in suitable] if engine == "auto" else [engine]
+
+    def make(kind: type[Engine], precision: str) -> Engine:
+        return kind.from_export(export.model, device, precision)
+
+    return _first_usable(names or suitable, device, precision, make)
+
+
+def _first_usable(
+    names: Sequence[str],
+    device: str,
+    precision: str,
+    make: Callable[[type[Engine], str], Engine],
+    network: nn.Module | None = None,
+) -> Engine:
+    """The first of these engines that can do what is asked.
+
+    Raises:
+        UserError: None can; it says why.
+    """
+    obstacles = []
+    for name in names:
+        kind = ENGINES[name]
+        obstacle = _obstacle(name, device, precision, network)
         if obstacle is None:
-            kind = ENGINES[name]
-            return kind.from_export(export.model, device, _precision(kind, device, precision))
-    raise UserError("; ".join(filter(None, obstacles.values())))
+            try:
+                return make(kind, kind.default_precision(device) if precision == "auto" else precision)
+            except EngineUnavailable as error:
+                obstacle = _named(name, str(error))
+                if name != names[-1]:
+                    logger.warning("warning: engine=%s cannot be used: %s", name, error)
+        obstacles.append(obstacle)
+    raise UserError("; ".join(obstacles))
 
 
 def _check_known(setting: str, value: str, known: Iterable[str]) -> None:
@@ -112,7 +132,3 @@ def _obstacle(name: str, device: str, precision: str, network: nn.Module | None 
 
 def _named(name: str, reason: str) -> str:
     return f"engine={name}: {reason}; engine=torch runs every network"
-
-
-def _precision(kind: type[Engine], device: str, precision: str) -> str:
-    return kind.default_precision(device) if precision == "auto" else precision
