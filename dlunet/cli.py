@@ -54,7 +54,7 @@ def main() -> None:
     elif verb in VERBS:
         run_verb(verb, sys.argv[2:])
     else:
-        print(f"dlunet: unknown verb {verb!r}\n\n{_help()}", file=sys.stderr)
+        print(f"dlunet: unknown command {verb!r}\n\n{_help()}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -101,9 +101,9 @@ def doctor(config: DictConfig) -> None:
     diagnosis.print(Console())
     if diagnosis.problems:
         raise UserError(
-            f"{config.data.root}: {len(diagnosis.problems)} problems, see above; what else there is can be used"
+            f"{config.data.root}: {len(diagnosis.problems)} problems, listed above; all other cases can be used"
         )
-    print(f"{config.data.root}: no problem found")
+    print(f"{config.data.root}: no problems found")
 
 
 def train(config: DictConfig) -> None:

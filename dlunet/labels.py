@@ -48,7 +48,7 @@ class LabelSet:
         names = [label.name for label in self.labels]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"label set {self.name!r}: the name {repeated[0]!r} stands for several labels")
+            raise ValueError(f"label set {self.name!r}: the name {repeated[0]!r} is used more than once")
 
     def __iter__(self) -> Iterator[Label]:
         return iter(self.labels)

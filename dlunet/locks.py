@@ -46,7 +46,9 @@ class FileLock:
             except BlockingIOError:
                 return False
             except OSError as error:
-                logger.warning("warning: no file locks here (%s): let one run at a time write", error.strerror)
+                logger.warning(
+                    "warning: file locks are not available (%s): let only one run at a time write", error.strerror
+                )
                 return True
             if not self._remove or _is_open(self._path, self._file):
                 return True

@@ -146,8 +146,8 @@ def check_shared_memory(needed: int, purpose: str, without: str) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         raise UserError(
-            f"{SHARED_MEMORY}: {_readable(free)} of shared memory are free; {purpose} needs up to {_readable(needed)}; "
-            f"give the container more (docker run --shm-size=2g, or --ipc=host), or set {without}"
+            f"{SHARED_MEMORY}: {_readable(free)} of shared memory is free; {purpose} needs up to {_readable(needed)}; "
+            f"increase it (docker run --shm-size=2g, or --ipc=host), or set {without}"
         )
 
 

@@ -80,7 +80,7 @@ def predict(config: DictConfig) -> Path:
     if config.flips not in FLIPPED_AXES:
         raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
     if not 0 < config.tile_step <= 1:
-        raise UserError(f"tile_step: found {config.tile_step}; expected a number above 0 and up to 1")
+        raise UserError(f"tile_step: found {config.tile_step}; expected a number greater than 0, at most 1")
     steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
     if not set(steps) <= set(STEPS):
         raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
@@ -99,10 +99,10 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     dataset = instantiate(config.data.source)
     cases = [case for case in dataset.test if case.label is not None]
     if not cases:
-        print(f"{config.data.root}: no test case has labels; the validation cases are scored instead")
+        print(f"{config.data.root}: no test case has a label map; the validation cases are scored instead")
         cases = list(dataset.validation)
     if not cases:
-        raise UserError(f"{config.data.root}: no test or validation case has labels; train with test=false")
+        raise UserError(f"{config.data.root}: no test or validation case has a label map; train with test=false")
     return cases
 
 

@@ -30,7 +30,7 @@ def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
             value = value or next(iter(words[place + 1 : place + 2]), "")
             folder = Path(value).expanduser()
             if not value or not folder.is_dir():
-                raise UserError(f"{FLAGS[0]}={value}: no such folder; expected one with plug-ins")
+                raise UserError(f"{FLAGS[0]}={value}: no such folder; expected a folder of plug-ins")
             folder = folder.resolve()
             words[place : place + 1 + (word in FLAGS)] = [f"{FLAGS[0]}={folder}"]
             break
@@ -54,5 +54,5 @@ def load_plugins(folder: Path) -> None:
         module = import_module(file.stem)
         if Path(module.__file__ or "").resolve() != file.resolve():
             raise UserError(
-                f"{file}: a module {file.stem} exists already ({module.__file__}); choose another file name"
+                f"{file}: a module named {file.stem} already exists ({module.__file__}); choose another file name"
             )

@@ -84,7 +84,7 @@ def list_labelled(images: Path, labels: Path, problems: list[str]) -> list[Case]
     """
     cases = list_cases(images, labels, problems)
     problems += [
-        f"{case.image}: has no label; expected {labels / case.name}.nii.gz; add it, or list the CT as unlabelled"
+        f"{case.image}: has no label map; expected {labels / case.name}.nii.gz; add it, or list the CT as unlabelled"
         for case in cases
         if case.label is None
     ]
@@ -96,7 +96,8 @@ def check_labels(images: Path, labels: Path, problems: list[str]) -> None:
     """Add a problem for each label map that has no CT."""
     names = {case_name(path) for path in list_volumes(images)}
     problems += [
-        f"{path}: is a label map without a CT; expected {images / case_name(path)}.nii.gz; add it, or remove the labels"
+        f"{path}: is a label map without a CT; expected {images / case_name(path)}.nii.gz; add it, or remove the label "
+        "map"
         for path in list_volumes(labels)
         if case_name(path) not in names
     ]
@@ -118,8 +119,8 @@ def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], probl
             kept.append(case)
         else:
             problems.append(
-                f"{case.image}: is listed as unlabelled and has a label, {twin.label}; expected one or the other; take "
-                "it out of the unlabelled folder, or rename it if it is another patient"
+                f"{case.image}: is listed as unlabelled but has a label map, {twin.label}; expected one or the other; "
+                "remove it from the unlabelled folder, or rename it if it is another patient"
             )
     return tuple(kept)
 
@@ -135,8 +136,8 @@ def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
     by_name = _by_name(list_volumes(folder), [])
     if dataset.unlabelled and not any(case.name in by_name for case in dataset.unlabelled):
         raise UserError(
-            f"{folder}: has no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected files "
-            f"such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
+            f"{folder}: contains no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected "
+            f"files such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
         )
     unlabelled = tuple(replace(case, pseudo_label=by_name.get(case.name)) for case in dataset.unlabelled)
     return replace(dataset, unlabelled=unlabelled)
@@ -144,7 +145,7 @@ def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
 
 def first_problem(problems: Sequence[str]) -> str:
     """What to add to a message that no case is left."""
-    return f". {len(problems)} left out; the first: {problems[0]}" if problems else ""
+    return f". {len(problems)} skipped; the first: {problems[0]}" if problems else ""
 
 
 def _by_name(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
@@ -153,7 +154,7 @@ def _by_name(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
     for path in paths:
         grouped.setdefault(case_name(path), []).append(path)
     problems += [
-        f"{sharing[0]}: has the name of {', '.join(map(str, sharing[1:]))}; expected one file a case; rename one"
+        f"{sharing[0]}: has the same name as {', '.join(map(str, sharing[1:]))}; expected one file per case; rename one"
         for sharing in grouped.values()
         if len(sharing) > 1
     ]

@@ -24,14 +24,14 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a JSON file; repair it") from None
+        raise UserError(f"{path}: cannot be read ({error}); expected a JSON file; correct it") from None
     if not isinstance(values, dict) or not isinstance(values.get("labels"), dict):
-        raise UserError(f"{path}: has no labels; expected an entry such as "
+        raise UserError(f"{path}: has no entry for labels; expected one such as "
                         '"labels": {"background": 0, "liver": 1}; add it')  # fmt: skip
     channels = values.get("channel_names") or values.get("modality") or {"0": "CT"}
     found = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels)]
     if len(found) != 1 or "ct" not in found[0].lower():
-        raise UserError(f"{path}: found the channels {', '.join(found)}; expected one, CT")
+        raise UserError(f"{path}: found the channels {', '.join(found)}; expected one channel, CT")
     return values
 
 
@@ -45,21 +45,23 @@ def labels_of(path: Path, values: dict[str, Any]) -> LabelSet:
     for key, value in values["labels"].items():
         id_, name = (key, value) if isinstance(value, str) else (value, key)
         if isinstance(id_, list):
-            raise UserError(f"{path}: {name} is a region of labels {id_}; expected one id a label; write the ids apart")
+            raise UserError(
+                f"{path}: {name} is a region of the labels {id_}; expected one id per label; list them separately"
+            )
         if str(name) == "ignore":
             raise UserError(
-                f"{path}: describes an ignore label ({id_}), which training here does not know; expected every voxel "
-                "to be labelled; leave these cases unlabelled instead"
+                f"{path}: has an ignore label ({id_}), which is not supported; expected every voxel to be labelled; "
+                "use these cases as unlabelled ones instead"
             )
         if not str(id_).isdecimal():
             raise UserError(f"{path}: label {name!r} has the id {id_!r}; expected a whole number, 0 or more")
         if int(id_) in names:
-            raise UserError(f"{path}: {names[int(id_)]!r} and {name!r} have the id {id_}; expected one label an id")
+            raise UserError(f"{path}: {names[int(id_)]!r} and {name!r} have the id {id_}; expected one label per id")
         names[int(id_)] = str(name)
     names.pop(0, None)
     if not names or max(names) > HIGHEST_ID:
-        raise UserError(f"{path}: found the ids {sorted(names)}; expected 1 to at most {HIGHEST_ID}")
+        raise UserError(f"{path}: found the ids {sorted(names)}; expected 1, 2, …, at most {HIGHEST_ID}")
     try:
         return label_set(str(values.get("name", path.parent.name)), names)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; number the labels anew") from None
+        raise UserError(f"{path}: {error}; renumber the labels") from None

@@ -45,7 +45,7 @@ def read_flare22(root: Path | str) -> Dataset:
     ]
     if not labelled:
         raise UserError(
-            f"{root}: found no labelled case; expected FLARE22's layout ({LAYOUT}); check data.root"
+            f"{root}: found no labelled cases; expected FLARE22's layout ({LAYOUT}); check data.root"
             f"{first_problem(problems)}"
         )
     unlabelled = [

@@ -56,7 +56,9 @@ def read_folders(
 
 def _label_set(root: Path, names: Sequence[str]) -> LabelSet:
     if not names or isinstance(names, (str, Mapping)):
-        raise UserError(f"data.names: found {names}; expected what labels 1, 2, … show, as 'data.names=[liver,tumour]'")
+        raise UserError(
+            f"data.names: found {names}; expected the names of labels 1, 2, …, such as 'data.names=[liver,tumour]'"
+        )
     try:
         return label_set(root.name, dict(enumerate(map(str, names), start=1)))
     except ValueError as error:

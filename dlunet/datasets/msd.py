@@ -47,13 +47,13 @@ def read_msd(
     except (KeyError, TypeError) as error:
         raise UserError(
             f'{description}: its lists of cases cannot be read ({type(error).__name__}: {error}); expected "training": '
-            '[{"image": FILE, "label": FILE}, …]; use data=nnunet if the folder is a raw dataset of nnU-Net'
+            '[{"image": FILE, "label": FILE}, …]; use data=nnunet if this is an nnU-Net raw dataset'
         ) from None
     problems: list[str] = []
     cases = _existing(listed, problems)
     if not cases:
         raise UserError(
-            f"{description}: lists no training case that exists; expected at least one image with its label"
+            f"{description}: lists no existing training case; expected at least one image with its label"
             f"{first_problem(problems)}"
         )
     training, validation = split_cases(cases, Path(splits), fold, folds)
@@ -67,7 +67,7 @@ def _existing(listed: Sequence[tuple[Path, Path | None]], problems: list[str]) -
     for image, label in listed:
         missing = [path for path in (image, label) if path is not None and not path.exists()]
         if missing:
-            problems.append(f"{missing[0]}: no such file; dataset.json lists it; add it, or take it out of the list")
+            problems.append(f"{missing[0]}: no such file; dataset.json lists it; add it, or remove it from the list")
         else:
             cases.append(Case(case_name(image), image, label))
     return unique_cases(cases, problems)

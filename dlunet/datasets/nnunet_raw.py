@@ -43,7 +43,7 @@ def read_nnunet_raw(
     cases = list_labelled(root / "imagesTr", root / "labelsTr", problems)
     if not cases:
         raise UserError(
-            f"{root / 'imagesTr'}: holds no CT with labels; expected NAME_0000.nii.gz, and NAME.nii.gz in "
+            f"{root / 'imagesTr'}: contains no CT with a label map; expected NAME_0000.nii.gz, and NAME.nii.gz in "
             f"{root / 'labelsTr'}; check data.root{first_problem(problems)}"
         )
     training, validation = split_cases(cases, Path(splits), fold, folds)
@@ -62,7 +62,10 @@ def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str])
         return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []
     found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
     if found is None:
-        raise UserError(f"data.unlabelled: no such folder: {folder}, neither as it is nor below {root}")
+        raise UserError(
+            f"data.unlabelled: found no folder {folder}, neither as given nor in {root}; expected a folder of CTs; "
+            "check the path"
+        )
     return list_cases(found, None, problems)
 
 

@@ -49,8 +49,8 @@ def split_cases(
     strange = sorted(set(named).symmetric_difference({*train, *val})) or sorted(set(train) & set(val))
     if strange:
         raise UserError(
-            f"{file}: fold {fold} does not fit the labelled cases: {', '.join(strange[:5])} stand in one of them only, "
-            "or in both parts of the fold; correct the file, or delete it to draw the folds anew"
+            f"{file}: fold {fold} does not fit the labelled cases: {', '.join(strange[:5])} appear in only one of "
+            "them, or in both parts of the fold; correct the file, or delete it to draw new folds"
         )
     return tuple(named[name] for name in train), tuple(named[name] for name in val)
 
@@ -62,7 +62,7 @@ def draw_folds(names: Sequence[str], folds: int = 5) -> list[dict[str, list[str]
         UserError: Fewer than two folds are wanted.
     """
     if folds < 2:
-        raise UserError(f"data.folds: found {folds}; expected 2 or more, or data.fold=all to validate on no case")
+        raise UserError(f"data.folds: found {folds}; expected 2 or more, or data.fold=all for no validation")
     ordered = sorted(names)
     shuffled = np.arange(len(ordered))
     np.random.RandomState(SEED).shuffle(shuffled)
@@ -82,7 +82,8 @@ def _read(file: Path) -> list[dict[str, list[str]]]:
                   for fold in json.loads(file.read_text())]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{file}: cannot be read ({error}); expected a list of {{"train": [names], "val": [names]}}; repair it, or '
-            "delete it to draw the folds anew"
+            f'{file}: cannot be read ({error}); expected a list of {{"train": [names], "val": [names]}}; correct it, '
+            "or "
+            "delete it to draw new folds"
         ) from None
     return splits

@@ -18,7 +18,7 @@ from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
-from dlunet.volumes import another_grid, case_name, list_volumes, read_labels
+from dlunet.volumes import case_name, list_volumes, other_geometry, read_labels
 
 #: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
 LEAST_OF_FLARE22, LIVER = 10, 1
@@ -201,9 +201,9 @@ def _by_case(folder: Path) -> dict[str, Path]:
     for path in list_volumes(folder):
         other = paths.setdefault(case_name(path), path)
         if other != path:
-            raise UserError(f"{path}: is the same case as {other.name}; expected one file a case; take one away")
+            raise UserError(f"{path}: is the same case as {other.name}; expected one file per case; take one away")
     if not paths:
-        raise UserError(f"{folder}: found no volumes; expected one label map a case, such as NAME.nii.gz")
+        raise UserError(f"{folder}: found no volumes; expected one label map per case, such as NAME.nii.gz")
     return paths
 
 
@@ -213,7 +213,7 @@ def _score_pair(pair: _Pair, labels: LabelSet, metrics: Mapping[str, Metric]) ->
     reference = read_labels(pair.reference, labels.num_classes)
     if not prediction.stored.fits(reference.stored):
         what_to_do = "write the prediction on the CT's own grid"
-        raise another_grid(pair.prediction, prediction.stored, pair.reference, reference.stored, what_to_do)
+        raise other_geometry(pair.prediction, prediction.stored, pair.reference, reference.stored, what_to_do)
     # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     maps = prediction.array, reference.array, reference.spacing

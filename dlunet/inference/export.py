@@ -70,7 +70,9 @@ def read_export(folder: Path) -> Export:
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise UserError(f"{folder}: is no exported network: has no {DESCRIPTION}; expected a folder of `dlunet export`")
+        raise UserError(
+            f"{folder}: is not an exported network: {DESCRIPTION} is missing; expected a folder from `dlunet export`"
+        )
     try:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         plan, labels = read_description(about)
@@ -87,7 +89,7 @@ def read_export(folder: Path) -> Export:
         if not file.is_file():
             raise UserError(f"{file}: no such file; {DESCRIPTION} lists it; export the checkpoint again")
         if _checksum(file) != checksum:
-            raise UserError(f"{file}: is damaged, or of another export; expected the file that {DESCRIPTION} describes")
+            raise UserError(f"{file}: is damaged, or from another export; expected the file described by {DESCRIPTION}")
     if form == "safetensors":
         return Export(form, model, load_bundle(model))
     return Export(form, model, Bundle(None, plan, labels, digest, about))

@@ -16,7 +16,7 @@ def find_images(source: Path) -> list[Path]:
     """The CTs that an input names: a file, a folder of DICOM slices, the CTs in a folder, or a list of all these.
 
     Args:
-        source: As named; a list is a ``.txt`` file with a path a line, as it is or beside the list.
+        source: As named; a list is a ``.txt`` file with one path per line, as it is or beside the list.
 
     Raises:
         UserError: It does not exist, or the folder holds no volume.
@@ -27,7 +27,7 @@ def find_images(source: Path) -> list[Path]:
 def _listed(file: Path) -> list[Path]:
     lines = [line.strip() for line in read_any_text(file).splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{file}: is empty; expected a path a line")
+        raise UserError(f"{file}: is empty; expected one path per line")
     return [image for line in lines for image in _images_of(file.parent / Path(line).expanduser())]
 
 
@@ -46,7 +46,7 @@ def _images_of(source: Path) -> list[Path]:
             images.append(path)
             names.add(case_name(path))
         else:
-            logger.warning("left out: %s", message)
+            logger.warning("skipped: %s", message)
     if not names:
-        raise UserError(f"{source}: holds no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
+        raise UserError(f"{source}: contains no CT; expected .nii.gz, .nii, .mha or .nrrd files, or DICOM folders")
     return images

@@ -39,8 +39,8 @@ class OutputFolder:
 
         Args:
             images: The CTs.
-            settings: What their labels depend on besides.
-            replace: Delete labels of another making instead of refusing the folder.
+            settings: What their labels depend on, apart from the CTs.
+            replace: Delete labels made with other settings instead of refusing the folder.
 
         Raises:
             UserError: The folder cannot be used for them.
@@ -90,7 +90,7 @@ class OutputFolder:
         try:
             return LabelSet.from_dict(self._read_record()["labels"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self._record}: does not name the labels ({error}); give labels=dataset.json") from None
+            raise UserError(f"{self._record}: does not list the labels ({error}); pass labels=dataset.json") from None
 
     @property
     def _record(self) -> Path:
@@ -101,20 +101,20 @@ class OutputFolder:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserError(
-                f"several inputs are called {repeated[0]}: each case needs a name of its own, since labels go to "
+                f"several inputs are named {repeated[0]}: names must be unique, since label maps are written to "
                 f"{self.path / repeated[0]}.nii.gz; rename one, or predict them into different folders"
             )
         within = [path for path in images if path.resolve().parent == self.path.resolve()]
         if within:
             raise UserError(
-                f"{self.path}: holds the CTs that are to be segmented, such as {within[0].name}; labels have their "
-                "names; choose another output"
+                f"{self.path}: contains the input CTs, such as {within[0].name}; label maps have the same names; "
+                "choose another output"
             )
         longest = os.pathconf(self.path, "PC_NAME_MAX") - len(".nii.gz")
         for path, name in zip(images, names, strict=True):
             length = len(os.fsencode(name))
             if length > longest:
-                raise UserError(f"{path}: has a name of {length} bytes; expected at most {longest}; rename it")
+                raise UserError(f"{path}: its name has {length} bytes; expected at most {longest}; rename it")
         return {path: self.path / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
     def _make_way(self, changed: Sequence[str], targets: Mapping[Path, Path], replace: bool) -> None:
@@ -134,7 +134,7 @@ class OutputFolder:
             return dict(json.loads(self._record.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self._record}: is damaged ({error}); delete it together with the labels beside it"
+                f"{self._record}: is damaged ({error}); delete it together with the label maps beside it"
             ) from None
 
     @contextmanager

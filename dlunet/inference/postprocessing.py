@@ -64,8 +64,8 @@ def swapped_sides(labels: np.ndarray, label_set: LabelSet) -> list[str]:
         left = by_name.get((words - {"right"}) | {"left"}) if "right" in words else None
         if left and {right.id, left.id} <= set(centres) and centres[right.id] > centres[left.id]:
             messages.append(
-                f"{right.name} lies to the patient's left of {left.name}: is the file's orientation right? Mirrored "
-                "headers do this, and situs inversus"
+                f"{right.name} lies to the patient's left of {left.name}: check the orientation; the usual cause is a "
+                "mirrored header, rarely situs inversus"
             )
     return messages
 

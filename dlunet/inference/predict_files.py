@@ -118,7 +118,9 @@ def predict_files(
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
         names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
-        raise UserError(f"{len(failures)} of {len(images)} cases could not be segmented, see above: {names}")
+        raise UserError(
+            f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {names}"
+        )
 
 
 def _one_ahead(
@@ -138,7 +140,7 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
     except UserError as error:
         logger.error("%s", error)
     except (MemoryError, torch.OutOfMemoryError):
-        logger.error("%s: too little memory for this CT; free some, or choose device=cpu", path)
+        logger.error("%s: not enough memory for this CT; free some, or choose device=cpu", path)
     failures.append(path)
     return None
 

@@ -130,7 +130,7 @@ def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int
         if differing:
             found = ", ".join(f"{name} {before.get(name)} there but {settings[name]} now" for name in differing)
             raise UserError(
-                f"{root}: holds synthetic CTs made with other arguments ({found}); "
+                f"{root}: contains synthetic CTs made with other arguments ({found}); "
                 "use the same arguments, choose another folder, or delete this one"
             )
         known = before.get("counts", {})
@@ -145,7 +145,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{path}: not a record of synthetic CTs; expected JSON; delete the folder to start again")
+        raise UserError(
+            f"{path}: is damaged; expected the JSON record of synthetic CTs; delete the folder to start over"
+        )
     return record
 
 

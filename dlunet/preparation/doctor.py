@@ -76,14 +76,17 @@ def _warnings(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Itera
     for case, facts in cases.items():
         yield from (f"{case}: {warning}" for warning in facts.warnings)
         if facts.voxels == {}:
-            yield f"{case}: its label map shows no organ"
+            yield f"{case}: its label map is empty"
         twin = first.setdefault(facts.digest, case)
         if twin != case:
-            yield f"{case}: has the same voxels as {twin}; scores mean little where both train and test know a CT"
+            yield (
+                f"{case}: has the same voxels as {twin}; scores are meaningless if the same CT is used for training "
+                "and testing"
+            )
     labelled = [facts.voxels for facts in parts["labelled"].values() if facts.voxels is not None]
     for label in labels:
         if labelled and not any(label.id in voxels for voxels in labelled):
-            yield f"{label.name}: no labelled case shows it; a network cannot learn it"
+            yield f"{label.name}: not in any labelled case; a network cannot learn it"
 
 
 def _parts_table(parts: dict[str, dict[str, CaseFacts]]) -> Table:

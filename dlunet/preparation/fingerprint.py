@@ -105,12 +105,12 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
         else:
             read[case.name], files[case.name] = outcome
     if not read:
-        raise UserError(f"none of the {len(cases)} labelled cases can be read; the first: {failures[0]}")
+        raise UserError(f"none of the {len(cases)} labelled cases can be read; the first error: {failures[0]}")
     # In the cases' own order, whichever was read first: the mean of the same voxels is the same to the last digit.
     facts_in_order = [read[case.name] for case in cases if case.name in read]
     values = np.concatenate([facts.foreground for facts in facts_in_order])
     if not values.size:
-        raise UserError(f"none of the {len(cases)} labelled cases shows an organ; expected labels above 0")
+        raise UserError(f"none of the {len(cases)} labelled cases has any label above 0; expected at least one class")
     lower, upper = np.percentile(values, [0.5, 99.5])
     result = Fingerprint(
         tuple(facts.shape for facts in facts_in_order),
@@ -148,7 +148,7 @@ def _read_cache(path: Path, cases: Sequence[Case]) -> Fingerprint | None:
         shapes, spacings = (tuple(tuple(row) for row in values[key]) for key in ("shapes", "spacings"))
         found = Fingerprint(shapes, spacings, Intensity(**values["intensity"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # it is made anew
+        return None  # it is computed again
     if followed != values["cases"]:
         with suppress(UserError):  # in a folder that cannot be written the files are read again next time
             write_text(path, json.dumps({**values, "cases": followed}, indent=2))

@@ -102,14 +102,14 @@ def prepare_dataset(
     problems = [*dataset.problems, *failures.values()]
     warnings = [f"{case.name}: {warning}" for part in prepared.values() for case in part for warning in case.warnings]
     for message in problems:
-        logger.warning("left out: %s", message)
+        logger.warning("skipped: %s", message)
     for message in warnings:
         logger.warning("warning: %s", message)
     if strict and (problems or warnings):
         raise UserError(_all_problems([*problems, *warnings]))
     if not prepared["labelled"]:
         raise UserError(
-            f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first: "
+            f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first error: "
             f"{failures[dataset.labelled[0]]}"
         )
     return PreparedDataset(labels=dataset.labels, plan=plan, **prepared)
@@ -224,8 +224,8 @@ def _index_sources(case: Case) -> list[Path]:
 def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:
     if math.prod(shape) > MOST_VOXELS:
         raise UserError(
-            f"{case.image}: would have {times(shape)} voxels once resampled from {times(spacing)} to "
-            f"{times(plan.spacing)} mm; expected at most {MOST_VOXELS}; check its voxel size, or choose a coarser "
+            f"{case.image}: would have {times(shape)} voxels after resampling from {times(spacing)} to "
+            f"{times(plan.spacing)} mm; expected at most {MOST_VOXELS}; check its spacing, or choose a coarser "
             "plan.spacing"
         )
 

@@ -39,7 +39,7 @@ class SharedFolder:
         own = FileLock(self.folder / PREPARING)
         try:
             if not own.take():
-                logger.info("%s: another run prepares its cases; waiting for it", self.folder)
+                logger.info("%s: another run is preparing cases; waiting for it", self.folder)
                 own.take(wait=True)
             self._reading = self._reading or FileLock(self.folder / READING)
             yield
@@ -62,9 +62,9 @@ class SharedFolder:
         assert self._reading is not None, "called while preparing"
         if not self._reading.take():
             raise UserError(
-                f"{self.folder}: is in use by another run, and {number} of its cases would have to be prepared anew, "
-                "since their files or the intensities of the labelled cases changed; wait for that run to end, or give "
-                "this one a folder of its own: data.prepared=FOLDER"
+                f"{self.folder}: is in use by another run, and {number} of its cases would have to be prepared again, "
+                "because their files or the intensities of the labelled cases changed; wait for that run to end, or "
+                "use a separate folder: data.prepared=FOLDER"
             )
 
     def close(self) -> None:

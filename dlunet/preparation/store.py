@@ -86,7 +86,7 @@ class PreparedCase:
             ranges = json.loads((at / CASE).read_text())["ranges"]
             rows = {int(label): (int(start), int(stop)) for label, (start, stop) in ranges.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{at}: is not a prepared case ({error}); delete it and prepare again") from None
+            raise UserError(f"{at}: is not a prepared case ({error}); delete it and rerun the command") from None
         return cls(folder, (z, y, x), rows, step, index_folder, labelled, warnings)
 
     @property
@@ -127,11 +127,11 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="c")  # a private map, though nothing is written: some disks have no others
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and prepare again") from None
+        raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and rerun the command") from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}, as case.json says; "
-            f"delete {path.parent} and prepare again"
+            f"delete {path.parent} and rerun the command"
         )
     return array
 
@@ -201,7 +201,7 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
                 write_text(folder / CASE, json.dumps({**values, "made_from": {**made_from, "files": files}}))
         return files is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
-        return False  # it is made anew
+        return False  # it is prepared again
 
 
 def _quantisation_step(image: np.ndarray) -> float:

@@ -12,17 +12,17 @@ from dlunet.volumes.files import (
     write_labels,
 )
 from dlunet.volumes.geometry import Geometry
-from dlunet.volumes.messages import another_grid, times
+from dlunet.volumes.messages import other_geometry, times
 from dlunet.volumes.names import case_name
 
 __all__ = [
     "Geometry",
     "Volume",
-    "another_grid",
     "case_name",
     "is_meant_as_volume",
     "is_series",
     "list_volumes",
+    "other_geometry",
     "read_ct",
     "read_labels",
     "times",

@@ -120,7 +120,7 @@ def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
     if wrong.any():
         raise UserError(
             f"{path}: found the label value {values[wrong].flat[0]:g}; expected whole numbers from 0 to {highest}; "
-            "give the label map itself, resampled to the nearest label if at all"
+            "use the original label map, or resample it with nearest-neighbour interpolation"
         )
     return Volume(labels, stored.canonical_spacing, stored, warnings)
 
@@ -187,14 +187,17 @@ def _why_unreadable(path: Path) -> str | None:
         return odd_name
     if path.is_dir():
         return (
-            f"{path}: is a folder without DICOM slices; expected the slices of one CT directly in it; move files up, "
-            "or take it out"
+            f"{path}: is a folder without DICOM slices; expected the slices of one CT directly in it; move the "
+            "files up, or remove the folder"
         )
     is_link_to_folder = path.is_symlink() and not path.exists() and not path.suffix
     if path.name.lower().endswith(SUFFIXES) or is_link_to_folder:
-        return f"{path}: is no file (a broken link or a pipe); expected a volume; copy the file itself"
+        return f"{path}: is not a regular file (a broken link or a pipe); expected a volume; copy the file itself"
     if path.name.lower().endswith(OTHER_SUFFIXES):
-        return f"{path}: is not read; expected {', '.join(SUFFIXES)}, or a folder of DICOM slices; convert it"
+        return (
+            f"{path}: is not a supported format; expected {', '.join(SUFFIXES)}, or a folder of DICOM slices; convert "
+            "it"
+        )
     return None
 
 
@@ -207,7 +210,7 @@ def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
                 f"{path}: no such file; expected a volume ({', '.join(SUFFIXES)}, or a folder of DICOM slices)"
             )
         if not path.is_file() and not path.is_dir():
-            raise UserError(f"{path}: is no file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
+            raise UserError(f"{path}: is not a file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
         values, stored, warnings = _read_stored(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions and its disk") from None
@@ -227,7 +230,7 @@ def _read_stored(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
     if name.endswith((".nii", ".nii.gz")):
         return nifti.read(path)
     if not name.endswith(tuple(itk.READERS)):
-        raise UserError(f"{path}: is not read; expected {', '.join(SUFFIXES)}, or DICOM; convert it")
+        raise UserError(f"{path}: is not a supported format; expected {', '.join(SUFFIXES)}, or DICOM; convert it")
     return itk.read(path)
 
 
@@ -237,5 +240,5 @@ def _check_width(path: Path, grid: Geometry) -> None:
     if not least <= width <= most:
         raise UserError(
             f"{path}: is {width:.3g} mm wide: found voxels of {times(grid.spacing)} mm; "
-            f"expected a volume of {least:g} to {most:g} mm; correct the voxel size, which is in mm"
+            f"expected a volume of {least:g} to {most:g} mm; correct the voxel size; the unit is mm"
         )

@@ -34,8 +34,11 @@ def _reason(values: np.ndarray) -> str | None:
     low, high = SOFT_TISSUE_HU
     share = float(((sampled >= low) & (sampled <= high)).mean())
     if share < LEAST_SOFT_TISSUE:
-        return f"{share:.1%} of its voxels lie between {low} and {high}; in HU that is where fat and soft tissue lie"
+        return f"{share:.1%} of its voxels lie between {low} and {high}, the range of fat and soft tissue in HU"
     dense = float((sampled > high).sum() / max(1, (sampled > LUNG_HU).sum()))
     if dense > MOST_DENSE:
-        return f"{dense:.0%} of what is no air lies above {high}; in HU that is bone, and most of a patient lies below"
+        return (
+            f"{dense:.0%} of all voxels outside air lie above {high}; in HU that is bone, and most of a patient lies "
+            "below"
+        )
     return None

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from dlunet.errors import NotReadable
 from dlunet.volumes import gunzip
 from dlunet.volumes.geometry import Geometry
-from dlunet.volumes.messages import COPY_AGAIN, EXPORT_ANEW, not_one_volume, not_scalar, wrong_unit, wrong_voxel_size
+from dlunet.volumes.messages import COPY_AGAIN, EXPORT_AGAIN, not_one_volume, not_scalar, wrong_unit, wrong_voxel_size
 
 #: File endings, and what ITK calls their readers.
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
@@ -34,8 +34,7 @@ SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "le
 
 #: Why a file is taken with a warning: left and right may be the other way round.
 NO_ORIENTATION = (
-    "its header states no orientation; its axes are taken to run to the left, to posterior and to superior, as ITK "
-    "takes them"
+    "its header states no orientation; its axes are assumed to point left, posterior and superior, as in ITK"
 )
 
 #: Letters of a file's name that a message shows at most: of a damaged header it may be anything.
@@ -88,7 +87,9 @@ def last_line(error: Exception) -> str:
 
 
 def _unreadable(error: RuntimeError) -> NotReadable:
-    return NotReadable(f"cannot be read as a volume, maybe since it is truncated ({last_line(error)}); {COPY_AGAIN}")
+    return NotReadable(
+        f"cannot be read as a volume, perhaps because it is truncated ({last_line(error)}); {COPY_AGAIN}"
+    )
 
 
 def _read_header(file: BinaryIO) -> dict[str, str]:
@@ -111,7 +112,7 @@ def _check_sizes_are_mm(fields: dict[str, str]) -> None:
     """Check voxel sizes, of which ITK makes up what is missing, and their unit."""
     sizes = (fields.get("elementspacing") or fields.get("elementsize") or fields.get("spacings", "")).split()
     if "space directions" not in fields and len(sizes) < 3:
-        raise NotReadable(f"found no voxel size in its header; {EXPORT_ANEW}")
+        raise NotReadable(f"found no voxel size in its header; {EXPORT_AGAIN}")
     if not all(_is_size(mm) for mm in sizes[:3]):
         raise wrong_voxel_size(sizes)
     stated = re.findall(r"[^\s\"]+", " ".join(fields.get(name, "") for name in UNIT_FIELDS).lower())
@@ -142,7 +143,7 @@ def _grid(reader: sitk.ImageFileReader) -> Geometry:
     try:
         return Geometry.of_affine(size[:3], matrix, reader.GetOrigin()[:3])
     except ValueError as error:
-        raise NotReadable(f"found {error}; {EXPORT_ANEW}") from None
+        raise NotReadable(f"found {error}; {EXPORT_AGAIN}") from None
 
 
 def _read_plain(reader: sitk.ImageFileReader) -> np.ndarray:
@@ -209,7 +210,7 @@ def _unpack_file(file: BinaryIO, most: int, fields: dict[str, str], dtype: str, 
 def _whole_number(fields: dict[str, str], *names: str) -> int:
     text = next((fields[name] for name in names if name in fields), "0")
     if not text.isdecimal():
-        raise NotReadable(f"found {names[0]} {text}; expected 0 or more; export it anew")
+        raise NotReadable(f"found {names[0]} {text}; expected 0 or more; export it again")
     return int(text)
 
 

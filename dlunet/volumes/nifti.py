@@ -22,7 +22,7 @@ from dlunet.volumes import gunzip
 from dlunet.volumes.geometry import ROUNDING_VOXELS, Geometry
 from dlunet.volumes.messages import (
     COPY_AGAIN,
-    EXPORT_ANEW,
+    EXPORT_AGAIN,
     not_one_volume,
     not_scalar,
     times,
@@ -149,16 +149,16 @@ def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Geometry, t
         grids = {name: _of_affine(shape, affine) for name, affine in forms.items() if affine is not None}
         grid = grids.get("sform") or grids.get("qform") or _of_affine(shape, header.get_base_affine())
     except (HeaderDataError, ValueError) as error:
-        raise NotReadable(f"found {error}; {EXPORT_ANEW}") from None
+        raise NotReadable(f"found {error}; {EXPORT_AGAIN}") from None
     if len(grids) == 2 and not _agree(grids["sform"], grids["qform"], header):
         differences = grids["sform"].differences(grids["qform"], "qform")
-        raise NotReadable(f"found a header whose sform and qform differ: sform has {differences}; {EXPORT_ANEW}")
+        raise NotReadable(f"found a header whose sform and qform differ: sform has {differences}; {EXPORT_AGAIN}")
     pixdim = tuple(float(mm) for mm in header["pixdim"][1:4])
     extent = np.abs(np.subtract(pixdim, grid.spacing)) * (np.array(shape) - 1)
     if (extent > ROUNDING_VOXELS * np.array(grid.spacing)).any():
         raise NotReadable(
             f"found a header whose sform has voxels of {times(grid.spacing)} mm, its pixdim of {times(pixdim)} mm; "
-            f"{EXPORT_ANEW}"
+            f"{EXPORT_AGAIN}"
         )
     return grid, () if grids else (NO_ORIENTATION,)
 
@@ -189,7 +189,7 @@ def _data_offset(header: nib.Nifti1Header) -> int:
     if offset < header.single_vox_offset:  # the standard takes it for 352, nibabel as it stands
         raise NotReadable(
             f"found vox_offset {offset}, where the header is; expected {header.single_vox_offset} or more; export it "
-            "anew"
+            "again"
         )
     return offset
 

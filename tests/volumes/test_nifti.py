@@ -245,7 +245,7 @@ def test_voxel_sizes_in_other_units(tmp_path, unit, said):
     if said is None:
         check_against_nibabel(path)
     else:
-        with pytest.raises(UserError, match=f"^{path}: found voxel sizes in {said}; expected mm; export it anew"):
+        with pytest.raises(UserError, match=f"^{path}: found voxel sizes in {said}; expected mm; export it again"):
             read_ct(path)
 
 

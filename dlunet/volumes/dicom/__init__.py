@@ -53,4 +53,4 @@ def _warnings(path: Path, frames: list[Frame]) -> Iterator[str]:
         yield f"its header states values in {unit}, not in HU"
     beside = volumes_beside(path) if path.is_dir() else []
     if beside:
-        yield f"{beside[0].name} lies beside its slices and is not read; give volumes and series folders of their own"
+        yield f"{beside[0].name} lies beside the slices and is ignored; put volumes and series into separate folders"

@@ -61,14 +61,16 @@ def read_headers(folder: Path) -> dict[Path, Header]:
         (slices if is_dicom(path) else others).append(path)
     headers = {path: header for path in slices if (header := read_header(path)).is_image}
     if not headers:
-        raise UserError(f"{folder}: holds no DICOM series; expected a volume file, or a folder of the slices of one CT")
+        raise UserError(
+            f"{folder}: contains no DICOM series; expected a volume file, or a folder of the slices of one CT"
+        )
     looks_like_one = _Slices(slices)
     folders = [path for path in others if path.is_dir()]
     for path in others:
         if looks_like_one(path) and not path.is_dir():
             raise UserError(
-                f"{path}: lies among DICOM slices and is not one ({_what_it_is(path)}); expected the slices of one CT "
-                "alone; copy it again, or take it out"
+                f"{path}: lies among DICOM slices but is not one ({_what_it_is(path)}); expected only the "
+                "slices of one CT; copy it again, or remove it"
             )
     _check_one_series(folder, headers)
     _check_nothing_aside(hidden, folders, headers)
@@ -125,7 +127,8 @@ def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
     ]
     more = ", …" if len(series) > MOST_LISTED else ""
     raise UserError(
-        f"{folder}: holds {len(series)} series: {', '.join(listed)}{more}; expected one; give each a folder of its own"
+        f"{folder}: contains {len(series)} series: {', '.join(listed)}{more}; expected one; put each into its own "
+        "folder"
     )
 
 
@@ -136,7 +139,7 @@ def _check_nothing_aside(hidden: list[Path], folders: list[Path], headers: dict[
         if _series_of(path) in series:
             raise UserError(
                 f"{path}: is a slice of the series in {next(iter(headers)).parent}; expected all its slices in that "
-                "folder, under names that are not hidden; move it there, or take it out"
+                "folder, not hidden; move it there, or remove it"
             )
 
 

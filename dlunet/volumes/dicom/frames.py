@@ -82,7 +82,7 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
         described = len(header.values.get("PerFrameFunctionalGroupsSequence") or range(layout.frames))
         if described != layout.frames:
             raise UserError(
-                f"{path}: describes {described} frames; expected {layout.frames}, as it states; copy it again"
+                f"{path}: describes {described} frames; expected {layout.frames}, as its header says; copy it again"
             )
         return [_frame(path, k, layout, header.values) for k in range(layout.frames)]
     except UserError:
@@ -97,14 +97,14 @@ def _layout_of_ct(path: Path, header: Header) -> Layout:
     if modality != "CT" and (modality or "CT Image Storage" not in header.kind):
         raise UserError(
             f"{path}: found {f'modality {modality}' if modality else 'no modality'}; expected CT, in Hounsfield units; "
-            "leave the series out"
+            "remove the series"
         )
     layout = header.layout
     if layout is None or min(layout.frames, layout.rows, layout.columns) < 1:
-        raise UserError(f"{path}: has no pixels; expected a whole slice; copy it again, or take it out")
+        raise UserError(f"{path}: has no pixels; expected a complete slice; copy it again, or remove it")
     if layout.samples != 1:
         raise UserError(
-            f"{path}: found {layout.samples} values per pixel; expected one, in Hounsfield units; leave the series out"
+            f"{path}: found {layout.samples} values per pixel; expected one, in Hounsfield units; remove the series"
         )
     return layout
 
@@ -123,10 +123,10 @@ def _frame(path: Path, number: int, layout: Layout, header: pydicom.Dataset) -> 
             f"{path}: found the orientation {orientation.tolist()}; expected two directions; export it again"
         )
     if _value(header, number, "ModalityLUTSequence"):
-        raise UserError(f"{path}: states its values by a lookup table; expected a rescale slope; convert it to HU")
+        raise UserError(f"{path}: uses a lookup table for its values; expected a rescale slope; convert it to HU")
     slope, intercept = (_number(path, header, number, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope == 0:
-        raise UserError(f"{path}: found the rescale slope 0; expected another; export the series again")
+        raise UserError(f"{path}: found a rescale slope of 0; expected another value; export the series again")
     direction = axes / lengths
     thickness = _value(header, number, "SliceThickness") or _value(header, number, "SpacingBetweenSlices")
     unit = str(_value(header, number, "RescaleType") or "").strip().upper()

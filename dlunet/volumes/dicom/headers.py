@@ -159,8 +159,8 @@ def read_header(path: Path) -> Header:
         raise unreadable(path, error) from None
     if header.layout and not places:
         raise UserError(
-            f"{path}: has no pixels (its transfer syntax is {header.syntax.name}); expected a whole slice; export it "
-            "again"
+            f"{path}: has no pixels (its transfer syntax is {header.syntax.name}); expected a complete slice; export "
+            "it again"
         )
     if header.layout and not header.is_compressed:
         found = min(header.length, path.stat().st_size - header.offset)
@@ -218,4 +218,4 @@ def unreadable(path: Path, error: Exception) -> UserError:
     """The error of a file that begins like one of DICOM and cannot be read as one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = "".join(letter if letter.isprintable() else "?" for letter in lines[-1].strip())[:LONGEST_REASON]
-    return UserError(f"{path}: cannot be read as DICOM ({reason}); expected a whole slice; copy it again")
+    return UserError(f"{path}: cannot be read as DICOM ({reason}); expected a complete slice; copy it again")

@@ -98,15 +98,15 @@ def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
             image = sitk.ReadImage(bare.name, imageIO="GDCMImageIO")
     except OSError as error:
         raise UserError(
-            f"{path}: is not unpacked, since no temporary file can be written ({error.strerror}); expected space for a "
-            "slice; free some, or set TMPDIR to another folder"
+            f"{path}: cannot be unpacked, because no temporary file can be written ({error.strerror}); expected space "
+            "for a slice; free some, or set TMPDIR to another folder"
         ) from None
     except ValueError as error:  # there is no such transfer syntax
         raise unreadable(path, error) from None
     except RuntimeError as error:
         raise UserError(
-            f"{path}: its pixels cannot be unpacked from {header.syntax.name} ({last_line(error)}); expected a whole "
-            "slice; copy it again, or convert the series to one that is not compressed"
+            f"{path}: its pixels cannot be unpacked from {header.syntax.name} ({last_line(error)}); expected a "
+            "complete slice; copy it again, or convert the series to an uncompressed one"
         ) from None
     found, expected = image.GetSize(), (layout.columns, layout.rows, layout.frames)
     if (*found, 1)[:3] != expected or image.GetNumberOfComponentsPerPixel() != 1:

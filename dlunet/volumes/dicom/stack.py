@@ -38,11 +38,11 @@ def check_alike(frames: list[Frame]) -> None:
         if other.shape != first.shape or not np.allclose(other.spacing, first.spacing, rtol=1e-4):
             raise UserError(
                 f"{other.path}: found {_size(other)}; expected {_size(first)}, as in {first.name}; one of them belongs "
-                "to another series; take it out"
+                "to another series; remove it"
             )
         if not np.allclose(other.direction, first.direction, atol=1e-4):
             raise UserError(
-                f"{other.path}: is turned against {first.name}; expected parallel slices; take out localizers and "
+                f"{other.path}: is not parallel to {first.name}; expected parallel slices; remove localizers and "
                 "reformatted slices"
             )
 
@@ -56,7 +56,7 @@ def distance_of(path: Path, frames: list[Frame]) -> float:
     first, last = frames[0], frames[-1]
     if len(frames) == 1:
         if not first.thickness:
-            raise UserError(f"{path}: found one slice of unknown thickness; expected more, or a slice thickness")
+            raise UserError(f"{path}: found one slice of unknown thickness; expected several, or a slice thickness")
         return first.thickness
     heights = np.array([frame.height for frame in frames])
     distance = float(heights[-1] - heights[0]) / (len(frames) - 1)
@@ -70,7 +70,7 @@ def distance_of(path: Path, frames: list[Frame]) -> float:
         tilt = np.degrees(np.arctan2(shift, last.height - first.height))
         raise UserError(
             f"{path}: its slices are shifted against each other by up to {shift:.4g} mm, as with a gantry tilted by "
-            f"{tilt:.3g}°; expected a stack at right angles to its slices; resample the series to one, then give that"
+            f"{tilt:.3g}°; expected an orthogonal stack; resample the series to one and use that"
         )
     return distance
 
@@ -91,8 +91,8 @@ def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoRet
         named = f" (acquisitions {', '.join(acquisitions[:MOST_LISTED])})" if len(acquisitions) > 1 else ""
         raise UserError(
             f"{path}: found 0 mm between {frames[at].name} and {frames[at + 1].name}, as between {len(shared)} "
-            f"{pairs} of its {len(frames)} slices{named}; expected one slice in each place; slices are there twice: "
-            "remove copies, and give each acquisition a folder of its own"
+            f"{pairs} of its {len(frames)} slices{named}; expected one slice per position; slices are duplicated: "
+            "remove copies, and put each acquisition into its own folder"
         )
     usual = float(np.median(steps))
     at = int(np.argmax(np.abs(steps - usual)))
@@ -100,12 +100,12 @@ def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoRet
     if others > MOST_GAPS:
         raise UserError(
             f"{path}: found {others} of {len(steps)} distances between slices that are not {usual:.4g} mm, such as "
-            f"{steps[at]:.4g} mm after {frames[at].name}; expected even distances; give each region of another "
-            "distance a folder of its own, or export the series again"
+            f"{steps[at]:.4g} mm after {frames[at].name}; expected equal distances; put each region with "
+            "another distance into its own folder, or export the series again"
         )
     raise UserError(
         f"{path}: found {steps[at]:.4g} mm between {frames[at].name} and {frames[at + 1].name}; expected "
-        f"{usual:.4g} mm, as between the others; slices are missing or there twice; export the series again"
+        f"{usual:.4g} mm, as between the others; slices are missing or duplicated; export the series again"
     )
 
 

@@ -21,7 +21,7 @@ from dlunet.networks.unet import LightStage
 #: The size of every kernel along x in the library; a smaller one is padded with zeros.
 TAPS_X = 3
 
-OTHER_NETWORK = "it runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
+OTHER_NETWORK = "it only runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
 
 Int3 = c_int * 3
 

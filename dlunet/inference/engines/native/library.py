@@ -78,7 +78,8 @@ def _load(library: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise EngineUnavailable(
-            f"{library}: cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME to where programs may lie"
+            f"{library}: cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME to a folder that allows "
+            "executables"
         ) from None
 
 
