@@ -42,5 +42,5 @@ def test_names_of_a_dataset():
 
 
 def test_names_are_names_of_one_label():
-    with pytest.raises(ValueError, match="'liver' stands for several labels"):
+    with pytest.raises(ValueError, match="'liver' is used more than once"):
         label_set("twice", {1: "liver", 2: "liver"})

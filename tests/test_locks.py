@@ -69,5 +69,5 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr("dlunet.locks.fcntl.flock", no_locks)
     assert FileLock(tmp_path / "lock").take() and FileLock(tmp_path / "lock").take()
-    assert "no file locks here (No locks available)" in caplog.text
+    assert "file locks are not available (No locks available)" in caplog.text
     assert FileLock(tmp_path / "lock" / "below a file").take()

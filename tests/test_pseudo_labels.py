@@ -106,4 +106,6 @@ def test_pseudo_labels_that_do_not_fit(place, tmp_path, caplog):
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((3, 4, 5), np.uint8)), str(folder / name))
     one = replace(dataset, unlabelled=dataset.unlabelled[:2])
     prepared = prepare_dataset(with_pseudo_labels(one, folder), tmp_path / "prepared", SPACING, PATCH, workers=1)
-    assert len(prepared.unlabelled) == 1 and f"{name}: lies on another grid" in caplog.text
+    assert (
+        len(prepared.unlabelled) == 1 and f"{name}: geometry (size, spacing, orientation) differs from" in caplog.text
+    )

@@ -66,7 +66,7 @@ def test_only_labelled_cases_are_needed(root):
 def test_a_missing_and_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match=r"gone: no such folder; expected FLARE22's layout.*data\.root"):
         read_flare22(tmp_path / "gone")
-    with pytest.raises(UserError, match="found no labelled case; expected FLARE22's layout"):
+    with pytest.raises(UserError, match="found no labelled cases; expected FLARE22's layout"):
         read_flare22(tmp_path)
 
 
@@ -77,5 +77,5 @@ def test_a_missing_label_is_named(root, part):
     image = root / part / "images" / label.name.replace(".nii.gz", "_0000.nii.gz")
     dataset = read_flare22(root)
     (problem,) = dataset.problems
-    assert problem.startswith(f"{image}: has no label; expected {label}")
+    assert problem.startswith(f"{image}: has no label map; expected {label}")
     assert image not in [case.image for case in (*dataset.labelled, *dataset.unlabelled, *dataset.validation)]

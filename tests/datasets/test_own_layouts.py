@@ -91,15 +91,15 @@ def test_two_folders(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"labels": None}, "has no labels"),
+        ({"labels": None}, "has no entry for labels"),
         ({"labels": {"background": 0, "liver": 1, "spleen": 3}}, r"without gaps, found \[1, 3\]"),
-        ({"labels": {"background": 0, "all": [1, 2], "liver": 1}}, "all is a region of labels"),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "describes an ignore label"),
+        ({"labels": {"background": 0, "all": [1, 2], "liver": 1}}, "all is a region of the labels"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "has an ignore label"),
         ({"labels": {"background": 0, "liver": "one"}}, "label 'one' has the id 'liver'"),
         ({"labels": {"background": 0, "liver": 1.5}}, "label 'liver' has the id 1.5; expected a whole number"),
-        ({"labels": {"background": 0}}, r"found the ids \[\]; expected 1 to at most 255"),
+        ({"labels": {"background": 0}}, r"found the ids \[\]; expected 1, 2, …, at most 255"),
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the id 1"),
-        ({"channel_names": {"0": "CT", "1": "PET"}}, "found the channels CT, PET; expected one, CT"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, "found the channels CT, PET; expected one channel, CT"),
         ({"channel_names": ["CT", "CT"]}, "found the channels CT, CT"),
         ({"channel_names": {"0": "T2"}}, "found the channels T2"),
     ],
@@ -120,16 +120,16 @@ def test_layouts_that_do_not_fit(nnunet, msd, tmp_path):
     splits = tmp_path / "splits.json"
     with pytest.raises(UserError, match=r"gone: no such folder; expected one with dataset\.json"):
         read_nnunet_raw(tmp_path / "gone", splits)
-    with pytest.raises(UserError, match=r"data\.unlabelled: no such folder: nowhere"):
+    with pytest.raises(UserError, match=r"data\.unlabelled: found no folder nowhere"):
         read_nnunet_raw(nnunet, splits, unlabelled="nowhere")
     with pytest.raises(UserError, match=r"lists of cases cannot be read.*use data=nnunet"):
         read_msd(nnunet, splits)
     shutil.rmtree(msd / "labelsTr")
-    with pytest.raises(UserError, match=r"4 left out; the first: .*own_0\.nii\.gz: no such file; dataset\.json lists"):
+    with pytest.raises(UserError, match=r"4 skipped; the first: .*own_0\.nii\.gz: no such file; dataset\.json lists"):
         read_msd(msd, splits)
     for label in (nnunet / "labelsTr").iterdir():
         label.unlink()
-    with pytest.raises(UserError, match=r"4 left out; the first: .*own_0_0000\.nii\.gz: has no label"):
+    with pytest.raises(UserError, match=r"4 skipped; the first: .*own_0_0000\.nii\.gz: has no label"):
         read_nnunet_raw(nnunet, splits)
     (nnunet / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json: cannot be read"):
@@ -147,11 +147,11 @@ def test_what_is_left_out_is_said(nnunet, msd, tmp_path):
     assert names(dataset.labelled + dataset.validation) == ["own_0", "own_1", "own_3"]
     assert names(dataset.unlabelled) == [f"other_{k}" for k in (0, 1, 2, 4, 5, 6, 7)]
     expected = {
-        "own_2_0000.nii.gz": "has no label; expected",
+        "own_2_0000.nii.gz": "has no label map; expected",
         "own_9.nii.gz": "is a label map without a CT",
-        "other_3.nrrd": "has the name of",
-        "own_1.nrrd": "is listed as unlabelled and has a label",
-        "link.nii.gz": "is listed as unlabelled and has a label",
+        "other_3.nrrd": "has the same name as",
+        "own_1.nrrd": "is listed as unlabelled but has a label map",
+        "link.nii.gz": "is listed as unlabelled but has a label map",
     }
     assert len(dataset.problems) == len(expected)
     for name, message in expected.items():
@@ -169,7 +169,12 @@ def test_two_folders_in_disorder(tmp_path):
     touch(root / "images" / "d_0000.nrrd", root / "images" / "e.mhd", root / "labels" / "e.hdr")
     dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
     assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a", "b"], ["c"])
-    expected = ("e.hdr: is not read", "e.mhd: is not read", "has the name of", "z.nrrd: is a label map")
+    expected = (
+        "e.hdr: is not a supported format",
+        "e.mhd: is not a supported format",
+        "has the same name as",
+        "z.nrrd: is a label map",
+    )
     assert len(dataset.problems) == len(expected)
     for said, problem in zip(expected, dataset.problems, strict=True):
         assert said in problem

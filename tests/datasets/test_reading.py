@@ -39,7 +39,7 @@ def test_labels_in_another_axis_order(write, ct, labels, ending):
 def test_labels_on_another_grid_are_refused_with_the_numbers_that_differ(write, labels, shift):
     case = write(labels=labels, origin=(ORIGIN[0] + shift, *ORIGIN[1:]))
     with pytest.raises(
-        UserError, match=rf"^{case.label}: lies on another grid than {case.image}: found origin"
+        UserError, match=rf"^{case.label}: geometry .* differs from {case.image}: found origin"
     ) as error:
         read_case(case, 3)
     found, expected = (str(error.value).split(word)[1] for word in ("origin in mm", "(expected"))

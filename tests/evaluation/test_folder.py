@@ -105,7 +105,8 @@ def test_different_grids_are_an_error_that_names_both_files(folders, other, diff
     with pytest.raises(UserError) as error:
         evaluate(folders, workers=1)
     message = str(error.value)
-    assert f"predictions/a_0000.nii.gz: lies on another grid than {folders / 'references' / 'a.nii.gz'}" in message
+    differs = "geometry (size, spacing, orientation) differs from"
+    assert f"predictions/a_0000.nii.gz: {differs} {folders / 'references' / 'a.nii.gz'}" in message
     assert difference in message
 
 

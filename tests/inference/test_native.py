@@ -106,7 +106,7 @@ def test_the_papers_network_and_any_number_of_threads():
 def test_what_it_cannot_run():
     assert can_run(LightUNet()) and not can_run(PlainUNet()) and not can_run(nn.Identity()) and not can_run(None)
     plan = Plan((8.0, 8.0, 8.0), (16, 48, 64), Intensity(0, 1, 0, 1))
-    with pytest.raises(UserError, match="engine=native: it runs light U-Nets"):
+    with pytest.raises(UserError, match="engine=native: it only runs light U-Nets"):
         make_engine(Bundle(PlainUNet(), plan, FLARE22), "native")
     for settings in (
         {"features": (4, 8), "strides": ((1, 2, 4),), "kernel_sizes": (THREE, THREE)},

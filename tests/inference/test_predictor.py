@@ -202,7 +202,7 @@ def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, writ
 
     with pytest.raises(UserError, match="2 of 2 cases"):
         predict_files(Predictor(Bundle(Full(), PLAN, FLARE22)), images, tmp_path / "full")
-    assert f"{images[0]}: too little memory" in caplog.text
+    assert f"{images[0]}: not enough memory" in caplog.text
 
 
 def test_killed_at_any_moment_and_run_again(images, tmp_path):
@@ -286,13 +286,13 @@ def test_names_that_a_writer_might_not_like(predictor, images, tmp_path, name):
 def test_labels_do_not_go_where_the_cts_lie(predictor, images, tmp_path):
     shutil.copy(images[0], tmp_path / "a.nii.gz")
     before = (tmp_path / "a.nii.gz").read_bytes()
-    with pytest.raises(UserError, match=f"{tmp_path}: holds the CTs that are to be segmented.*choose another output"):
+    with pytest.raises(UserError, match=f"{tmp_path}: contains the input CTs.*choose another output"):
         predict_files(predictor, [tmp_path / "a.nii.gz"], tmp_path)
     assert (tmp_path / "a.nii.gz").read_bytes() == before and os.listdir(tmp_path) == ["a.nii.gz"]
 
 
 def test_a_name_that_is_too_long_for_its_labels(predictor, tmp_path):
-    with pytest.raises(UserError, match="has a name of 249 bytes; expected at most 248; rename it"):
+    with pytest.raises(UserError, match="its name has 249 bytes; expected at most 248; rename it"):
         predict_files(predictor, [tmp_path / ("x" * 249 + ".mha")], tmp_path / "out")
 
 
@@ -348,7 +348,7 @@ def test_an_organ_on_the_wrong_side_is_noticed(tmp_path, write_volume, caplog):
 
 def test_two_inputs_of_one_name_are_refused(predictor, tmp_path):
     inputs = [tmp_path / "a" / "x_0000.nii.gz", tmp_path / "b" / "x.mha"]
-    with pytest.raises(UserError, match=f"several inputs are called x.*{tmp_path / 'out' / 'x'}.nii.gz"):
+    with pytest.raises(UserError, match=f"several inputs are named x.*{tmp_path / 'out' / 'x'}.nii.gz"):
         predict_files(predictor, inputs, tmp_path / "out")
 
 
@@ -363,7 +363,7 @@ def test_find_images(images, tmp_path):
     assert find_images(images[0]) == [images[0]]
     assert find_images(images[0].parent) == images
     (tmp_path / "notes.txt").touch()
-    for source, message in ((tmp_path, "holds no CT"), (tmp_path / "gone", "no such file or folder")):
+    for source, message in ((tmp_path, "contains no CT"), (tmp_path / "gone", "no such file or folder")):
         with pytest.raises(UserError, match=f"^{re.escape(str(source))}: {message}; expected"):
             find_images(source)
 
@@ -382,10 +382,10 @@ def test_what_is_meant_as_a_ct_and_is_none_is_a_case_that_failed(predictor, imag
     assert "notes" not in str(error.value)
     said = caplog.text
     for name, reason in {
-        "series": "holds no DICOM series",
+        "series": "contains no DICOM series",
         "gone": "no such file",
-        "c.mhd": "is not read",
-        "d.hdr": "is not read",
+        "c.mhd": "is not a supported format",
+        "d.hdr": "is not a supported format",
         "notes": "is a folder without DICOM slices",
     }.items():
         assert f"{folder / name}: {reason}" in said

@@ -99,11 +99,11 @@ def make_everything_wrong(root):
         "case_10_0000.nii.gz": "found 4 dimensions",
         "case_11.nii.gz": "found the label value 9; expected whole numbers from 0 to 3",
         "case_12.nii.gz": "found the label value 0.5",
-        "case_13.nii.gz": "lies on another grid",
+        "case_13.nii.gz": "geometry (size, spacing, orientation) differs from",
         "more_0_0000.nii.gz": "1 voxels are NaN or infinite",
-        "imagesUn/case_00_0000.nii.gz": "is listed as unlabelled and has a label",
+        "imagesUn/case_00_0000.nii.gz": "is listed as unlabelled but has a label map",
         "nobody.nii.gz": "is a label map without a CT",
-        "more_1.nii.gz": "has the name of",
+        "more_1.nii.gz": "has the same name as",
     }
 
 
@@ -169,10 +169,10 @@ def test_what_is_most_likely_not_meant(root, tmp_path):
     diagnosis = examine(read_nnunet_raw(root, tmp_path / "splits.json", fold="all"), workers=1)
     assert diagnosis.problems == ()
     expected = (
-        "case_00: its label map shows no organ",
+        "case_00: its label map is empty",
         "case_01: its lowest value is 0; a CT in HU shows air",
         "unlabelled case again: has the same voxels as labelled case case_02",
-        "spleen: no labelled case shows it",
+        "spleen: not in any labelled case",
     )
     assert len(diagnosis.warnings) == len(expected)
     for said, warning in zip(expected, diagnosis.warnings, strict=True):

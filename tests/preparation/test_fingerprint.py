@@ -76,13 +76,13 @@ def test_a_case_that_cannot_be_read_is_left_out(tmp_path, write_case):
 
 def test_no_organ_anywhere(tmp_path, write_case):
     hu, labels = random_case(1)
-    with pytest.raises(UserError, match="none of the 1 labelled cases shows an organ"):
+    with pytest.raises(UserError, match="none of the 1 labelled cases has any label above 0"):
         foreground_intensity([write_case("a", hu, labels * 0)], tmp_path / "cache.json")
 
 
 def test_labels_on_another_grid_than_their_image(tmp_path, write_case):
     case = write_case("a", *random_case(1), spacing=(1.0, 1.0, 1.5))
     with pytest.raises(
-        UserError, match=f"{case.label}: lies on another grid than {case.image}.*spacing in mm 1.5×1×1 .expected 1×1×1"
+        UserError, match=f"{case.label}: geometry .* differs from {case.image}.*spacing in mm 1.5×1×1 .expected 1×1×1"
     ):
         foreground_intensity([case], tmp_path / "cache.json")

@@ -119,11 +119,11 @@ def test_labels_on_another_grid_leave_their_case_out(root, prepare, caplog, writ
     label = root / "Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0002.nii.gz"
     write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), origin=(0, 0, 8))
     assert [case.name for case in prepare().labelled] == ["FLARE22_Tr_0001", "FLARE22_Tr_0003"]
-    assert f"{label}: lies on another grid" in caplog.text
+    assert f"{label}: geometry (size, spacing, orientation) differs from" in caplog.text
 
 
 def test_a_case_of_impossible_size_is_not_tried(prepare):
-    with pytest.raises(UserError, match=r"would have .* voxels once resampled from .* to 0\.01×0\.01×0\.01 mm"):
+    with pytest.raises(UserError, match=r"would have .* voxels after resampling from .* to 0\.01×0\.01×0\.01 mm"):
         prepare(spacing=(0.01, 0.01, 0.01))
 
 

@@ -100,7 +100,7 @@ def test_a_run_waits_for_one_that_prepares(root, caplog):
         waiting.start()
         waiting.join(1)
         assert waiting.is_alive() and not written(root)
-        assert "another run prepares its cases; waiting" in caplog.text
+        assert "another run is preparing cases; waiting" in caplog.text
     waiting.join(60)
     assert names(done[0]) == names_of(dataset(root))
 

@@ -91,7 +91,7 @@ def test_where_the_files_lie_does_not_matter(tmp_path):
 def test_a_damaged_description(folder, content):
     (folder / "case.json").write_text(content)
     assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
-    with pytest.raises(UserError, match=f"^{folder}: is not a prepared case.*prepare again"):
+    with pytest.raises(UserError, match=f"^{folder}: is not a prepared case.*rerun the command"):
         PreparedCase.open(folder)
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_description(folder, content):
 def test_a_damaged_array_is_named(folder, keep):
     content = (folder / "image.npy").read_bytes()
     (folder / "image.npy").write_bytes(content[:keep])
-    with pytest.raises(UserError, match=f"^{folder / 'image.npy'}: is damaged.*delete {folder} and prepare again"):
+    with pytest.raises(UserError, match=f"^{folder / 'image.npy'}: is damaged.*delete {folder} and rerun the command"):
         _ = PreparedCase.open(folder).image
 
 

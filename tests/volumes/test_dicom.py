@@ -139,15 +139,15 @@ def add_series(folder):
 @pytest.mark.parametrize(
     ("settings", "change", "message"),
     [
-        ({"step": (0, 0.4, 2.46)}, None, r"gantry tilted by 9\.2.*°; expected a stack at right angles"),
+        ({"step": (0, 0.4, 2.46)}, None, r"gantry tilted by 9\.2.*°; expected an orthogonal stack"),
         ({}, remove_slice, r"found 5 mm between .*dcm and .*dcm; expected 2\.5 mm.*missing"),
         ({"step": (0, 0, 0)}, None, "found 0 mm between"),
-        ({}, add_series, r"holds 2 series: 1\.2\.3\.4.*8 slices.*, 1\.2\.3\.5.*8 slices.*; expected one"),
+        ({}, add_series, r"contains 2 series: 1\.2\.3\.4.*8 slices.*, 1\.2\.3\.5.*8 slices.*; expected one"),
         ({"t0008_0060": "MR"}, None, "found modality MR; expected CT"),
         (
             {"t0020_0037": lambda k: AXIAL if k else CORONAL},
             None,
-            "holds 2 series|turned against",
+            "contains 2 series|is not parallel to",
         ),
         ({}, cut_slice, "001.dcm: found 340 bytes of pixels; expected 640"),
     ],
@@ -163,7 +163,7 @@ def test_what_is_no_upright_even_ct_is_refused(tmp_path, settings, change, messa
 
 
 def test_a_folder_without_a_series(tmp_path):
-    with pytest.raises(UserError, match="holds no DICOM series"):
+    with pytest.raises(UserError, match="contains no DICOM series"):
         read_ct(tmp_path)
 
 
@@ -379,7 +379,7 @@ def test_what_is_called_like_a_slice_and_is_none(tmp_path, slices, name, passes,
     if passes:
         np.testing.assert_array_equal(read_ct(folder).array, voxels())
     else:
-        with pytest.raises(UserError, match=f"^{folder / name}: lies among DICOM slices and is not one"):
+        with pytest.raises(UserError, match=f"^{folder / name}: lies among DICOM slices but is not one"):
             read_ct(folder)
 
 
@@ -396,12 +396,12 @@ def test_a_slice_that_lies_aside(tmp_path, place):
 
 
 def test_volumes_and_slices_in_one_folder(tmp_path):
-    """The more numerous kind is what the folder is of; the other kind is not read in silence."""
+    """The more numerous kind is what the folder is of; the other kind is not a supported format in silence."""
     folder = write_series(tmp_path / "ct", voxels())
     write_nifti(folder / "labels.nii.gz", np.zeros(SHAPE, np.uint8))
     assert is_series(folder)
     assert read_ct(folder).warnings == (
-        "labels.nii.gz lies beside its slices and is not read; give volumes and series folders of their own",
+        "labels.nii.gz lies beside the slices and is ignored; put volumes and series into separate folders",
     )
     for path in sorted(folder.glob("*.dcm"))[1:]:
         path.unlink()
@@ -437,8 +437,8 @@ def test_slices_without_the_preamble(tmp_path, syntax):
         ({"ImageOrientationPatient": [1, 0, 0, 0.5, 1, 0]}, "not at right angles"),
         ({"Modality": "", "SOPClassUID": pydicom.uid.SecondaryCaptureImageStorage}, "found no modality"),
         ({"Rows": None}, "has no pixels"),
-        ({"RescaleSlope": 0}, "found the rescale slope 0"),
-        ({"ModalityLUTSequence": [Header()]}, "states its values by a lookup table"),
+        ({"RescaleSlope": 0}, "found a rescale slope of 0"),
+        ({"ModalityLUTSequence": [Header()]}, "uses a lookup table for its values"),
         ({"SamplesPerPixel": 3, "PixelData": bytes(1920)}, "found 3 values per pixel"),
     ],
 )
@@ -497,7 +497,7 @@ def test_positions_that_are_rounded(tmp_path, distance, decimals):
     assert np.abs(off).max() <= 10.0**-decimals
     names = sorted(path.name for path in folder.iterdir())
     (folder / names[30]).unlink()
-    with pytest.raises(UserError, match="slices are missing or there twice"):
+    with pytest.raises(UserError, match="slices are missing or duplicated"):
         read_ct(folder)
 
 
@@ -576,7 +576,7 @@ def test_a_series_number_of_its_own_for_each_slice(tmp_path):
         edit(path, SeriesInstanceUID=f"1.2.3.{number}", FrameOfReferenceUID="1.2.7")
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
     edit(path, StudyInstanceUID="1.9")
-    with pytest.raises(UserError, match=r"holds 8 series: .*, .*, .*, …; expected one") as error:
+    with pytest.raises(UserError, match=r"contains 8 series: .*, .*, .*, …; expected one") as error:
         read_ct(folder)
     assert len(str(error.value)) < 400
 

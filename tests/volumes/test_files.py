@@ -236,19 +236,19 @@ def test_what_a_folder_holds(tmp_path, write_volume):
     assert [path.name for path in list_volumes(tmp_path)] == ["UPPER.NII.GZ", "b.mha"]
     assert case_name(tmp_path / "UPPER.NII.GZ") == "UPPER"
     expected = {
-        "c.mhd": "is not read",
-        "d.hdr": "is not read",
+        "c.mhd": "is not a supported format",
+        "d.hdr": "is not a supported format",
         "/e": "is a folder without DICOM slices",
-        "f.nii.gz": "is no file",
-        "g.nii.gz": "is no file",
-        "h.nii.gz": "is no file",
+        "f.nii.gz": "is not a",
+        "g.nii.gz": "is not a",
+        "h.nii.gz": "is not a",
         "i?.nii.gz": "has a name that is not UTF-8",
-        "j": "is no file (a broken link",
+        "j": "is not a regular file (a broken link",
         "IM1": "is one of 2 DICOM files",
     }
     for (name, said), message in zip(expected.items(), unreadable_volumes(tmp_path).values(), strict=True):
         assert f"{name}: {said}" in message
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a"):
         read_ct(tmp_path / "h.nii.gz")
 
 
@@ -436,7 +436,7 @@ def test_labels_that_are_scaled(tmp_path, write_volume, value, kept):
         assert (read_labels(path, 4).array == kept).all()
     else:
         with pytest.raises(
-            UserError, match=r"found the label value 2\.98; expected whole numbers .*; give the label map"
+            UserError, match=r"found the label value 2\.98; expected whole numbers .*; use the original label map"
         ):
             read_labels(path, 4)
 
@@ -456,7 +456,7 @@ def phantom_hu():
         (lambda hu: hu, None),
         (lambda hu: np.where(hu == -1000, -3024, hu), None),  # padded
         (lambda hu: hu + 1024, "lowest value is 24"),
-        (lambda hu: np.where(hu == -1000, -2000, hu + 1024), "of what is no air lies above 300"),
+        (lambda hu: np.where(hu == -1000, -2000, hu + 1024), "of all voxels outside air lie above 300"),
         (lambda hu: hu / 1000, "lowest value is -1"),
         (lambda hu: np.where(hu == 500, 65535, hu), "highest value is 65535"),
         (lambda hu: np.where(hu > -500, hu + 5000, hu), "0.0% of its voxels lie between"),
