@@ -13,6 +13,8 @@ from hypothesis import settings
 
 from dlunet.configs import CONFIGS
 
+pytest_plugins = ["tests.commands"]
+
 # OpenVINO brings absl, whose log handler closes what it found as stderr when Hydra sets up logging anew: not pytest's.
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
     import openvino  # noqa: F401

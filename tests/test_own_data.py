@@ -1,18 +1,16 @@
 """A dataset of one's own, from its files to its scores, with no config written for it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
 ORGANS = ("liver", "left_kidney", "cyst")
 ORIENTATIONS = ("LPS", "RAS", "PIR", "SLA")
+DATA = ("data=nnunet", "data.root=Dataset042_Mine", "data.workers=1", "logger=csv")
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +30,22 @@ def place(write_volume, tiny_abdomen, tmp_path_factory):
     return root.parent
 
 
-def run(place, verb, *settings):
-    done = subprocess.run(
-        [sys.executable, "-m", "dlunet", verb, *settings], cwd=place, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(dlunet, place):
+    """``run(verb, setting, …)`` runs a command in ``place``."""
+    return partial(dlunet, cwd=place)
 
 
-def test_a_plan_of_its_own(place):
+def test_a_plan_of_its_own(place, run):
     """Median spacing, the whole CT as patch, and the network for it; what the user sets is kept."""
-    data = ("data=nnunet", "data.root=Dataset042_Mine", "scale=auto", "logger=csv", "data.prepared=own")
+    data = (*DATA, "scale=auto", "data.prepared=own")
     short = (
         "trainer.max_epochs=1",
         "sampling.steps_per_epoch=1",
         "sampling.num_workers=0",
         "trainer.precision=32-true",
     )
-    run(place, "prepare", *data)
+    run("prepare", *data)
     (file,) = (place / "own").glob("*/plan.yaml")
     chosen = yaml.safe_load(file.read_text())
     spacings = np.array([(8.0, 7.0 + seed / 8, 8.0) for seed in range(4)])
@@ -59,27 +55,27 @@ def test_a_plan_of_its_own(place):
     assert chosen["plan"]["spacing"] == pytest.approx(np.median(spacings, axis=0).tolist())  # of all folds, as nnU-Net
     assert chosen["plan"]["patch_size"] == [24, 40, 40] and chosen["network"]["features"] == [32, 64, 128, 256]
     assert chosen["plan"]["intensity"]["lower"] < chosen["plan"]["intensity"]["upper"]
-    run(place, "train", *data, *short, "output=own-run", "network.features=[4,8,16,32]", "experiment=sup_light")
+    run("train", *data, *short, "output=own-run", "network.features=[4,8,16,32]", "experiment=sup_light")
     kept = yaml.safe_load((place / "own-run" / "config.yaml").read_text())
     assert kept["network"]["features"] == [4, 8, 16, 32] and kept["plan"]["patch_size"] == [24, 40, 40]
 
 
-def test_train_predict_evaluate_report(place):
-    data = ("data=nnunet", "data.root=Dataset042_Mine", "scale=tiny", "logger=csv")
-    run(place, "train", *data)
+def test_train_predict_evaluate_report(place, run):
+    data = (*DATA, "scale=tiny")
+    run("train", *data)
     folder = place / "runs" / "ssl_light-Dataset042_Mine-fold0-tiny-seed0"
     assert len(json.loads((place / "data" / "Dataset042_Mine-prepared" / "splits.json").read_text())) == 4
 
     checkpoint = f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
-    run(place, "predict", checkpoint, "input=Dataset042_Mine/imagesTs", f"output={folder}/predictions")
+    run("predict", checkpoint, "input=Dataset042_Mine/imagesTs", f"output={folder}/predictions")
     references = "references=Dataset042_Mine/labelsTs"
-    run(place, "evaluate", f"predictions={folder}/predictions", references, f"output={folder}/scores")
+    run("evaluate", f"predictions={folder}/predictions", references, f"output={folder}/scores")
     assert list(pd.read_csv(folder / "scores" / "summary.csv")["organ"]) == [*ORGANS, "Mean"]
     scores = pd.read_csv(folder / "scores" / "scores.csv")
     assert list(scores["organ"]) == list(ORGANS)
     assert list(scores["nsd"].isna()) == [False, False, True]  # nobody has stated a tolerance for cysts
 
-    run(place, "report", f"runs={folder}", "output=report")
+    run("report", f"runs={folder}", "output=report")
     page = (place / "report" / "index.html").read_text()
     assert "left_kidney" in page and "SYNTHETIC" not in page and "Table 3" not in page
     assert (place / "report" / "panels.png").exists()

@@ -1,7 +1,5 @@
 """Pseudo-labels say where to crop, and nothing else: self-training as in the paper through its command."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -24,12 +22,10 @@ def place(tiny_flare22, tmp_path_factory):
     return folder
 
 
-def dlunet(place, verb, *settings, expect=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "dlunet", verb, *TINY, *settings], cwd=place, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def dlunet(dlunet, place):
+    """``dlunet(verb, setting, …)`` runs a command in ``place`` and returns what it printed."""
+    return lambda verb, *settings: dlunet(verb, *TINY, *settings, cwd=place).all
 
 
 def write_pseudo_labels(place, name, value):
@@ -45,27 +41,27 @@ def write_pseudo_labels(place, name, value):
     return place / name
 
 
-def test_self_training_goes_through_and_goes_on(place):
+def test_self_training_goes_through_and_goes_on(place, dlunet):
     settings = ("test=true", "output=chain", "trainer.max_epochs=1")
-    printed = dlunet(place, "self_train", *settings)
+    printed = dlunet("self_train", *settings)
     assert "no pseudo-labels" not in printed
     assert len(list((place / "chain" / "pseudo_labels").glob("Case_*.nii.gz"))) == 4
     assert (place / "chain" / "student" / "scores" / "summary.csv").exists()
     metrics = place / "chain" / "student" / "metrics.csv"
     before = (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes())
-    dlunet(place, "self_train", *settings)  # finished: nothing is trained again
+    dlunet("self_train", *settings)  # finished: nothing is trained again
     assert (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes()) == before
 
 
-def test_what_a_pseudo_label_says_changes_no_loss(place):
+def test_what_a_pseudo_label_says_changes_no_loss(place, dlunet):
     """Another class at the same voxels gives the same crops, and the same losses to the last digit; other voxels do
     not, so that the first half of the test could fail."""
     losses = {}
     for name, value in (("liver", 1), ("kidney", 13)):
         folder = write_pseudo_labels(place, name, value)
-        dlunet(place, "train", f"output={name}", f"data.pseudo_labels={folder}")
+        dlunet("train", f"output={name}", f"data.pseudo_labels={folder}")
         losses[name] = pd.read_csv(place / name / "metrics.csv")["train/loss"].dropna().tolist()
-    assert "4 of 4 unlabelled cases have no pseudo-labels" in dlunet(place, "train", "output=none")
+    assert "4 of 4 unlabelled cases have no pseudo-labels" in dlunet("train", "output=none")
     losses["none"] = pd.read_csv(place / "none" / "metrics.csv")["train/loss"].dropna().tolist()
     assert losses["liver"] == losses["kidney"] != losses["none"]
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -102,49 +101,38 @@ def place(tiny_flare22, tmp_path_factory):
     return folder
 
 
-def start(place, verb, *settings):
-    words = (verb, "scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", *settings)
-    return subprocess.Popen(
-        [sys.executable, "-m", "dlunet", *words],
-        cwd=place,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv")
 
 
 def stop(process, ready, number):
     """Send a signal once something is there; what the process printed, and its processes that still run afterwards."""
     while not ready():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    printed = process.communicate(timeout=60)[0]
+    printed = "".join(process.communicate(timeout=60))
     _, alive = psutil.wait_procs(workers, timeout=20)
     return printed, alive
 
 
-def test_self_training_that_is_stopped_says_so_and_goes_on(place):
+def test_self_training_that_is_stopped_says_so_and_goes_on(place, start_dlunet, dlunet_process):
     """The teacher's first epoch is kept; given again, the command trains the second, and then the student."""
     settings = ("output=chain", "trainer.max_epochs=2", "sampling.steps_per_epoch=15", "sampling.num_workers=1")
     teacher = place / "chain" / "teacher"
-    process = start(place, "self_train", *settings)
+    process = start_dlunet("self_train", *TINY, *settings, cwd=place)
     printed, alive = stop(process, (teacher / "checkpoints" / "last.ckpt").exists, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, printed
     assert "the last epoch that was finished is kept" in printed and "stopped by SIGTERM" in printed
     assert "Traceback" not in printed and not alive
-    again = start(place, "self_train", *settings)
-    printed = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, printed
+    dlunet_process("self_train", *TINY, *settings, cwd=place)
     assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_processes_that_prepare_end_with_the_command(place, number):
+def test_processes_that_prepare_end_with_the_command(place, number, start_dlunet):
     shutil.rmtree(place / "prepared", ignore_errors=True)
-    process = start(place, "prepare", "data.prepared=prepared", "data.workers=2")
+    process = start_dlunet("prepare", *TINY, "data.prepared=prepared", "data.workers=2", cwd=place)
     printed, alive = stop(process, lambda: list(place.glob("prepared/*/*/*/case.json")), number)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), printed
     assert not alive
@@ -152,12 +140,11 @@ def test_processes_that_prepare_end_with_the_command(place, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
-def test_a_training_of_several_processes_ends_with_all_of_them(place, number, times):
+def test_a_training_of_several_processes_ends_with_all_of_them(place, number, times, start_dlunet):
     """The signal reaches one process alone, as from a batch system; a second Ctrl-C does not wait for the others."""
     shutil.rmtree(place / "two", ignore_errors=True)
-    process = start(
-        place, "train", "output=two", "experiment=sup_light", "trainer.devices=2", "trainer.max_epochs=1000"
-    )
+    settings = ("output=two", "experiment=sup_light", "trainer.devices=2", "trainer.max_epochs=1000")
+    process = start_dlunet("train", *TINY, *settings, cwd=place)
     ready = (place / "two" / "checkpoints" / "last.ckpt").exists
     if times == 2:
         threading.Thread(target=_ask_again, args=(process, ready)).start()

@@ -1,8 +1,8 @@
 """The terms of each method, written out after its paper: plain loops and sums, sharing nothing with the package.
 
-A function takes the inputs of a step and returns what the method's terms should be. ``f`` are the networks by role,
-``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled patches and labels, ``t`` the part of the run
-that is done, and ``draw`` the step's generator.
+A function takes the inputs of a step and the method's settings, whose defaults are the paper's, and returns what its
+terms should be. ``f`` are the networks by role, ``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled
+patches and labels, ``t`` the part of the run that is done, and ``draw`` the step's generator.
 """
 
 import math
@@ -11,8 +11,19 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-#: The settings that the methods are tried with, where not their defaults.
-SETTINGS = {"fixmatch": {"threshold": 0.4}, "unimatch": {"threshold": 0.4}, "ua_mt": {"passes": 3}}
+#: The settings that each method is tried with: its own, but for what tiny networks are never sure of, and others.
+SETTINGS = {
+    "bcp": [{}, {"unlabelled_weight": 0.3, "box": 0.5}],
+    "cross_pseudo": [{}, {"unlabelled_weight": 0.3, "num_boxes": 2}],
+    "cross_teaching": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2}],
+    "dhc": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2, "decay": 0.9, "window": 20}],
+    "entropy_minimisation": [{}, {"entropy_weight": 0.3, "ramp": 0.2}],
+    "fixmatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7}],
+    "mean_teacher": [{}, {"consistency_weight": 3, "ramp": 0.2}],
+    "supervised": [{}],
+    "ua_mt": [{"passes": 3}, {"passes": 4, "noise": 0.2, "consistency_weight": 3, "ramp": 0.2}],
+    "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3}],
+}
 
 
 def cross_entropy(p, labels, weights=None):
@@ -21,7 +32,7 @@ def cross_entropy(p, labels, weights=None):
     return by_voxel.mean() if weights is None else (by_voxel * weights).sum() / weights.sum()
 
 
-def ramp(t, length):
+def risen(t, length):
     return math.exp(-5 * (1 - min(t / length, 1)) ** 2)
 
 
@@ -29,81 +40,86 @@ def supervised(s):
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y)}}
 
 
-def cross_pseudo(s):
+def cross_pseudo(s, unlabelled_weight=0.8, num_boxes=3):
     from dlunet.methods import draw_masks  # the law of the boxes has tests of its own
 
     i, j = s.u["unlabelled_i"]["weak"], s.u["unlabelled_j"]["weak"]
-    h = draw_masks(len(i), i.shape[2:], 3, s.draw)
+    h = draw_masks(len(i), i.shape[2:], num_boxes, s.draw)
     mixed = torch.where(h[:, None], j, i)
     terms = {}
     for role, other in ("ab", "ba"):
         taught = torch.where(h, s.p(other, j).argmax(1), s.p(other, i).argmax(1))
-        unlabelled = 0.8 * cross_entropy(s.p(role, mixed), taught)
+        unlabelled = unlabelled_weight * cross_entropy(s.p(role, mixed), taught)
         terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
     return terms
 
 
-def cross_teaching(s):
-    x, terms = s.u["unlabelled"]["weak"], {}
+def cross_teaching(s, unlabelled_weight=0.1, ramp=1.0):
+    x, weight, terms = s.u["unlabelled"]["weak"], unlabelled_weight * risen(s.t, ramp), {}
     for role, other in ("ab", "ba"):
-        unlabelled = 0.1 * ramp(s.t, 1) * cross_entropy(s.p(role, x), s.p(other, x).argmax(1))
+        unlabelled = weight * cross_entropy(s.p(role, x), s.p(other, x).argmax(1))
         terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
     return terms
 
 
-def mean_teacher(s):
+def mean_teacher(s, consistency_weight=1.0, ramp=0.4):
     views = s.u["unlabelled"]
     difference = (s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2
-    terms = {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": ramp(s.t, 0.4) * difference.mean()}
-    return {"student": terms}
-
-
-def ua_mt(s):
-    views = s.u["unlabelled"]
-    difference = ((s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2).mean(1)
-    noises = [(0.1 * torch.randn(views["weak"].shape, generator=s.draw)).clamp(-0.2, 0.2) for _ in range(3)]
-    mu = sum(s.p("teacher", views["weak"] + noise) for noise in noises) / 3
-    certain = -(mu * mu.log()).sum(1) < (0.75 + 0.25 * ramp(s.t, 0.4)) * math.log(mu.shape[1])
-    assert certain.any() and not certain.all()
-    consistency = ramp(s.t, 0.4) * difference[certain].mean()
+    consistency = consistency_weight * risen(s.t, ramp) * difference.mean()
     return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
 
 
-def fixmatch(s):
+def ua_mt(s, passes=8, noise=0.1, consistency_weight=1.0, ramp=0.4):
     views = s.u["unlabelled"]
-    unlabelled = _sure(s.p("a", views["weak"]), s.p("a", views["strong"]))
+    difference = ((s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2).mean(1)
+    drawn = [torch.randn(views["weak"].shape, generator=s.draw) for _ in range(passes)]
+    mu = sum(s.p("teacher", views["weak"] + noise * eta.clamp(-2, 2)) for eta in drawn) / passes
+    certain = -(mu * mu.log()).sum(1) < (0.75 + 0.25 * risen(s.t, ramp)) * math.log(mu.shape[1])
+    assert certain.any() and not certain.all()
+    consistency = consistency_weight * risen(s.t, ramp) * difference[certain].mean()
+    return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
+
+
+def fixmatch(s, threshold=0.95, unlabelled_weight=1.0):
+    views = s.u["unlabelled"]
+    unlabelled = unlabelled_weight * _sure(s.p("a", views["weak"]), s.p("a", views["strong"]), threshold)
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "unlabelled": unlabelled}}
 
 
-def unimatch(s):
+def unimatch(s, threshold=0.95, unlabelled_weight=1.0, dropout=0.5):
     views, network = s.u["unlabelled"], s.f["a"]
     weak = s.p("a", views["weak"])
     features = network.encode(views["weak"])
-    kept = [torch.rand((*level.shape[:2], 1, 1, 1), generator=s.draw) >= 0.5 for level in features]
-    perturbed = network.decode([2 * level * keep for level, keep in zip(features, kept, strict=True)]).softmax(1)
-    strong = [_sure(weak, s.p("a", views[view])) for view in ("strong_1", "strong_2")]
-    terms = {"features": 0.5 * _sure(weak, perturbed), "strong": 0.25 * sum(strong)}
+    kept = [torch.rand((*level.shape[:2], 1, 1, 1), generator=s.draw) >= dropout for level in features]
+    dropped = [level * keep / (1 - dropout) for level, keep in zip(features, kept, strict=True)]
+    perturbed = network.decode(dropped).softmax(1)
+    strong = sum(_sure(weak, s.p("a", views[view]), threshold) for view in ("strong_1", "strong_2"))
+    terms = {
+        "features": unlabelled_weight / 2 * _sure(weak, perturbed, threshold),
+        "strong": unlabelled_weight / 4 * strong,
+    }
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), **terms}}
 
 
-def _sure(weak, other):
+def _sure(weak, other, threshold):
     q, labels = weak.max(1)
-    sure = q >= 0.4
+    sure = q >= threshold
     assert sure.any() and not sure.all()
     return (-other.gather(1, labels[:, None])[:, 0].log() * sure).mean()
 
 
-def entropy_minimisation(s):
+def entropy_minimisation(s, entropy_weight=0.1, ramp=0.4):
     p = s.p("a", s.u["unlabelled"]["weak"])
     entropy = -(p * p.log()).sum(1).mean() / math.log(p.shape[1])
-    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "entropy": 0.1 * ramp(s.t, 0.4) * entropy}}
+    weighted = entropy_weight * risen(s.t, ramp) * entropy
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "entropy": weighted}}
 
 
-def bcp(s):
+def bcp(s, unlabelled_weight=0.5, box=2 / 3):
     second, p, q = s.second, s.u["unlabelled_p"]["weak"], s.u["unlabelled_q"]["weak"]
     inside = torch.zeros(len(p), *p.shape[2:])
     for sample in range(len(p)):
-        edges = [round(size * 2 / 3) for size in p.shape[2:]]
+        edges = [round(size * box) for size in p.shape[2:]]
         ends = zip(p.shape[2:], edges, strict=True)
         z, y, x = (int(torch.randint(0, size - edge + 1, (), generator=s.draw)) for size, edge in ends)
         inside[sample, z : z + edges[0], y : y + edges[1], x : x + edges[2]] = 1
@@ -114,30 +130,30 @@ def bcp(s):
     label_out = (s.p("teacher", q).argmax(1) * inside + s.y * outside).long()
     labelled = cross_entropy(seen_in, label_in, inside) + cross_entropy(seen_out, label_out, outside)
     unlabelled = cross_entropy(seen_in, label_in, outside) + cross_entropy(seen_out, label_out, inside)
-    return {"student": {"labelled": labelled, "unlabelled": 0.5 * unlabelled}}
+    return {"student": {"labelled": labelled, "unlabelled": unlabelled_weight * unlabelled}}
 
 
-def dhc(s):
+def dhc(s, unlabelled_weight=1.0, ramp=0.4, decay=0.99, window=50):
     x = s.u["unlabelled"]["weak"]
     pseudo = {role: s.p(role, x).argmax(1) for role in "ab"}
     classes = s.p("a", x).shape[1]
     counts = [int((pseudo["b"] == k).sum()) + 1 for k in range(classes)]
     raw = [math.log(max(counts) / count) for count in counts]
-    rare = [classes * (0.99 + 0.01 * value / max(raw)) for value in raw]
+    rare = [classes * (decay + (1 - decay) * value / max(raw)) for value in raw]
     hard = []
     for k in range(classes):
         found, true = s.p("a", s.x).argmax(1) == k, s.y == k
         assert true.any()
         dice = 2 * int((found & true).sum()) / (int(found.sum()) + int(true.sum()))
-        learnt = dice * math.log((dice + 1e-8) / 2e-8) / 50  # from a Dice of 0 on
-        missed = 1 + (1 - dice - 1) / 50
+        learnt = dice * math.log((dice + 1e-8) / 2e-8) / window  # from a Dice of 0 on
+        missed = 1 + (1 - dice - 1) / window
         hard.append(classes * missed * (1e-8 / (learnt + 1e-8)) ** 0.2)
     terms = {}
     for role, other, weights in (("a", "b", hard), ("b", "a", rare)):
         of = torch.tensor(weights, dtype=torch.float64)
         taught = cross_entropy(s.p(role, x), pseudo[other], of[pseudo[other]])
         labelled = cross_entropy(s.p(role, s.x), s.y, of[s.y])
-        terms[role] = {"labelled": labelled, "unlabelled": ramp(s.t, 0.4) * taught}
+        terms[role] = {"labelled": labelled, "unlabelled": unlabelled_weight * risen(s.t, ramp) * taught}
     return terms
 
 
@@ -150,7 +166,7 @@ EQUATIONS = {
 }  # fmt: skip
 
 
-def expected_terms(name, step, seed):
+def expected_terms(name, settings, step, seed):
     """What the terms of a method should be in a step whose generator has a seed."""
     batch = step.batch
     inputs = SimpleNamespace(
@@ -163,4 +179,4 @@ def expected_terms(name, step, seed):
         t=step.progress.fraction,
         draw=torch.Generator().manual_seed(seed),
     )
-    return EQUATIONS[name](inputs)
+    return EQUATIONS[name](inputs, **settings)

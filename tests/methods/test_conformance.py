@@ -21,6 +21,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 from dlunet.losses import DeepSupervisionLoss
 from dlunet.methods import METHODS, Progress, Step
+from dlunet.networks import load_bundle
 from dlunet.preparation import Intensity, Plan
 from dlunet.training import SegmentationModule, train
 from dlunet.training.run import build_module
@@ -39,7 +40,8 @@ semi_supervised = pytest.mark.parametrize("name", [name for name in METHODS if n
 
 
 def test_every_method_has_a_config_and_its_equations():
-    assert METHODS.keys() == EQUATIONS.keys() == {path.stem for path in (CONFIGS / "method").glob("*.yaml")}
+    configs = {path.stem for path in (CONFIGS / "method").glob("*.yaml")}
+    assert METHODS.keys() == EQUATIONS.keys() == SETTINGS.keys() == configs
 
 
 class TwoParts(nn.Module):
@@ -104,13 +106,13 @@ def make_step():
     return make
 
 
-@every_method
-def test_the_terms_are_those_of_the_equations(name, make_step):
-    method = METHODS[name](**SETTINGS.get(name, {}))
+@pytest.mark.parametrize(("name", "settings"), [(name, settings) for name in METHODS for settings in SETTINGS[name]])
+def test_the_terms_are_those_of_the_equations(name, settings, make_step):
+    method = METHODS[name](**settings)
     method.setup(CLASSES)
     method.double()
     step = make_step(method)
-    terms, expected = method.losses(step), expected_terms(name, step, SEED)
+    terms, expected = method.losses(step), expected_terms(name, settings, step, SEED)
     assert {role: list(named) for role, named in terms.items()} == {k: list(v) for k, v in expected.items()}
     for role, named in expected.items():
         for term, value in named.items():
@@ -153,10 +155,16 @@ def test_supervised_epochs_take_labels_alone(name, make_step):
     method.setup(CLASSES)
     method.double()
     assert method.needs_unlabelled and method.streams_in(2) == method.streams
+    assert all(stream.labelled for stream in method.streams_in(1).values())
     step = make_step(method)
     for stream in set(step.batch) - set(method.streams_in(1)):
         del step.batch[stream]
-    assert all(list(named) == ["labelled"] for named in method.losses(step).values())
+    terms = method.losses(step)
+    assert terms.keys() == method.trained.keys()
+    for role, named in terms.items():
+        assert list(named) == ["labelled"]
+        if name not in ("bcp", "dhc"):  # patches that are mixed, classes with weights
+            torch.testing.assert_close(named["labelled"], step.from_labels(step.networks[role])["labelled"])
 
 
 class Weights(lightning.Callback):
@@ -172,26 +180,32 @@ class Weights(lightning.Callback):
 @every_method
 @pytest.mark.filterwarnings("ignore")
 def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
-    config = compose("train", [f"method={name}", "scale=tiny", "output=x"])
+    """And the checkpoint gives the network that predicts."""
+    decay = ["method.decay=0.6"] if METHODS[name]().averaged else []
+    config = compose("train", [f"method={name}", "scale=tiny", "output=x", *decay])
     plan = Plan((8.0, 8.0, 8.0), tuple(config.plan.patch_size), Intensity(0, 1, 0, 1))
     module = build_module(config, SimpleNamespace(labels=FLARE22, plan=plan))
     batches = [draw_batch(module.method, plan.patch_size, FLARE22.num_classes, torch.float32, k) for k in range(4)]
     notes = Weights()
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[notes],
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     for role in module.method.trained:
         assert any(not torch.equal(notes.seen[0][role][k], v) for k, v in notes.seen[-1][role].items())
     for role, average in module.method.averaged.items():
-        d, n = average.decay, len(notes.seen) - 1
+        d, n = 0.6, len(notes.seen) - 1
         assert all(not p.requires_grad and p.grad is None for p in module.networks[role].parameters())
         for key, found in notes.seen[-1][role].items():
             if key.startswith("module."):
                 first, *later = (weights[average.of][key.removeprefix("module.")] for weights in notes.seen)
                 expected = d**n * first + (1 - d) * sum(d ** (n - 1 - k) * w for k, w in enumerate(later))
                 torch.testing.assert_close(found, expected)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    expected = {k.removeprefix("module."): v for k, v in notes.seen[-1][module.method.predicts].items()}
+    predicting = load_bundle(checkpoint).network.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in predicting.items())
 
 
 @pytest.fixture(scope="module")

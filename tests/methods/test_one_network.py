@@ -1,4 +1,4 @@
-"""Methods with one network that learns from unlabelled patches, against their equations written out."""
+"""Methods with one network that learns from unlabelled patches, where it is sure of all, some or nothing."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ class VoxelCrossEntropy(nn.Module):
 
 
 @pytest.fixture
-def make_step():
+def step():
     generator = torch.Generator().manual_seed(1)
     draw = {"generator": generator, "dtype": torch.float64}
     image, weak, strong = (torch.randn(BATCH, 1, *PATCH, **draw) for _ in range(3))
@@ -44,11 +44,7 @@ def make_step():
     torch.manual_seed(0)
     network, loss = Levels().double(), DeepSupervisionLoss(VoxelCrossEntropy())
 
-    def make(fraction=1.0, **without):
-        seen = {name: views for name, views in batch.items() if name not in without}
-        return Step({"a": network}, seen, loss, loss, Progress(3, 1, fraction), torch.Generator())
-
-    return make
+    return Step({"a": network}, batch, loss, loss, Progress(3, 1, 1.0), torch.Generator())
 
 
 def voxels(network, x):
@@ -57,29 +53,7 @@ def voxels(network, x):
     return [p[index].tolist() for index in itertools.product(range(BATCH), *map(range, PATCH))]
 
 
-@pytest.mark.parametrize("method", [EntropyMinimisation(supervised_epochs=2), FixMatch(supervised_epochs=2)])
-def test_the_labelled_term_alone_before_unlabelled_patches_come(method, make_step):
-    assert method.needs_unlabelled and list(method.streams_in(1)) == ["labelled"]
-    assert list(method.streams_in(2)) == ["labelled", "unlabelled"]
-    step = make_step(unlabelled=True)
-    terms = method.losses(step)["a"]
-    labelled = step.batch["labelled"]
-    expected = F.cross_entropy(step.networks["a"](labelled["weak"])[0], labelled["label"])
-    assert terms.keys() == {"labelled"}
-    torch.testing.assert_close(terms["labelled"], expected)
-
-
-@pytest.mark.parametrize(("fraction", "ramp"), [(0.1, math.exp(-5 * 0.5**2)), (0.2, 1), (1, 1)])
-def test_entropy(make_step, fraction, ramp):
-    step = make_step(fraction)
-    terms = EntropyMinimisation(entropy_weight=0.3, ramp=0.2).losses(step)["a"]
-    seen = voxels(step.networks["a"], step.batch["unlabelled"]["weak"])
-    entropy = sum(-sum(p * math.log(p) for p in voxel) / math.log(CLASSES) for voxel in seen) / len(seen)
-    assert terms["entropy"].item() == pytest.approx(0.3 * ramp * entropy, rel=1e-9)
-
-
-def test_the_entropy_of_what_is_certain_is_0_with_a_gradient(make_step):
-    step = make_step()
+def test_the_entropy_of_what_is_certain_is_0_with_a_gradient(step):
     with torch.no_grad():
         step.networks["a"].fine.weight.mul_(1e6)
     terms = EntropyMinimisation().losses(step)["a"]
@@ -89,8 +63,7 @@ def test_the_entropy_of_what_is_certain_is_0_with_a_gradient(make_step):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9, 1.1])
-def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(make_step, threshold):
-    step = make_step()
+def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(step, threshold):
     network, views = step.networks["a"], step.batch["unlabelled"]
     taught, learnt = voxels(network, views["weak"]), voxels(network, views["strong"])
     sure = [max(q) >= threshold for q in taught]
@@ -100,8 +73,7 @@ def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(make_step, thres
     assert terms["unlabelled"].item() == pytest.approx(0.7 * cost / len(taught), rel=1e-9)
 
 
-def test_no_gradient_flows_through_the_pseudo_labels(make_step):
-    step = make_step()
+def test_no_gradient_flows_through_the_pseudo_labels(step):
     views = step.batch["unlabelled"]
     views["weak"].requires_grad_()
     terms = FixMatch(threshold=0.5).losses(step)["a"]

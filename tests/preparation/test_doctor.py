@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -107,27 +105,6 @@ def make_everything_wrong(root):
     }
 
 
-def dlunet(verb, root, *settings):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dlunet",
-            verb,
-            "data=nnunet",
-            f"data.root={root}",
-            "scale=tiny",
-            "data.workers=1",
-            *settings,
-        ],
-        cwd=root.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={"COLUMNS": "160", "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_a_healthy_dataset(healthy, tmp_path):
     diagnosis = examine(read_nnunet_raw(healthy, tmp_path / "splits.json"), workers=1)
     assert diagnosis.problems == ()
@@ -179,17 +156,19 @@ def test_what_is_most_likely_not_meant(root, tmp_path):
         assert said in warning
 
 
-def test_the_command(root):
+def test_the_command(root, dlunet, dlunet_process, monkeypatch):
     """Exit code 1 and the problems, if there are any; else 0; and nothing is written."""
-    done = dlunet("doctor", root)
-    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.setenv("COLUMNS", "160")
+    settings = ("data=nnunet", f"data.root={root}", "scale=tiny", "data.workers=1")
+    done = dlunet_process("doctor", *settings, cwd=root.parent)
+    assert done.stderr == ""
     assert "14 of 14" in done.stdout and "right_kidney" in done.stdout and "RAS 14" in done.stdout
     assert [path.name for path in root.parent.iterdir()] == [root.name]
     (root / "labelsTr" / "case_05.nii.gz").unlink()
     change(root / "imagesUn" / "more_2_0000.nii.gz", np.ones_like)
-    done = dlunet("doctor", root)
-    assert done.returncode == 1 and "2 problems" in done.stderr and "Traceback" not in done.stdout + done.stderr
+    done = dlunet("doctor", *settings, cwd=root.parent, fails=True)
+    assert "2 problems" in done.stderr
     assert "case_05_0000.nii.gz: has no label" in done.stdout and "all voxels are 1" in done.stdout
-    strict = dlunet("prepare", root, "strict=true")
-    assert strict.returncode == 1 and "case_05_0000.nii.gz: has no label" in strict.stderr
-    assert dlunet("prepare", root).returncode == 0
+    strict = dlunet("prepare", *settings, "strict=true", cwd=root.parent, fails=True)
+    assert "case_05_0000.nii.gz: has no label" in strict.stderr
+    dlunet("prepare", *settings, cwd=root.parent)

@@ -2,13 +2,9 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-
-COMMAND = [sys.executable, "-m", "dlunet", "prepare", "scale=tiny", "data=flare22", "data.root=flare22"]
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +14,11 @@ def place(tiny_flare22, tmp_path_factory):
     return folder
 
 
-def start(place, output):
-    return subprocess.Popen(
-        [*COMMAND, f"data.prepared={output}"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+@pytest.fixture
+def start(place, start_dlunet):
+    """``start(output)`` starts preparing."""
+    words = ("prepare", "scale=tiny", "data=flare22", "data.root=flare22")
+    return lambda output: start_dlunet(*words, f"data.prepared={output}", cwd=place)
 
 
 def seconds_of_preparing(process, folder):
@@ -43,15 +40,15 @@ def finished(folder):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_run_again(place, kills, tmp_path):
+def test_killed_and_run_again(start, kills, tmp_path):
     whole, output = tmp_path / "whole", tmp_path / "killed"
-    seconds = seconds_of_preparing(start(place, whole), whole)
+    seconds = seconds_of_preparing(start(whole), whole)
     expected = contents(whole)
     assert len(finished(whole)) == 22
     moments = random.Random(kills)
     interrupted = 0
     while interrupted < kills:
-        process = start(place, output)
+        process = start(output)
         while not (output / "fingerprint.json").exists():
             assert process.poll() is None
             time.sleep(0.005)
@@ -61,7 +58,7 @@ def test_killed_and_run_again(place, kills, tmp_path):
         interrupted += 1
         before = finished(output)
         if len(before) == 22 or interrupted == kills:
-            done = start(place, output)
+            done = start(output)
             assert done.wait(120) == 0
             after = finished(output)
             assert {path: after[path] for path in before} == before  # nothing is done twice

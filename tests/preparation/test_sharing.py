@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -135,19 +133,14 @@ def test_a_folder_that_is_only_to_be_read(root, monkeypatch):
     assert names(prepare(root)) == names(prepared)
 
 
-def command(root, fold):
-    words = ("data=folders", f"data.root={root}", "data.names=[a,b,c]", f"data.fold={fold}", "data.prepared=prep")
-    return [sys.executable, "-m", "dlunet", "prepare", *words, "scale=tiny", "data.workers=1"]
-
-
-def test_three_commands_at_once(root):
+def test_three_commands_at_once(root, start_dlunet):
     """What one sees of the others depends on the moment; what it gets does not."""
+    words = ("data=folders", f"data.root={root}", "data.names=[a,b,c]", "data.prepared=prep", "data.workers=1")
     running = [
-        subprocess.Popen(command(root, fold), cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for fold in ("all", 0, 1)
+        start_dlunet("prepare", "scale=tiny", *words, f"data.fold={fold}", cwd=root.parent) for fold in ("all", 0, 1)
     ]
-    printed = [process.communicate(timeout=300)[0].decode() for process in running]
+    printed = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], printed
-    assert "prepared: 5 labelled, 2 unlabelled, 0 validation" in printed[0]
-    for text in printed[1:]:
+    assert "prepared: 5 labelled, 2 unlabelled, 0 validation" in printed[0][0]
+    for text, _ in printed[1:]:
         assert "prepared: 4 labelled, 2 unlabelled, 1 validation" in text

@@ -1,0 +1,118 @@
+"""How tests run commands: within their own process, which takes no import of PyTorch, or in a new one."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from dlunet import cli
+
+ROOT = Path(__file__).parents[1]
+
+#: Seconds after which a process is taken to hang.
+TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+    @property
+    def all(self) -> str:
+        return self.stdout + self.stderr
+
+
+def checked(code: int, stdout: str, stderr: str, fails: bool) -> Output:
+    """What a command printed, once it is known to have ended as expected: however it ends, there is no traceback."""
+    output = Output(stdout, stderr)
+    assert code == int(fails), output.all
+    assert "Traceback" not in output.all and "Error executing job" not in output.all, output.all
+    return output
+
+
+@pytest.fixture
+def dlunet(capfd):
+    """``dlunet(verb, …, cwd=FOLDER, fails=False)`` runs a command in this process, and returns its :class:`Output`.
+
+    With ``fails`` it has to end with exit code 1. Not for plug-ins, which stay imported, nor for Weights & Biases,
+    which leaves a process behind.
+    """
+
+    def run(*words: str, cwd: Path, fails: bool = False) -> Output:
+        capfd.readouterr()  # what was printed before
+        with as_a_new_process(), chdir(cwd), patch.object(sys, "argv", ["dlunet", *words]):
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+        return checked(code, *capfd.readouterr(), fails)
+
+    return run
+
+
+@contextmanager
+def as_a_new_process() -> Iterator[None]:
+    """What the block changes of the process is changed back; it computes on one core, as :func:`start_dlunet` does."""
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with patch.dict(os.environ), patch.object(sys, "path", sys.path[:]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        HydraConfig.instance().cfg = None  # a sweep leaves its own
+        logging.captureWarnings(False)
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def start_dlunet():
+    """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a process of its own, with environment
+    variables; ``start_dlunet("train.py", …)`` starts ``python train.py``."""
+
+    def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
+        program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", "dlunet", words[0]]
+        return subprocess.Popen(
+            [sys.executable, *program, *words[1:]],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def dlunet_process(start_dlunet):
+    """As ``dlunet``, with the arguments of ``start_dlunet``: for what depends on a process of its own."""
+
+    def run(*words: str, cwd: Path, fails: bool = False, **environment: str) -> Output:
+        with start_dlunet(*words, cwd=cwd, **environment) as process:
+            try:
+                printed = process.communicate(timeout=TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return checked(process.returncode, *printed, fails)
+
+    return run
