@@ -1,7 +1,8 @@
 """Training: the LightningModule, the run folder, the run from its config to its checkpoints."""
 
+from dlunet.training.data import prepare
 from dlunet.training.module import SegmentationModule
-from dlunet.training.run import prepare, train
+from dlunet.training.run import train
 from dlunet.training.run_folder import RunFolder
 
 __all__ = ["RunFolder", "SegmentationModule", "prepare", "train"]

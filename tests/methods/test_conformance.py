@@ -24,7 +24,7 @@ from dlunet.methods import METHODS, Progress, Step
 from dlunet.networks import load_bundle
 from dlunet.preparation import Intensity, Plan
 from dlunet.training import SegmentationModule, train
-from dlunet.training.run import build_module
+from dlunet.training.build import build_module
 from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5

@@ -11,7 +11,7 @@ from dlunet.labels import FLARE22, label_set
 from dlunet.methods import Fixed, Method, Stream, Trained
 from dlunet.networks import Bundle, build_network, describe, save_safetensors
 from dlunet.preparation import Intensity, Plan
-from dlunet.training.run import build_module
+from dlunet.training.build import build_module
 
 PATCH = (16, 32, 32)
 PLAN = Plan((8.0, 8.0, 8.0), PATCH, Intensity(0, 1, 0, 1))

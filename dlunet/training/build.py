@@ -1,0 +1,92 @@
+"""From a config to its module: networks, method, losses, optimiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from dlunet.errors import UserError
+from dlunet.labels import LabelSet
+from dlunet.methods import Fixed, Trained
+from dlunet.networks import build_network, load_bundle
+from dlunet.preparation import PreparedDataset
+from dlunet.training.module import SegmentationModule
+
+
+def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
+    """The networks, the method and the loss of a config.
+
+    Raises:
+        UserError: A network cannot be built, or does not fit the labels or the patch size.
+    """
+    method = instantiate(config.method)
+    classes = {"num_classes": prepared.labels.num_classes}
+    descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
+    networks = {role: _build_network(description) for role, description in descriptions.items()}
+    for network in networks.values():
+        _check_patch(network, prepared.plan.patch_size)
+    networks |= {role: _load_fixed(kind, prepared.labels) for role, kind in method.fixed.items()}
+    source = method.averaged[method.predicts].of if method.predicts in method.averaged else method.predicts
+    return SegmentationModule(
+        networks=networks,
+        network_description=descriptions[source],
+        method=method,
+        loss=instantiate(config.loss),
+        pseudo_loss=instantiate(config.pseudo_loss),
+        optimizer=instantiate(config.optimizer.algorithm),
+        schedule=instantiate(config.optimizer.schedule),
+        gradient_clip=config.optimizer.gradient_clip,
+        plan=prepared.plan,
+        labels=prepared.labels,
+        seed=config.seed,
+    )
+
+
+def network_config(config: DictConfig, trained: Trained) -> DictConfig:
+    """The part of a config that describes a network which its method trains.
+
+    Raises:
+        UserError: The config has none of this name.
+    """
+    if trained.config not in config:
+        raise UserError(
+            f"method: trains a network that {trained.config} describes, and the config has no {trained.config}; add "
+            f"- /network@_global_.{trained.config}: plain to the defaults of the method's config"
+        )
+    return config[trained.config]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain dictionaries and lists, its references resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _build_network(description: dict[str, Any]) -> nn.Module:
+    try:
+        return build_network(description)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"network: {error}; check the network settings") from None
+
+
+def _load_fixed(fixed: Fixed, labels: LabelSet) -> nn.Module:
+    bundle = load_bundle(Path(fixed.checkpoint))
+    if bundle.labels != labels:
+        raise UserError(
+            f"{fixed.checkpoint}: segments {', '.join(label.name for label in bundle.labels)}; expected the labels of "
+            f"the dataset: {', '.join(label.name for label in labels)}"
+        )
+    assert bundle.network is not None
+    return bundle.network
+
+
+def _check_patch(network: nn.Module, patch_size: tuple[int, int, int]) -> None:
+    total_stride = getattr(network, "total_stride", (1, 1, 1))
+    if any(size % step for size, step in zip(patch_size, total_stride, strict=True)):
+        raise UserError(
+            f"plan.patch_size: found {list(patch_size)}; expected multiples of the network's total stride "
+            f"{list(total_stride)}"
+        )

@@ -1,0 +1,69 @@
+"""The cases of a config, as they are and as they are prepared."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dlunet.datasets import Dataset, with_pseudo_labels
+from dlunet.files import write_if_changed
+from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
+from dlunet.training.build import plain
+from dlunet.training.planning import complete_plan, fingerprint
+
+log = logging.getLogger(__name__)
+
+
+def open_dataset(config: DictConfig) -> Dataset:
+    """The cases of a config's dataset; without the unlabelled ones where the method uses none."""
+    dataset = instantiate(config.data.source)
+    if not instantiate(config.method).needs_unlabelled:
+        return replace(dataset, unlabelled=())
+    if config.data.pseudo_labels is not None:
+        return with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
+    return dataset
+
+
+def prepared_folder(config: DictConfig) -> Path:
+    """Where the cases of a config whose plan is complete are prepared: another spacing has a folder of its own."""
+    return Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
+
+
+def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFolder | None = None) -> PreparedDataset:
+    """Bring the cases of a config up to date.
+
+    Args:
+        config: The composed config.
+        dataset: Its cases, see :func:`open_dataset`.
+        shared: See :func:`dlunet.preparation.prepare_dataset`.
+    """
+    dataset = open_dataset(config) if dataset is None else dataset
+    complete_plan(config, dataset)
+    folder = prepared_folder(config)
+    prepared = prepare_dataset(
+        dataset,
+        folder,
+        config.plan.spacing,
+        config.plan.patch_size,
+        config.data.workers,
+        config.strict,
+        fingerprint(config, dataset),
+        shared,
+    )
+    described = {"plan": prepared.plan.to_dict(), "network": plain(config.network)}
+    write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
+    return prepared
+
+
+def can_choose(prepared: PreparedDataset) -> bool:
+    """Whether the validation cases tell a better network from a worse one; say so where they should and do not."""
+    if prepared.validation and not any(case.ranges for case in prepared.validation):
+        log.warning(
+            "warning: none of the %d validation cases shows an organ: no epoch is the best, and the last one counts",
+            len(prepared.validation),
+        )
+    return any(case.ranges for case in prepared.validation)

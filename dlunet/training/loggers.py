@@ -1,0 +1,58 @@
+"""What a run is logged to: always ``metrics.csv``, and the logger of choice."""
+
+from __future__ import annotations
+
+import os
+
+import wandb
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from dlunet.errors import UserError
+from dlunet.training.metrics_file import metrics_logger
+from dlunet.training.run_folder import RunFolder
+
+
+def check_login(logger: DictConfig) -> None:
+    """Make sure that a run can be sent to Weights & Biases before any work is done for it.
+
+    Raises:
+        UserError: It is to be sent, and there is no login, or the server cannot be reached.
+    """
+    if not _uses_wandb(logger) or logger.offline:
+        return
+    try:
+        if wandb.login(timeout=60):
+            return
+        reason = "no API key"
+    except wandb.Error as error:
+        reason = str(error)
+    raise UserError(
+        f"logger.offline=false: Weights & Biases cannot be used ({reason}); run `wandb login` or set WANDB_API_KEY, "
+        "check the network, or leave the run offline and upload it later with `wandb sync`: logger.offline=true"
+    )
+
+
+def build_loggers(logger: DictConfig, folder: RunFolder, epochs_done: int) -> list[Logger]:
+    """The logger of choice, and always ``metrics.csv``: the report reads it.
+
+    Args:
+        logger: The config of the logger of choice; without a target, there is none.
+        folder: The run folder.
+        epochs_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
+
+    Raises:
+        UserError: The logger of choice is not installed.
+    """
+    loggers: list[Logger] = [metrics_logger(folder.path, epochs_done)]
+    if "_target_" in logger and ("WandbLogger" not in logger._target_ or _uses_wandb(logger)):
+        try:
+            loggers.append(instantiate(logger))
+        except ModuleNotFoundError as error:
+            raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
+    return loggers
+
+
+def _uses_wandb(logger: DictConfig) -> bool:
+    return "WandbLogger" in logger.get("_target_", "") and os.environ.get("WANDB_MODE") != "disabled"

@@ -1,0 +1,68 @@
+"""Lightning's trainer for a run: its plugins, callbacks and strategy."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+
+from dlunet.errors import UserError
+from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
+from dlunet.training.loggers import build_loggers
+from dlunet.training.run_folder import RunFolder
+
+
+def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, epochs_done: int) -> lightning.Trainer:
+    """Lightning's trainer with the run's callbacks and loggers.
+
+    Args:
+        config: The composed config.
+        folder: The run folder.
+        has_validation: Whether there are validation cases that tell which epoch is the best.
+        epochs_done: The epochs behind the checkpoint that the run continues from; 0 for a new run.
+
+    Raises:
+        UserError: The trainer settings do not fit each other or the machine.
+    """
+    settings: dict[str, Any] = dict(config.trainer)
+    plugins: list[Any] = [WholeCheckpointIO()]
+    if "strategy" not in settings and settings.get("num_nodes", 1) == 1:
+        # This process starts all others itself: what a batch system says of its tasks is not about them.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
+        os.environ.pop("LOCAL_RANK", None)
+        plugins.append(LightningEnvironment())
+    if _is_distributed(settings.get("devices", 1)):
+        # Spawned processes also work inside a sweep; the coarsest head has no loss, so its gradient is missing.
+        settings.setdefault("strategy", "ddp_spawn_find_unused_parameters_true")
+    loggers = build_loggers(config.logger, folder, epochs_done)
+    try:
+        return lightning.Trainer(
+            **settings,
+            plugins=plugins,
+            default_root_dir=folder.path,
+            callbacks=_callbacks(folder, has_validation),
+            logger=loggers,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,  # the data module gives every process its own cases
+            num_sanity_val_steps=0,
+            limit_val_batches=1.0 if has_validation else 0,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"trainer: {error}; check the trainer settings") from None
+
+
+def _callbacks(folder: RunFolder, has_validation: bool) -> list[Callback]:
+    last = MovableCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    best = MovableCheckpoint(folder.checkpoints, "best", "val/dsc", mode="max", enable_version_counter=False)
+    return [last, *([best] if has_validation else []), RichProgressBar(leave=False)]
+
+
+def _is_distributed(devices: Any) -> bool:
+    return len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
