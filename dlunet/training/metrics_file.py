@@ -19,7 +19,10 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
         output: The run folder.
         epochs_done: The epochs behind the checkpoint that the run continues from; 0 for a new run.
     """
-    kept = [row for row in _read_rows(output / "metrics.csv") if int(row["epoch"]) < epochs_done]
+    rows = _read_rows(output / "metrics.csv")
+    # By their steps: a row of learning rates has no epoch.
+    last_step = max((int(row["step"]) for row in rows if row["epoch"] and int(row["epoch"]) < epochs_done), default=-1)
+    kept = [row for row in rows if int(row["step"]) <= last_step]
     logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
@@ -31,6 +34,13 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
 def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    # What a crash of the machine left unwritten is NULs; a row that was cut off when the run was killed has no epoch.
+    # What a crash of the machine left unwritten is NULs.
     lines = path.read_text(encoding="utf-8", errors="replace").partition("\0")[0].splitlines()
-    return [row for row in csv.DictReader(lines) if (row.get("epoch") or "").isdecimal() and None not in row]
+    return [row for row in csv.DictReader(lines) if _is_whole(row)]
+
+
+def _is_whole(row: dict) -> bool:
+    """Whether a row has a number for its step and no column too many or, as one cut off by a kill, too few."""
+    if None in row or None in row.values() or not {"epoch", "step"} <= row.keys():
+        return False
+    return row["step"].isdecimal() and (row["epoch"] or "0").isdecimal()

@@ -8,8 +8,10 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
@@ -82,14 +84,21 @@ class SegmentationModule(lightning.LightningModule):
             self.networks[role].eval()
         return self
 
-    def configure_optimizers(self) -> Optimizer:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimiser with a group a network: mixed precision changes its scale once a step, after all gradients."""
-        return self.make_optimizer([{"params": list(network.parameters())} for network in self._trained])
+        optimizer = self.make_optimizer([{"params": list(network.parameters())} for network in self._trained])
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
+
+    def on_train_start(self) -> None:
+        """Set the rate anew: a run may go on for longer than was planned, or from a checkpoint without a schedule."""
+        if self.current_epoch:
+            self._scheduler.last_epoch = self._progress(0).step - 1
+            self._scheduler.step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise the sum of the method's losses."""
         optimizer = cast(LightningOptimizer, self.optimizers())
-        self._set_learning_rate(optimizer, batch_idx)
         progress = self._progress(batch_idx)
         step = Step(
             networks=dict(self.networks.items()),
@@ -103,12 +112,12 @@ class SegmentationModule(lightning.LightningModule):
         optimizer.zero_grad()
         self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
         optimizer.step()
+        self._scheduler.step()
         self._average()
         self.method.after_step(step)
         values = {f"{name}_{role}": value.detach() for role, named in terms.items() for name, value in named.items()}
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
         self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)
-        self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here, each network on its own: by now mixed precision has unscaled the gradients."""
@@ -155,13 +164,15 @@ class SegmentationModule(lightning.LightningModule):
         else:
             side_by_side(self.manual_backward, losses, device=self.device)
 
-    def _set_learning_rate(self, optimizer: LightningOptimizer, batch_idx: int) -> None:
+    @property
+    def _scheduler(self) -> LambdaLR:
+        return cast(LambdaLR, self.lr_schedulers())
+
+    def _learning_rate_factor(self, step: int) -> float:
         assert self.trainer.max_epochs is not None
-        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        factor = self.schedule(epoch, self.trainer.max_epochs)
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            group["lr"] = group["initial_lr"] * factor
+        # Infinite until the data is there: the first step, which is asked for earlier, is at epoch 0 all the same.
+        steps = self.trainer.num_training_batches
+        return self.schedule(step // steps + step % steps / steps, self.trainer.max_epochs)
 
     def _progress(self, batch_idx: int) -> Progress:
         assert self.trainer.max_epochs is not None

@@ -106,5 +106,10 @@ def _device_name(config: DictConfig) -> str:
 def _silence_lightning() -> None:
     """Drop Lightning's banners, and its advice on settings that are chosen on purpose here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        r".*`lr_scheduler\.step\(\)` before",  # mixed precision leaves out a first step whose gradients overflow
+    ):
         warnings.filterwarnings("ignore", message)

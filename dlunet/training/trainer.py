@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -61,7 +61,7 @@ def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, e
 def _callbacks(folder: RunFolder, has_validation: bool) -> list[Callback]:
     last = MovableCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     best = MovableCheckpoint(folder.checkpoints, "best", "val/dsc", mode="max", enable_version_counter=False)
-    return [last, *([best] if has_validation else []), RichProgressBar(leave=False)]
+    return [last, *([best] if has_validation else []), LearningRateMonitor("step"), RichProgressBar(leave=False)]
 
 
 def _is_distributed(devices: Any) -> bool:
