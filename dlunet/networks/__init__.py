@@ -1,14 +1,8 @@
 """The networks: one U-Net with two kinds of stage, and how a checkpoint describes one."""
 
-from dlunet.networks.bundle import (
-    Bundle,
-    build_network,
-    describe,
-    load_bundle,
-    read_description,
-    register_network,
-    save_safetensors,
-)
+from dlunet.networks.bundle import Bundle, describe, read_description
+from dlunet.networks.checkpoint_files import load_bundle, save_safetensors
+from dlunet.networks.registry import build_network, register_network
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
 
 __all__ = [

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from dlunet.errors import UserError
 from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import FileLock
-from dlunet.networks.bundle import read_checkpoint
+from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
 from dlunet.settings import flattened
 

@@ -1,0 +1,103 @@
+"""Files with trained networks: checkpoints and .safetensors, read without running code from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dlunet.errors import UserError
+from dlunet.files import write_bytes
+from dlunet.networks.bundle import FIRST, KEY, WEIGHTS, Bundle, read_description
+from dlunet.networks.registry import build_network
+from dlunet.networks.unet import UNet
+
+#: The ending of a file that holds weights and nothing else.
+SAFETENSORS = ".safetensors"
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Load the network that predicts from a checkpoint, without running code from it.
+
+    Raises:
+        UserError: The file is missing, damaged, or not a checkpoint of this project.
+    """
+    values = read_safetensors(path) if path.suffix == SAFETENSORS else read_checkpoint(path)
+    try:
+        described = values[KEY]
+        plan, labels = read_description(described)
+        network = build_network(described["network"])
+        prefix = described.get(WEIGHTS, FIRST)
+        weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
+        network.load_state_dict(weights)
+        if isinstance(network, UNet):
+            network.check_size(plan.patch_size)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: is not a usable DLUNet checkpoint ({type(error).__name__}: {reason}); expected one that training "
+            "wrote, such as runs/…/checkpoints/best.ckpt"
+        ) from None
+    return Bundle(network.eval(), plan, labels, _digest(weights), described)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The values of a checkpoint file, tensors on the CPU.
+
+    Raises:
+        UserError: The file is missing or is not a checkpoint.
+    """
+    _check_exists(path)
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way: IndexError, struct.error, AssertionError, …
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(
+            f"{path}: is not a checkpoint, or is damaged ({reason}); expected one that training wrote"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: is not a checkpoint: found a {type(values).__name__}, expected a dictionary")
+    return values
+
+
+def save_safetensors(bundle: Bundle, path: Path) -> None:
+    """Write the network that predicts, with its description, as a .safetensors file."""
+    assert bundle.network is not None
+    weights = {name: value.contiguous() for name, value in bundle.network.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(weights, {KEY: json.dumps(bundle.description)}))
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The values of a .safetensors file, arranged as in a checkpoint.
+
+    Raises:
+        UserError: The file is missing, damaged, or not one of this project.
+    """
+    _check_exists(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            described = json.loads((file.metadata() or {})[KEY])
+            prefix = described.get(WEIGHTS, FIRST)
+            weights = {f"{prefix}{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is not a checkpoint, or is damaged ({error}); expected one that `dlunet export` wrote"
+        ) from None
+    return {KEY: described, "state_dict": weights}
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a file such as runs/…/checkpoints/best.ckpt")
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(weights.items()):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
