@@ -85,13 +85,13 @@ class SegmentationModule(lightning.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimiser with a group a network: mixed precision changes its scale once a step, after all gradients."""
-        optimizer = self.make_optimizer([{"params": list(network.parameters())} for network in self._trained])
+        """One optimiser for all networks: mixed precision changes its scale once per step, after all gradients."""
+        optimizer = self.make_optimizer([weight for network in self._trained for weight in network.parameters()])
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
 
     def on_train_start(self) -> None:
-        """Set the rate anew: a run may go on for longer than was planned, or from a checkpoint without a schedule."""
+        """Set the rate again: a run may be resumed with more epochs, or from a checkpoint without a schedule."""
         if self.current_epoch:
             self._scheduler.last_epoch = self._progress(0).step - 1
             self._scheduler.step()

@@ -61,7 +61,7 @@ def test_killed_run_continues_to_the_same_end(place, train, train_process, start
         process.send_signal(signal.SIGKILL)
     assert "resume=auto" in train(*settings, "output=killed", fails=True)
     train_process(*settings, "output=killed", "resume=auto")
-    for column in ("train/loss", "train/lr/pg1"):
+    for column in ("train/loss", "train/lr"):
         assert metrics(killed, column) == metrics(place / "whole", column) != []
     weights = [torch.load(place / run / "checkpoints/last.ckpt", weights_only=True) for run in ("whole", "killed")]
     for name, tensor in weights[0]["state_dict"].items():
