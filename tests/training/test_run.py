@@ -107,7 +107,7 @@ def test_validation_cases_are_scored_where_test_cases_have_no_labels(tiny_flare2
     tiny_flare22(tmp_path / "flare22")
     shutil.rmtree(tmp_path / "flare22" / "Testing" / "labels")
     printed = train("experiment=sup_light", "output=run", "test=true", "trainer.max_epochs=1", cwd=tmp_path)
-    assert "no test case has labels; the validation cases are scored instead" in printed
+    assert "no test case has a label map; the validation cases are scored instead" in printed
     rows = (tmp_path / "run" / "scores" / "scores.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"FLARETs_0001"}
 
