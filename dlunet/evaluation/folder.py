@@ -18,6 +18,7 @@ from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
+from dlunet.run_layout import ScoresLayout
 from dlunet.volumes import case_name, list_volumes, other_geometry, read_labels
 
 #: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
@@ -84,11 +85,12 @@ def evaluate_folder(
         columns=["case", "organ", *ALWAYS, *metrics],
     )
     if len(scores):
-        write_text(output / "scores.csv", scores.to_csv(index=False))
-        write_text(output / "summary.csv", summarize_scores(scores, labels, shown).to_csv(index=False))
+        layout = ScoresLayout(output)
+        write_text(layout.table, scores.to_csv(index=False))
+        write_text(layout.summary, summarize_scores(scores, labels, shown).to_csv(index=False))
         write_metrics({**ALWAYS, **metrics}, output)
         references_used = {pair.case: str(pair.reference.resolve()) for pair in pairs if pair.case in rows}
-        write_text(output / "references.json", json.dumps(references_used, indent=2))
+        write_text(layout.references, json.dumps(references_used, indent=2))
     if failures:
         raise UserError(_failure_message(failures, len(rows), output))
     return scores
@@ -233,7 +235,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _failure_message(failures: dict[str, str], scored: int, output: Path) -> str:
-    done = f"the other {scored} are in {output / 'scores.csv'}" if scored else "no other case was scored"
+    done = f"the other {scored} are in {ScoresLayout(output).table}" if scored else "no other case was scored"
     lines = "\n".join(f"  {message}" for _, message in sorted(failures.items()))
     return f"{len(failures)} of {len(failures) + scored} cases could not be scored ({done}):\n{lines}"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlunet.errors import UserError
 from dlunet.files import write_text
+from dlunet.run_layout import ScoresLayout
 
 with warnings.catch_warnings():
     # The package's own imports use names that SciPy has deprecated.
@@ -44,9 +45,6 @@ ALWAYS = {"dsc": Metric("DSC"), "nsd": Metric("NSD")}
 
 #: The others, by the names that ``dlunet evaluate metrics=[…]`` takes.
 METRICS: dict[str, Metric] = {}
-
-#: Beside the scores: what their columns are, so that a report needs no plug-in.
-FILE = "metrics.json"
 
 
 def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure], AnyMeasure]:
@@ -93,7 +91,7 @@ def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
 def write_metrics(metrics: Mapping[str, Metric], folder: Path) -> None:
     """Write beside scores what their columns are."""
     described = {name: [metric.title, metric.higher_is_better] for name, metric in metrics.items()}
-    write_text(folder / FILE, json.dumps(described, indent=2))
+    write_text(ScoresLayout(folder).metrics, json.dumps(described, indent=2))
 
 
 def read_metrics(folder: Path) -> dict[str, Metric]:
@@ -102,7 +100,7 @@ def read_metrics(folder: Path) -> dict[str, Metric]:
     Raises:
         OSError, ValueError, TypeError, AttributeError: What tells is damaged.
     """
-    file = folder / FILE
+    file = ScoresLayout(folder).metrics
     if not file.exists():
         return ALWAYS
     written = json.loads(file.read_text(encoding="utf-8"))

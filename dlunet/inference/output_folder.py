@@ -15,21 +15,13 @@ from dlunet.files import remove_leftovers, write_text
 from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
 from dlunet.locks import FileLock
+from dlunet.run_layout import PredictionsLayout
 from dlunet.volumes import case_name
-
-#: What the label maps were made with, and of which CTs.
-RECORD = "prediction.json"
 
 
 @dataclass(frozen=True)
-class OutputFolder:
-    """A folder of predicted label maps, their record and tables.
-
-    Attributes:
-        path: The folder.
-    """
-
-    path: Path
+class OutputFolder(PredictionsLayout):
+    """A folder of predicted label maps, their record and tables."""
 
     def claim(self, images: Sequence[Path], settings: dict[str, Any], replace: bool) -> dict[Path, Path]:
         """Make the folder the one for the labels of some CTs, and return where each one's labels go.
@@ -52,7 +44,7 @@ class OutputFolder:
         targets = self._targets(images)
         settings = json.loads(json.dumps(settings))  # as it is read back
         with self._writing():
-            found = self._read_record() if self._record.exists() else {}
+            found = self._read_record() if self.record.exists() else {}
             changed = [key for key in settings if found.get(key) != settings[key]]
             if changed:
                 known = [f"{key}: found {found.get(key)}, now {settings[key]}" for key in changed] if found else []
@@ -60,7 +52,7 @@ class OutputFolder:
                 found = {}
             known_images = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in images}
             record = {**settings, "images": known_images, "warnings": found.get("warnings", {})}
-            write_text(self._record, json.dumps(record, indent=2))
+            write_text(self.record, json.dumps(record, indent=2))
         remove_leftovers(self.path)
         return targets
 
@@ -72,7 +64,7 @@ class OutputFolder:
             if warnings or name in known:
                 others = {case: messages for case, messages in known.items() if case != name}
                 changed = {**others, name: list(warnings)} if warnings else others
-                write_text(self._record, json.dumps({**record, "warnings": changed}, indent=2))
+                write_text(self.record, json.dumps({**record, "warnings": changed}, indent=2))
 
     def add(self, table: str, row: dict[str, str]) -> None:
         """Add a case's row to a table, in place of the one that it has there."""
@@ -85,16 +77,12 @@ class OutputFolder:
         Raises:
             UserError: The record is damaged.
         """
-        if not self._record.exists():
+        if not self.record.exists():
             return None
         try:
             return LabelSet.from_dict(self._read_record()["labels"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self._record}: does not list the labels ({error}); pass labels=dataset.json") from None
-
-    @property
-    def _record(self) -> Path:
-        return self.path / RECORD
+            raise UserError(f"{self.record}: does not list the labels ({error}); pass labels=dataset.json") from None
 
     def _targets(self, images: Sequence[Path]) -> dict[Path, Path]:
         names = [case_name(path) for path in images]
@@ -131,10 +119,10 @@ class OutputFolder:
 
     def _read_record(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._record.read_text()))
+            return dict(json.loads(self.record.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self._record}: is damaged ({error}); delete it together with the label maps beside it"
+                f"{self.record}: is damaged ({error}); delete it together with the label maps beside it"
             ) from None
 
     @contextmanager

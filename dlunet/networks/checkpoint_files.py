@@ -16,9 +16,13 @@ from dlunet.files import write_bytes
 from dlunet.networks.bundle import FIRST, KEY, WEIGHTS, Bundle, read_description
 from dlunet.networks.registry import build_network
 from dlunet.networks.unet import UNet
+from dlunet.run_layout import RunLayout
 
 #: The ending of a file that holds weights and nothing else.
 SAFETENSORS = ".safetensors"
+
+#: A checkpoint, for messages.
+EXAMPLE = RunLayout(Path("runs/…")).best
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -41,7 +45,7 @@ def load_bundle(path: Path) -> Bundle:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: is not a usable DLUNet checkpoint ({type(error).__name__}: {reason}); expected one that training "
-            "wrote, such as runs/…/checkpoints/best.ckpt"
+            f"wrote, such as {EXAMPLE}"
         ) from None
     return Bundle(network.eval(), plan, labels, _digest(weights), described)
 
@@ -93,7 +97,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; expected a file such as runs/…/checkpoints/best.ckpt")
+        raise UserError(f"{path}: no such checkpoint; expected a file such as {EXAMPLE}")
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

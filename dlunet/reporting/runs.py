@@ -15,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics
-from dlunet.evaluation.metrics import ALWAYS, FILE
+from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
 from dlunet.volumes import case_name, list_volumes
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
@@ -101,10 +102,12 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; expected a run folder, or a folder of run folders")
-        runs = [path.parent for path in sorted(folder.rglob("config.yaml")) if (path.parent / "metrics.csv").is_file()]
+        config, metrics = RunLayout(folder).config.name, RunLayout(folder).metrics.name
+        below = [path.parent for path in sorted(folder.rglob(config))]
+        runs = [path for path in below if RunLayout(path).metrics.is_file()]
         if not runs:
             raise UserError(
-                f"{folder}: found no run; expected a folder with config.yaml and metrics.csv in it or below it; "
+                f"{folder}: found no run; expected a folder with {config} and {metrics} in it or below it; "
                 "give the folder that training wrote"
             )
         found.update({run.resolve(): run for run in runs})
@@ -118,16 +121,18 @@ def read_run(folder: Path) -> Run:
         UserError: The configuration cannot be read: without it, nothing is known about the run.
     """
     missing: list[str] = []
+    run = RunLayout(folder)
+    predictions, scores = PredictionsLayout(run.predictions), ScoresLayout(run.scores)
     return Run(
         folder=folder,
-        config=_read_config(folder / "config.yaml"),
-        metrics=_read_metrics(folder / "metrics.csv", missing),
-        provenance=_read_provenance(folder / "provenance.json", missing),
-        scores=_read_scores(folder / "scores" / "scores.csv", missing),
-        predictions=_list_predictions(folder / "predictions", missing),
-        cases=_read_cases(folder / "predictions" / "prediction.json", folder / "scores" / "references.json", missing),
-        labels=_read_labels(folder / "labels.json", missing),
-        score_metrics=_read_score_metrics(folder / "scores", missing),
+        config=_read_config(run.config),
+        metrics=_read_metrics(run.metrics, missing),
+        provenance=_read_provenance(run.provenance, missing),
+        scores=_read_scores(scores.table, missing),
+        predictions=_list_predictions(predictions.path, missing),
+        cases=_read_cases(predictions.record, scores.references, missing),
+        labels=_read_labels(run.labels, missing),
+        score_metrics=_read_score_metrics(scores, missing),
         missing=tuple(missing),
     )
 
@@ -238,11 +243,11 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     return scores
 
 
-def _read_score_metrics(scores: Path, missing: list[str]) -> Mapping[str, Metric]:
+def _read_score_metrics(scores: ScoresLayout, missing: list[str]) -> Mapping[str, Metric]:
     try:
-        return read_metrics(scores)
+        return read_metrics(scores.path)
     except (OSError, ValueError, TypeError, AttributeError):
-        missing.append(f"{scores.name}/{FILE} cannot be read: only DSC and NSD are shown")
+        missing.append(f"{scores.path.name}/{scores.metrics.name} cannot be read: only DSC and NSD are shown")
         return ALWAYS
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
+from dlunet.run_layout import RunLayout
+
 
 def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
     """A logger that writes ``output/metrics.csv``.
@@ -19,7 +21,7 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
         output: The run folder.
         epochs_done: The epochs behind the checkpoint that the run continues from; 0 for a new run.
     """
-    rows = _read_rows(output / "metrics.csv")
+    rows = _read_rows(RunLayout(output).metrics)
     # By their steps: a row of learning rates has no epoch.
     last_step = max((int(row["step"]) for row in rows if row["epoch"] and int(row["epoch"]) < epochs_done), default=-1)
     kept = [row for row in rows if int(row["step"]) <= last_step]

@@ -69,7 +69,7 @@ def train(config: DictConfig) -> Path:
 
 def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epochs_done: int) -> None:
     folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
-    write_text(folder.path / "labels.json", json.dumps(prepared.labels.to_dict(), indent=2))
+    write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     datamodule = PatchDataModule(
         prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling

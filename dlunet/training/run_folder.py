@@ -1,4 +1,4 @@
-"""The folder of a training run: what lies where in it, and who may write to it."""
+"""The folder of a training run: who may write to it, and whether a run may go on in it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
+from dlunet.run_layout import RunLayout
 from dlunet.settings import flattened
 
 #: Settings that may differ between a run and its continuation.
@@ -36,40 +37,13 @@ FREE_ON_RESUME = (
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run's folder, wherever it lies: it may be moved and copied.
-
-    Attributes:
-        path: The folder.
-    """
-
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint of the last epoch that was finished."""
-        return self.checkpoints / "last.ckpt"
+class RunFolder(RunLayout):
+    """A run's folder, wherever it lies: it may be moved and copied."""
 
     @property
     def trained(self) -> Path:
         """The checkpoint to use: the best one, or the last where no validation tells which is best."""
-        best = self.checkpoints / "best.ckpt"
-        return best if best.exists() else self.last
-
-    @property
-    def predictions(self) -> Path:
-        """Label maps of the test cases."""
-        return self.path / "predictions"
-
-    @property
-    def scores(self) -> Path:
-        """Their scores."""
-        return self.path / "scores"
+        return self.best if self.best.exists() else self.last
 
     def check_free(self, resume: bool) -> None:
         """Check that a new run does not begin where there is one.
@@ -95,7 +69,7 @@ class RunFolder:
                 f"{self.path}: another run is writing to this folder; wait for it to end, or start this one elsewhere: "
                 "output=FOLDER"
             )
-        log = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        log = logging.FileHandler(self.log, encoding="utf-8")
         logging.getLogger().addHandler(log)
         try:
             yield
@@ -122,8 +96,8 @@ class RunFolder:
             )
         if self.checkpoints.is_dir():
             remove_leftovers(self.checkpoints)
-        write_text(self._config, OmegaConf.to_yaml(OmegaConf.create(settings)))
-        write_text(self.path / "provenance.json", json.dumps(provenance(), indent=2))
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
+        write_text(self.provenance, json.dumps(provenance(), indent=2))
         return epochs_done
 
     def keep_cases(self, cases: Mapping[str, list[str]]) -> None:
@@ -132,24 +106,18 @@ class RunFolder:
         Raises:
             UserError: They are not: what was a training case may now be a validation case.
         """
-        file = self.path / "cases.json"
-        known = self._known_cases(file) if self.last.exists() else None
+        known = self._known_cases() if self.last.exists() else None
         changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
         if any(changed):
             raise UserError(
                 f"{self.path}: holds a run on other cases ({'; '.join(filter(None, changed))}); restore them, or start "
                 "another run with output=FOLDER"
             )
-        write_text(file, json.dumps(cases, indent=2))
+        write_text(self.cases, json.dumps(cases, indent=2))
 
-    @property
-    def _config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @staticmethod
-    def _known_cases(file: Path) -> dict[str, list[str]] | None:
+    def _known_cases(self) -> dict[str, list[str]] | None:
         try:
-            return dict(json.loads(file.read_text()))
+            return dict(json.loads(self.cases.read_text()))
         except (OSError, ValueError, TypeError):
             return None  # a run of an earlier version, or a file that was lost with the machine
 
@@ -168,17 +136,17 @@ class RunFolder:
 
     def _read_settings(self) -> Any:
         """What the run was begun with; nothing where the user took the file away."""
-        if not self._config.exists():
+        if not self.config.exists():
             return None
         try:
-            settings = OmegaConf.to_container(OmegaConf.load(self._config))
+            settings = OmegaConf.to_container(OmegaConf.load(self.config))
         except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             settings, reason = None, str(error).splitlines()[0]
         else:
             reason = "it is empty"
         if not settings:
             raise UserError(
-                f"{self._config}: is damaged ({reason}), so that nothing tells with which settings the run began; "
+                f"{self.config}: is damaged ({reason}), so that nothing tells with which settings the run began; "
                 "delete it to continue with those of this command, or use output=FOLDER"
             )
         return settings

@@ -59,8 +59,10 @@ def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, e
 
 
 def _callbacks(folder: RunFolder, has_validation: bool) -> list[Callback]:
-    last = MovableCheckpoint(folder.checkpoints, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    best = MovableCheckpoint(folder.checkpoints, "best", "val/dsc", mode="max", enable_version_counter=False)
+    last = MovableCheckpoint(
+        folder.checkpoints, folder.last.stem, enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
     return [last, *([best] if has_validation else []), LearningRateMonitor("step"), RichProgressBar(leave=False)]
 
 
