@@ -65,13 +65,17 @@ def dlunet(capfd):
 
 @contextmanager
 def as_a_new_process() -> Iterator[None]:
-    """What the block changes of the process is changed back; it computes on one core, as :func:`start_dlunet` does."""
+    """What the block changes of the process is changed back. It has one core: no command starts processes unasked."""
     loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with patch.dict(os.environ), patch.object(sys, "path", sys.path[:]):
+        with (
+            patch.dict(os.environ),
+            patch.object(sys, "path", sys.path[:]),
+            patch("dlunet.parallel.available_cores", return_value=1),
+        ):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -14,9 +14,10 @@ from dlunet.labels import FLARE22
 
 ROOT = Path(__file__).parents[1]
 REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
-
-
 TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.workers=1")
+BAD = (*TINY, "output=bad")
+
+pytestmark = pytest.mark.xdist_group("cli")  # one run is trained for all
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +120,14 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("report", "runs=flare22", "output=x"), ("flare22",)),
         (("prepare", "data=flare22", "data.root=gone"), ("gone", "no such folder")),
         (("prepare", "data=flare22"), ("missing: data.root",)),
-        (("train", *TINY, "output=bad", "data.root=run"), ("run", "no labelled case", "FLARE22")),
-        (("train", *TINY, "output=bad", "experiment=nonsense"), ("experiment/nonsense", "ssl_light")),
+        (("train", *BAD, "data.root=run"), ("run", "no labelled case", "FLARE22")),
+        (("train", *BAD, "experiment=nonsense"), ("experiment/nonsense", "ssl_light")),
         (
-            ("train", *TINY, "output=bad", "plan.patch_size=[15,32,32]"),
+            ("train", *BAD, "plan.patch_size=[15,32,32]"),
             ("plan.patch_size", "[15, 32, 32]", "multiples"),
         ),
-        (("train", *TINY, "output=bad", "network.features=[4,8]"), ("network", "2 features", "strides")),
-        (("train", *TINY, "output=bad", "trainer.devices=3"), ("found 4 unlabelled", "at least 6")),
+        (("train", *BAD, "network.features=[4,8]"), ("network", "2 features", "strides")),
+        (("train", *BAD, "trainer.devices=3"), ("found 4 unlabelled", "at least 6")),
         (("train", *TINY, "output=run"), ("run", "already holds a run", "resume=auto")),
         (("nonsense",), ("unknown verb 'nonsense'", "usage")),
     ],

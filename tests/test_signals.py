@@ -101,7 +101,7 @@ def place(tiny_flare22, tmp_path_factory):
     return folder
 
 
-TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv")
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.workers=1")
 
 
 def stop(process, ready, number):

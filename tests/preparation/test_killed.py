@@ -1,10 +1,12 @@
 """``dlunet prepare``, killed at random moments: what it leaves behind is never taken for a finished case."""
 
 import random
-import signal
 import time
 
 import pytest
+
+WORDS = ("prepare", "scale=tiny", "data=flare22", "data.root=flare22")
+CASES = 22
 
 
 @pytest.fixture(scope="module")
@@ -12,23 +14,6 @@ def place(tiny_flare22, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     tiny_flare22(folder / "flare22", labelled=4, unlabelled=16, validation=2)
     return folder
-
-
-@pytest.fixture
-def start(place, start_dlunet):
-    """``start(output)`` starts preparing."""
-    words = ("prepare", "scale=tiny", "data=flare22", "data.root=flare22")
-    return lambda output: start_dlunet(*words, f"data.prepared={output}", cwd=place)
-
-
-def seconds_of_preparing(process, folder):
-    """From the fingerprint, which is the first thing to be written, to the end."""
-    while not (folder / "fingerprint.json").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    begin = time.monotonic()
-    assert process.wait(120) == 0
-    return time.monotonic() - begin
 
 
 def contents(folder):
@@ -40,26 +25,24 @@ def finished(folder):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_run_again(start, kills, tmp_path):
+def test_killed_and_run_again(place, kills, tmp_path, dlunet, start_dlunet):
+    """With processes of its own, which may outlive it for a moment."""
     whole, output = tmp_path / "whole", tmp_path / "killed"
-    seconds = seconds_of_preparing(start(whole), whole)
+    dlunet(*WORDS, f"data.prepared={whole}", cwd=place)
     expected = contents(whole)
-    assert len(finished(whole)) == 22
+    assert len(finished(whole)) == CASES
     moments = random.Random(kills)
-    interrupted = 0
-    while interrupted < kills:
-        process = start(output)
-        while not (output / "fingerprint.json").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, seconds))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        interrupted += 1
+    for kill in range(1, kills + 1):
+        some = moments.randint(len(finished(output)), CASES - 1)
+        with start_dlunet(*WORDS, f"data.prepared={output}", "data.workers=2", cwd=place) as process:
+            while not (output / "fingerprint.json").exists() or len(finished(output)) < some:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0, 0.1))
+            process.kill()
         before = finished(output)
-        if len(before) == 22 or interrupted == kills:
-            done = start(output)
-            assert done.wait(120) == 0
+        if len(before) == CASES or kill == kills:
+            dlunet(*WORDS, f"data.prepared={output}", cwd=place)
             after = finished(output)
             assert {path: after[path] for path in before} == before  # nothing is done twice
             deadline = time.monotonic() + 20  # workers of the killed run end once they notice

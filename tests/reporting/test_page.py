@@ -60,6 +60,9 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += f"*{data.strip()}" if self._bold else data.strip()
 
 
+pytestmark = pytest.mark.xdist_group("report")  # one page is written for most
+
+
 @pytest.fixture(scope="module")
 def report(table_3_runs, tmp_path_factory):
     """The folder of the report on table 3's runs, found from the sweep's folder."""
