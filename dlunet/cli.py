@@ -90,13 +90,13 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
 
 
 def doctor(config: DictConfig) -> None:
-    """Examine every case and list the problems: data=… data.root=…"""
+    """Check every case and list the problems: data=… data.root=…"""
     from rich.console import Console
 
     from dlunet.preparation import examine
 
     if "fold" in config.data:
-        config.data.fold = "all"  # to look at the cases is no reason to draw folds
+        config.data.fold = "all"  # examining cases should not draw folds
     diagnosis = examine(hydra.utils.instantiate(config.data.source), config.data.workers)
     diagnosis.print(Console())
     if diagnosis.problems:
@@ -107,14 +107,14 @@ def doctor(config: DictConfig) -> None:
 
 
 def train(config: DictConfig) -> None:
-    """Train an experiment: experiment=ssl_light data=… scale=…"""
+    """Train: experiment=ssl_light data=… scale=…"""
     from dlunet import pipelines
 
     pipelines.train(config)
 
 
 def self_train(config: DictConfig) -> None:
-    """Train a teacher, let it label the unlabelled CTs, train with these as crop positions: data=… data.root=…"""
+    """Train a teacher, pseudo-label the unlabelled CTs, train the student: data=… data.root=…"""
     from dlunet import pipelines
 
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
@@ -133,7 +133,7 @@ def self_train(config: DictConfig) -> None:
 
 
 def prepare(config: DictConfig) -> None:
-    """Prepare the cases that training reads: data=… data.root=…"""
+    """Prepare the cases for training: data=… data.root=…"""
     from dlunet.training import prepare as bring_up_to_date
 
     prepared = bring_up_to_date(config)
@@ -150,7 +150,7 @@ def predict(config: DictConfig) -> None:
 
 
 def export(config: DictConfig) -> None:
-    """Write a network for another engine: checkpoint=FILE format=onnx|openvino|safetensors output=FOLDER"""
+    """Export a network: checkpoint=FILE format=onnx|openvino|safetensors output=FOLDER"""
     from dlunet.inference import export_bundle
     from dlunet.networks import load_bundle
 
@@ -170,7 +170,7 @@ def evaluate(config: DictConfig) -> None:
 
 
 def report(config: DictConfig) -> None:
-    """Put runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER"""
+    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER"""
     from dlunet.reporting import print_report_summary, write_report
 
     folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
@@ -227,20 +227,20 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
 
 def _in_short(error: Exception) -> str:
-    """Hydra's message without the advice that is not for users."""
+    """Hydra's message without the parts that do not help users."""
     lines = str(error).partition("Config search path")[0].splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
 def _print_whatever_comes() -> None:
-    """A letter that the terminal, or the file that is printed to, cannot show is no reason to stop."""
+    """A character that the terminal or the output file cannot show must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 def _find_a_home() -> None:
-    """In a container, nothing may be known of the user; libraries that look for his home folder get a temporary one."""
+    """A container's user may have no home folder; libraries that look for one get a temporary folder."""
     try:
         if os.access(Path.home(), os.W_OK | os.X_OK):
             return
@@ -260,5 +260,5 @@ def _fail(message: str, exit_code: int = 1) -> None:
 def _help() -> str:
     lines = [f"  {verb:<12}{(task.__doc__ or '').strip()}" for verb, task in VERBS.items()]
     return (
-        "usage: dlunet VERB [key=value …]\n\n" + "\n".join(lines) + "\n\n`dlunet VERB --help` lists a verb's settings."
+        "usage: dlunet COMMAND [key=value …]\n\n" + "\n".join(lines) + "\n\n`dlunet COMMAND --help` lists its settings."
     )

@@ -77,7 +77,7 @@ def check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         shown = str(path).encode(errors="replace").decode()
-        raise UserError(f"{shown}: has a name that is not UTF-8; expected one that can be printed; rename it") from None
+        raise UserError(f"{shown}: its name is not UTF-8; expected a UTF-8 name; rename it") from None
 
 
 def read_any_text(path: Path) -> str:

@@ -83,7 +83,9 @@ def predict(config: DictConfig) -> Path:
         raise UserError(f"tile_step: found {config.tile_step}; expected a number greater than 0, at most 1")
     steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
     if not set(steps) <= set(STEPS):
-        raise UserError(f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, as 'postprocess=[largest]'")
+        raise UserError(
+            f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, such as 'postprocess=[largest]'"
+        )
     bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
     sources = config.input if isinstance(config.input, ListConfig) else [config.input]
     images = [image for source in sources for image in find_images(Path(str(source)))]

@@ -37,14 +37,14 @@ SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 #: A setting that is absent or null is not checked: null has a meaning of its own wherever it can stand.
 RULES: dict[str, Rule] = {
     "data.workers": COUNT,
-    "data.folds": (lambda value: _whole(value, 2), "a whole number, 2 or more; data.fold=all validates on no case"),
+    "data.folds": (lambda value: _whole(value, 2), "a whole number, 2 or more; data.fold=all turns validation off"),
     "plan.spacing": (
         lambda value: _triple(value, lambda mm: _number(mm, 0)),
-        "three numbers above 0: z, y, x in mm, as [2.5,1.5,1.5]",
+        "three numbers above 0: z, y, x in mm, such as [2.5,1.5,1.5]",
     ),
     "plan.patch_size": (
         lambda value: _triple(value, lambda voxels: _whole(voxels, 1)),
-        "three whole numbers, 1 or more: voxels along z, y, x, as [56,160,160]",
+        "three whole numbers, 1 or more: voxels along z, y, x, such as [56,160,160]",
     ),
     "plan.memory_gb": POSITIVE,
     "sampling.batch_size": COUNT,
@@ -63,8 +63,8 @@ RULES: dict[str, Rule] = {
     "method.noise": NOT_NEGATIVE,
     "method.passes": COUNT,
     "method.window": COUNT,
-    "method.dropout": (lambda value: _number(value, -1e-9) and value < 1, "a number from 0 to below 1"),
-    "method.box": (lambda value: _number(value, 0) and value <= 1, "a number above 0, up to 1"),
+    "method.dropout": (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1"),
+    "method.box": (lambda value: _number(value, 0) and value <= 1, "a number greater than 0, at most 1"),
     "method.num_boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
@@ -118,6 +118,8 @@ def _check_output(output: str) -> None:
     folder = Path(output)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir():
-        raise UserError(f"output={output}: cannot create directory: {existing} is not one; choose another")
+        raise UserError(
+            f"output={output}: cannot create directory: {existing} is not a directory; choose another output"
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output={output}: cannot create directory: {existing} is not writable; choose another")
+        raise UserError(f"output={output}: cannot create directory: {existing} is not writable; choose another output")

@@ -128,8 +128,8 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         ),
         (("train", *BAD, "network.features=[4,8]"), ("network", "2 features", "strides")),
         (("train", *BAD, "trainer.devices=3"), ("found 4 unlabelled", "at least 6")),
-        (("train", *TINY, "output=run"), ("run", "already holds a run", "resume=auto")),
-        (("nonsense",), ("unknown verb 'nonsense'", "usage")),
+        (("train", *TINY, "output=run"), ("run", "already contains a run", "resume=auto")),
+        (("nonsense",), ("unknown command 'nonsense'", "usage")),
     ],
 )
 def test_bad_input_ends_in_one_message(dlunet, words, expected):
@@ -261,7 +261,7 @@ def test_validation_cases_without_an_organ(place, dlunet):
     image = sitk.ReadImage(str(label))
     sitk.WriteImage(image * 0, str(label))
     message = dlunet("train", *TINY, "data.root=bare", "data.prepared=bare-prepared", "output=bare-run")
-    assert "none of the 1 validation cases shows an organ" in message
+    assert "none of the 1 validation cases contains any class" in message
     assert "best checkpoint: bare-run/checkpoints/last.ckpt" in message
     assert not (place / "bare-run" / "checkpoints" / "best.ckpt").exists()
 

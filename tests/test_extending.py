@@ -45,7 +45,7 @@ def test_the_page_works_as_it_stands(place, dlunet, dlunet_process):
     scores = pd.read_csv(place / "run" / "scores" / "scores.csv")
     assert list(scores.columns) == ["case", "organ", "dsc", "nsd", "volume_error", "hd95"]
     assert "mean Volume error [%]" in printed["report"] and "mean HD95 [mm]" in printed["report"]
-    assert "Volume error [%] by organ" in (place / "report" / "index.html").read_text()
+    assert "Volume error [%] per class" in (place / "report" / "index.html").read_text()
     words = ("checkpoint=run/checkpoints/best.ckpt", "input=cts/new.nii.gz", "output=x")
     printed = dlunet("predict", *words, cwd=place, fails=True)
     assert "SegResNet" in printed.stderr and "--config-dir=FOLDER" in printed.stderr

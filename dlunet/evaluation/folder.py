@@ -177,9 +177,12 @@ def _count_labels(pair: _Pair) -> np.ndarray:
 
 def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:
     if shown is None:
-        return "found labels up to 13: taken for FLARE22's organs; labels=dataset.json names others"
+        return "found labels up to 13: scored as FLARE22's organs; labels=dataset.json names others"
     found = ", ".join(label.name for label in labels if label.name in shown) or "none"
-    return f"found {found}; what they are is not known: labels=dataset.json names them, labels=flare22 means FLARE22's"
+    return (
+        f"found {found}; their names are unknown: labels=dataset.json names them, labels=flare22 takes them as "
+        "FLARE22's"
+    )
 
 
 def _match(predictions: Path, references: Path | Mapping[str, Path], console: Console) -> list[_Pair]:
@@ -189,7 +192,7 @@ def _match(predictions: Path, references: Path | Mapping[str, Path], console: Co
     if missing:
         raise UserError(
             f"{expected[missing[0]]}: has no prediction ({len(missing)} of {len(expected)} references have none: "
-            f"{_few(missing)}); expected {predictions / missing[0]}.nii.gz; predict it, or take the reference away"
+            f"{_few(missing)}); expected {predictions / missing[0]}.nii.gz; predict it, or remove the reference"
         )
     surplus = sorted(set(predicted) - set(expected))
     if surplus:
@@ -203,7 +206,7 @@ def _by_case(folder: Path) -> dict[str, Path]:
     for path in list_volumes(folder):
         other = paths.setdefault(case_name(path), path)
         if other != path:
-            raise UserError(f"{path}: is the same case as {other.name}; expected one file per case; take one away")
+            raise UserError(f"{path}: is the same case as {other.name}; expected one file per case; remove one")
     if not paths:
         raise UserError(f"{folder}: found no volumes; expected one label map per case, such as NAME.nii.gz")
     return paths
@@ -231,7 +234,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); expected a folder for the scores") from None
+        raise UserError(f"{folder}: cannot create directory ({error.strerror}); choose another output") from None
 
 
 def _failure_message(failures: dict[str, str], scored: int, output: Path) -> str:

@@ -82,7 +82,7 @@ def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise UserError(
-            f"metrics: found {unknown[0]}; expected some of {', '.join(METRICS)}; where it is a plug-in: "
+            f"metrics: found {unknown[0]}; expected some of {', '.join(METRICS)}; if it is a plug-in, add "
             "--config-dir=FOLDER"
         )
     return {name: METRICS[name] for name in names}

@@ -106,10 +106,10 @@ class OutputFolder(PredictionsLayout):
         return {path: self.path / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
     def _make_way(self, changed: Sequence[str], targets: Mapping[Path, Path], replace: bool) -> None:
-        """Delete labels of another making, or refuse to. Of what no record tells, only what is in the way matters."""
+        """Delete label maps made with other settings, or refuse to. Without a record, only those in the way matter."""
         labels = [path for path in sorted(self.path.glob("[!.]*.nii.gz")) if changed or path in targets.values()]
         if labels and not replace:
-            reason = f"made with different settings ({'; '.join(changed)})" if changed else "that something else made"
+            reason = f"made with different settings ({'; '.join(changed)})" if changed else "made by something else"
             raise UserError(
                 f"{self.path}: contains predictions {reason}, such as {labels[0].name}; choose another output, or "
                 "empty it"

@@ -82,7 +82,7 @@ class UniMatch(Method):
 def _in_two_parts(network: nn.Module) -> TwoParts:
     if not (hasattr(network, "encode") and hasattr(network, "decode")):
         raise UserError(
-            f"method: UniMatch perturbs features between encoder and decoder; found {type(network).__name__}, which "
-            "has no encode and decode; choose network=light or network=plain, or another method"
+            f"method: UniMatch perturbs the features between encoder and decoder; found {type(network).__name__}, "
+            "which has no encode and decode; choose network=light or network=plain, or another method"
         )
     return cast(TwoParts, network)

@@ -18,7 +18,7 @@ Size3 = tuple[int, int, int]
 def same_padding(kernel_size: Size3) -> Size3:
     """The padding that keeps the size at stride 1, for odd kernels."""
     if any(size % 2 == 0 for size in kernel_size):
-        raise ValueError(f"kernel {tuple(kernel_size)}: expected odd sizes, which have a middle")
+        raise ValueError(f"kernel {tuple(kernel_size)}: expected odd sizes")
     z, y, x = kernel_size
     return z // 2, y // 2, x // 2
 

@@ -26,7 +26,9 @@ def register_network(network: Network) -> Network:
     """
     known = NETWORKS.setdefault(network.__name__, network)
     if (known.__module__, known.__qualname__) != (network.__module__, network.__qualname__):
-        raise ValueError(f"a network {network.__name__} is registered by {known.__module__}; choose another name")
+        raise ValueError(
+            f"a network {network.__name__} is already registered by {known.__module__}; choose another name"
+        )
     return network
 
 
@@ -40,7 +42,7 @@ def build_network(description: dict[str, Any]) -> nn.Module:
     kind = arguments.pop("kind")
     if kind not in NETWORKS:
         raise ValueError(
-            f"unknown kind of network {kind!r}; expected one of {', '.join(NETWORKS)}; where it is a plug-in: "
+            f"unknown kind of network {kind!r}; expected one of {', '.join(NETWORKS)}; if it is a plug-in, add "
             "--config-dir=FOLDER"
         )
     return NETWORKS[kind](**arguments)

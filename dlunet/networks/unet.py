@@ -97,7 +97,7 @@ class UNet(nn.Module):
         if not len(features) == len(kernel_sizes) == len(strides) + 1:
             raise ValueError(
                 f"{len(features)} features, {len(kernel_sizes)} kernel sizes and {len(strides)} strides: expected one "
-                "kernel size a stage and one stride between two stages"
+                "kernel size per stage and one stride between consecutive stages"
             )
         self.in_channels, self.num_classes = in_channels, num_classes
         self.features = tuple(features)

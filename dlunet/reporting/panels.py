@@ -117,7 +117,7 @@ def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str
             notes.append(f"{name}: {error}")
             prediction = None
         if prediction is not None and prediction.shape != reference.array.shape:
-            notes.append(f"{name}: {run.predictions[case.name]} is not on the CT's grid")
+            notes.append(f"{name}: {run.predictions[case.name]} is not on the grid of the CT")
             prediction = None
         label_maps[name] = None if prediction is None else prediction[z]
     return _Row(caption, _grey(image.array[z]), label_maps, image.spacing[1] / image.spacing[2])

@@ -108,7 +108,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
         if not runs:
             raise UserError(
                 f"{folder}: found no run; expected a folder with {config} and {metrics} in it or below it; "
-                "give the folder that training wrote"
+                "pass the output folder of a training"
             )
         found.update({run.resolve(): run for run in runs})
     return list(found.values())
@@ -147,8 +147,8 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
     for run in others:
         if run.labels.labels != first.labels.labels:
             raise UserError(
-                f"{run.folder}: its labels ({_names(run.labels)}) are not those of {first.folder} "
-                f"({_names(first.labels)}); expected runs on the same organs; report them apart"
+                f"{run.folder}: its classes ({_names(run.labels)}) differ from those of {first.folder} "
+                f"({_names(first.labels)}); expected runs with the same classes; report them separately"
             )
     return first.labels
 
@@ -207,7 +207,7 @@ def _read_metrics(path: Path, missing: list[str]) -> pd.DataFrame:
     except (ValueError, OSError):
         metrics = empty
     if "step" not in metrics or metrics["step"].isna().all():
-        missing.append(f"{path.name} has no logged step")
+        missing.append(f"{path.name} contains no logged step")
         return empty
     return metrics.dropna(subset=["step"]).sort_values("step", kind="stable")
 
@@ -258,7 +258,7 @@ def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, 
         references = json.loads(scored.read_text(encoding="utf-8"))
         return {name: Case(name, Path(images[name]), Path(references[name])) for name in images if name in references}
     except (ValueError, OSError, KeyError, TypeError):
-        missing.append(f"where the scored CTs lie is not in {predicted.name} and {scored.name}")
+        missing.append(f"{predicted.name} and {scored.name} do not list the scored CTs")
         return {}
 
 
@@ -266,7 +266,7 @@ def _read_labels(path: Path, missing: list[str]) -> LabelSet:
     try:
         return LabelSet.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, KeyError, TypeError):
-        missing.append(f"no {path.name}: the organs are taken to be FLARE22's")
+        missing.append(f"no {path.name}: FLARE22's organs are assumed")
         return FLARE22
 
 

@@ -75,7 +75,7 @@ class PatchDataModule(lightning.LightningDataModule):
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:
                 logger.info(
-                    "%d of %d unlabelled cases have no pseudo-labels: their patches are cut anywhere, "
+                    "%d of %d unlabelled cases have no pseudo-labels: their patches are cropped at random, "
                     "not class-balanced",
                     uniform,
                     len(self.prepared.unlabelled),

@@ -37,7 +37,7 @@ def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], 
     length = len(os.fsencode(folder))
     if length > LONGEST_SOCKET_FOLDER:
         raise UserError(
-            f"TMPDIR={folder}: found a name of {length} bytes; {setting} needs sockets there, for which it may have "
+            f"TMPDIR={folder}: the name has {length} bytes; {setting} creates sockets there, which allows at most "
             f"{LONGEST_SOCKET_FOLDER}; set TMPDIR=/tmp, or sampling.num_workers=0"
         )
     patches = images * (PREFETCHED * num_workers + batch_size)

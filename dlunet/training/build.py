@@ -54,7 +54,7 @@ def network_config(config: DictConfig, trained: Trained) -> DictConfig:
     """
     if trained.config not in config:
         raise UserError(
-            f"method: trains a network that {trained.config} describes, and the config has no {trained.config}; add "
+            f"method: trains a network described by {trained.config}, but the config has no {trained.config}; add "
             f"- /network@_global_.{trained.config}: plain to the defaults of the method's config"
         )
     return config[trained.config]

@@ -63,7 +63,8 @@ def can_choose(prepared: PreparedDataset) -> bool:
     """Whether the validation cases tell a better network from a worse one; say so where they should and do not."""
     if prepared.validation and not any(case.ranges for case in prepared.validation):
         log.warning(
-            "warning: none of the %d validation cases shows an organ: no epoch is the best, and the last one counts",
+            "warning: none of the %d validation cases contains any class: no epoch can be the best, so the last one "
+            "is used",
             len(prepared.validation),
         )
     return any(case.ranges for case in prepared.validation)

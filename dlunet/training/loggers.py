@@ -30,7 +30,7 @@ def check_login(logger: DictConfig) -> None:
         reason = str(error)
     raise UserError(
         f"logger.offline=false: Weights & Biases cannot be used ({reason}); run `wandb login` or set WANDB_API_KEY, "
-        "check the network, or leave the run offline and upload it later with `wandb sync`: logger.offline=true"
+        "check the network, or log offline (logger.offline=true) and upload later with `wandb sync`"
     )
 
 

@@ -83,7 +83,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
         except (Stopped, SIGTERMException) as stop:  # Lightning's own, in a process that it started
             end_processes()
-            log.info("%s: the last epoch that was finished is kept; add resume=auto to continue from it", folder.path)
+            log.info("%s: the last finished epoch is kept; add resume=auto to continue from it", folder.path)
             raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):

@@ -53,7 +53,8 @@ class RunFolder(RunLayout):
         """
         if self.last.exists() and not resume:
             raise UserError(
-                f"{self.path}: already holds a run; add resume=auto to continue it, or output=FOLDER to start another"
+                f"{self.path}: already contains a run; add resume=auto to continue it, or output=FOLDER to start "
+                "another"
             )
 
     @contextmanager
@@ -66,7 +67,7 @@ class RunFolder(RunLayout):
         lock = FileLock(self.path / ".writing", remove=True)
         if not lock.take():
             raise UserError(
-                f"{self.path}: another run is writing to this folder; wait for it to end, or start this one elsewhere: "
+                f"{self.path}: another run is writing to this folder; wait for it to end, or choose another folder: "
                 "output=FOLDER"
             )
         log = logging.FileHandler(self.log, encoding="utf-8")
@@ -91,8 +92,8 @@ class RunFolder(RunLayout):
         wanted = settings["trainer"]["max_epochs"]
         if epochs_done > wanted:
             raise UserError(
-                f"trainer.max_epochs: found {wanted}; expected at least {epochs_done}, as many epochs as {self.last} "
-                "has behind it; or start another run with output=FOLDER"
+                f"trainer.max_epochs: found {wanted}; expected at least {epochs_done}, the epochs already done in "
+                f"{self.last}; or start another run with output=FOLDER"
             )
         if self.checkpoints.is_dir():
             remove_leftovers(self.checkpoints)
@@ -110,8 +111,8 @@ class RunFolder(RunLayout):
         changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
         if any(changed):
             raise UserError(
-                f"{self.path}: holds a run on other cases ({'; '.join(filter(None, changed))}); restore them, or start "
-                "another run with output=FOLDER"
+                f"{self.path}: contains a run on other cases ({'; '.join(filter(None, changed))}); restore them, or "
+                "start another run with output=FOLDER"
             )
         write_text(self.cases, json.dumps(cases, indent=2))
 
@@ -131,7 +132,7 @@ class RunFolder(RunLayout):
         if changed:
             differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
             raise UserError(
-                f"{self.path}: holds a run with other settings ({differences}); set them back, or use output=FOLDER"
+                f"{self.path}: contains a run with other settings ({differences}); set them back, or use output=FOLDER"
             )
 
     def _read_settings(self) -> Any:
@@ -146,8 +147,8 @@ class RunFolder(RunLayout):
             reason = "it is empty"
         if not settings:
             raise UserError(
-                f"{self.config}: is damaged ({reason}), so that nothing tells with which settings the run began; "
-                "delete it to continue with those of this command, or use output=FOLDER"
+                f"{self.config}: is damaged ({reason}), so the settings of the run are unknown; delete it to continue "
+                "with those of this command, or use output=FOLDER"
             )
         return settings
 

@@ -221,7 +221,7 @@ def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
         "No run has scores.",
         "No run has logged",
         "no best or worst case",
-        "metrics.csv has no logged step",
+        "metrics.csv contains no logged step",
     ):
         assert sentence in page.text
     assert not page.images
@@ -235,7 +235,7 @@ def test_images_that_are_gone_are_said(make_run, tmp_path):
     page = Page(write_report([run], tmp_path / "report"))
     assert "case_1: not shown: gone/case_1.nii.gz: no such file" in page.text
     record.unlink()
-    assert "where the scored CTs lie is not in prediction.json" in Page(write_report([run], tmp_path / "report")).text
+    assert "prediction.json and references.json do not list the scored CTs" in Page(write_report([run], tmp_path / "report")).text
 
 
 def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run, tmp_path):
@@ -245,7 +245,7 @@ def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run,
     (run / "scores" / "scores.csv").write_text("case,organ,dsc,nsd\na,spleen,0.9,0.8\na,tumour,0.5,\n")
     page = Page(write_report([run], tmp_path / "report"))
     assert "0.700" in page.text and "TUM" in page.text and "Table 3" not in page.text
-    with pytest.raises(UserError, match=r"spleen, tumour.*report them apart"):
+    with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):
         write_report([run, other], tmp_path / "both")
 
 

@@ -27,7 +27,7 @@ def run(tmp_path):
 def test_a_run_goes_on_with_the_same_settings(run):
     assert run.begin({**SETTINGS, "resume": "auto", "trainer": {"max_epochs": 9, "precision": 32}}) == 3
     run.keep_cases(CASES)
-    with pytest.raises(UserError, match="already holds a run; add resume=auto"):
+    with pytest.raises(UserError, match="already contains a run; add resume=auto"):
         run.check_free(resume=False)
     run.check_free(resume=True)
 

@@ -584,9 +584,9 @@ def test_a_series_number_of_its_own_for_each_slice(tmp_path):
 def test_a_slice_whose_name_is_not_utf8(tmp_path):
     folder = write_series(tmp_path / "ct", voxels())
     (folder / "1.2.3.4-001.dcm").rename(folder / os.fsdecode(b"Sch\xe4del.dcm"))
-    with pytest.raises(UserError, match=r"Sch\?del\.dcm: has a name that is not UTF-8"):
+    with pytest.raises(UserError, match=r"Sch\?del\.dcm: its name is not UTF-8"):
         read_ct(folder)
-    with pytest.raises(UserError, match="has a name that is not UTF-8"):
+    with pytest.raises(UserError, match="its name is not UTF-8"):
         read_ct(folder.rename(tmp_path / os.fsdecode(b"\xff")))
 
 

@@ -242,7 +242,7 @@ def test_what_a_folder_holds(tmp_path, write_volume):
         "f.nii.gz": "is not a",
         "g.nii.gz": "is not a",
         "h.nii.gz": "is not a",
-        "i?.nii.gz": "has a name that is not UTF-8",
+        "i?.nii.gz": "its name is not UTF-8",
         "j": "is not a regular file (a broken link",
         "IM1": "is one of 2 DICOM files",
     }
