@@ -151,7 +151,7 @@ def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tupl
     ids = [int(id_) for id_ in np.flatnonzero(counts) if id_]
     if not ids:
         nothing = (
-            f"{pairs[0].prediction.parent}: no label map shows an organ, and no reference; expected labels above 0"
+            f"{pairs[0].prediction.parent}: neither label maps nor references contain a class; expected labels above 0"
         )
         raise UserError("\n".join(failures) or nothing)
     if _looks_like_flare22(counts):
@@ -196,7 +196,7 @@ def _match(predictions: Path, references: Path | Mapping[str, Path], console: Co
         )
     surplus = sorted(set(predicted) - set(expected))
     if surplus:
-        text = f"{predictions}: {len(surplus)} predictions without a reference are left out: {_few(surplus)}"
+        text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {_few(surplus)}"
         console.print(text, style="yellow", markup=False, highlight=False)
     return [_Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
 

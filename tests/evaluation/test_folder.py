@@ -88,7 +88,7 @@ def test_a_reference_without_prediction_is_named(folders):
 def test_a_prediction_without_reference_is_left_out_with_a_warning(folders, capsys):
     (folders / "references" / "b.nii.gz").unlink()
     assert set(evaluate(folders, workers=1)["case"]) == {"a", "c"}
-    assert "1 predictions without a reference are left out: b" in " ".join(capsys.readouterr().err.split())
+    assert "1 predictions without a reference are ignored: b" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_unknown_label_maps_that_cannot_be_read(folders):
 
 def test_label_maps_that_show_nothing_are_not_scored(folders):
     write_pair(folders, "a", {}, {})
-    with pytest.raises(UserError, match="no label map shows an organ"):
+    with pytest.raises(UserError, match="neither label maps nor references contain a class"):
         evaluate_unknown(folders, labels=None)

@@ -235,7 +235,10 @@ def test_images_that_are_gone_are_said(make_run, tmp_path):
     page = Page(write_report([run], tmp_path / "report"))
     assert "case_1: not shown: gone/case_1.nii.gz: no such file" in page.text
     record.unlink()
-    assert "prediction.json and references.json do not list the scored CTs" in Page(write_report([run], tmp_path / "report")).text
+    assert (
+        "prediction.json and references.json do not list the scored CTs"
+        in Page(write_report([run], tmp_path / "report")).text
+    )
 
 
 def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run, tmp_path):
