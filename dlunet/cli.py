@@ -18,12 +18,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dlunet.configs import CONFIGS, register_resolvers, with_default_scale, without_hydra
-from dlunet.datasets import labels_of, read_dataset_json
+from dlunet.datasets import dataset_of, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
@@ -97,7 +97,7 @@ def doctor(config: DictConfig) -> None:
 
     if "fold" in config.data:
         config.data.fold = "all"  # examining cases should not draw folds
-    diagnosis = examine(hydra.utils.instantiate(config.data.source), config.data.workers)
+    diagnosis = examine(dataset_of(config), config.data.workers)
     diagnosis.print(Console())
     if diagnosis.problems:
         raise UserError(
@@ -213,11 +213,6 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             task(config)
         except UserError as error:
             _fail(str(error))
-        except InstantiationException as error:
-            # Hydra wraps what a config's class raises.
-            if not isinstance(error.__cause__, UserError):
-                raise
-            _fail(str(error.__cause__))
         except OSError as error:
             if error.errno not in OUT_OF_PLACE:
                 raise

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from dlunet import training
-from dlunet.datasets import Case
+from dlunet.datasets import Case, dataset_of
 from dlunet.errors import UserError
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
@@ -54,7 +53,7 @@ def self_train(teacher: DictConfig, student: DictConfig, pseudo_labels: Path) ->
     """
     for config in (teacher, student):
         check_config(config)
-    unlabelled = instantiate(student.data.source).unlabelled
+    unlabelled = dataset_of(student).unlabelled
     if len(unlabelled) < 2:  # known before the teacher is trained, not after
         raise UserError(
             f"{student.data.root}: found {len(unlabelled)} unlabelled cases; expected at least 2; add CTs without "
@@ -98,7 +97,7 @@ def predict(config: DictConfig) -> Path:
 
 def _cases_to_score(config: DictConfig) -> list[Case]:
     """The test cases that have labels, or the validation cases where a dataset keeps its test labels to itself."""
-    dataset = instantiate(config.data.source)
+    dataset = dataset_of(config)
     cases = [case for case in dataset.test if case.label is not None]
     if not cases:
         print(f"{config.data.root}: no test case has a label map; the validation cases are scored instead")

@@ -12,6 +12,7 @@ WRONG = [
     ("data.root=???", "^missing: data.root; "),
     ("seed=-1", "^seed: found -1; expected a whole number"),
     ("output=taken/run", "^output=taken/run: cannot create directory"),
+    ("output=run", "^flare22: no such folder"),
 ]
 
 

@@ -4,6 +4,7 @@ from dlunet.datasets.cases import Case, Dataset, with_pseudo_labels
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.flare22 import read_flare22
 from dlunet.datasets.folders import read_folders
+from dlunet.datasets.from_config import dataset_of
 from dlunet.datasets.msd import read_msd
 from dlunet.datasets.nnunet_raw import read_nnunet_raw
 from dlunet.datasets.reading import read_case
@@ -13,6 +14,7 @@ from dlunet.datasets.synthetic import open_phantoms
 __all__ = [
     "Case",
     "Dataset",
+    "dataset_of",
     "draw_folds",
     "labels_of",
     "open_phantoms",

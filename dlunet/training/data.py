@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dlunet.datasets import Dataset, with_pseudo_labels
+from dlunet.datasets import Dataset, dataset_of, with_pseudo_labels
 from dlunet.files import write_if_changed
 from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
 from dlunet.training.build import plain
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def open_dataset(config: DictConfig) -> Dataset:
     """The cases of a config's dataset; without the unlabelled ones where the method uses none."""
-    dataset = instantiate(config.data.source)
+    dataset = dataset_of(config)
     if not instantiate(config.method).needs_unlabelled:
         return replace(dataset, unlabelled=())
     if config.data.pseudo_labels is not None:
