@@ -138,7 +138,7 @@ class Method(nn.Module):
 
     Attributes:
         networks: What each network is, by role.
-        predicts: The role that is validated and used for prediction.
+        predicts: The role that is validated and used for prediction; of several roles, the mean of their logits is.
         streams: The patches of a step by name; ``labelled`` is always there.
         supervised_epochs: Epochs in which only labelled streams are drawn. The paper has none; a short run needs some,
             since networks that know nothing teach nothing.
@@ -148,7 +148,7 @@ class Method(nn.Module):
     """
 
     networks: Mapping[str, Trained | Averaged | Fixed]
-    predicts: str
+    predicts: str | Sequence[str]
     streams: Mapping[str, Stream]
 
     def __init__(self, supervised_epochs: int = 0) -> None:
@@ -169,6 +169,11 @@ class Method(nn.Module):
     def fixed(self) -> dict[str, Fixed]:
         """The roles that nothing changes."""
         return {role: kind for role, kind in self.networks.items() if isinstance(kind, Fixed)}
+
+    @property
+    def predicting(self) -> list[str]:
+        """The roles that predict."""
+        return [self.predicts] if isinstance(self.predicts, str) else list(self.predicts)
 
     @property
     def needs_unlabelled(self) -> bool:

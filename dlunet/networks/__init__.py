@@ -2,17 +2,20 @@
 
 from dlunet.networks.bundle import Bundle, describe, read_description
 from dlunet.networks.checkpoint_files import load_bundle, save_safetensors
+from dlunet.networks.ensemble import Ensemble, mean_logits
 from dlunet.networks.registry import build_network, register_network
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
 
 __all__ = [
     "Bundle",
+    "Ensemble",
     "LightUNet",
     "PlainUNet",
     "UNet",
     "build_network",
     "describe",
     "load_bundle",
+    "mean_logits",
     "read_description",
     "register_network",
     "save_safetensors",

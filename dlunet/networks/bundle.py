@@ -14,7 +14,8 @@ from dlunet.preparation import Plan
 #: The key in a checkpoint under which the description lies.
 KEY = "dlunet"
 
-#: In the description of a checkpoint, what the names of the weights of the network that predicts begin with.
+#: In the description of a checkpoint, what the names of the weights of the network that predicts begin with; a list for
+#: the members of an ensemble.
 WEIGHTS = "weights"
 
 #: The same in files of version 0.1, and in those that hold one network.

@@ -36,8 +36,7 @@ def load_bundle(path: Path) -> Bundle:
         described = values[KEY]
         plan, labels = read_description(described)
         network = build_network(described["network"])
-        prefix = described.get(WEIGHTS, FIRST)
-        weights = {k.removeprefix(prefix): v for k, v in values["state_dict"].items() if k.startswith(prefix)}
+        weights = _weights_of(values["state_dict"], described.get(WEIGHTS, FIRST))
         network.load_state_dict(weights)
         if isinstance(network, UNet):
             network.check_size(plan.patch_size)
@@ -73,7 +72,8 @@ def save_safetensors(bundle: Bundle, path: Path) -> None:
     """Write the network that predicts, with its description, as a .safetensors file."""
     assert bundle.network is not None
     weights = {name: value.contiguous() for name, value in bundle.network.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(weights, {KEY: json.dumps(bundle.description)}))
+    described = {**bundle.description, WEIGHTS: ""}  # there is no other network in the file
+    write_bytes(path, safetensors.torch.save(weights, {KEY: json.dumps(described)}))
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -93,6 +93,14 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             f"{path}: is not a checkpoint, or is damaged ({error}); expected one that `dlunet export` wrote"
         ) from None
     return {KEY: described, "state_dict": weights}
+
+
+def _weights_of(state: dict[str, Tensor], prefix: str | list[str]) -> dict[str, Tensor]:
+    """The weights whose names begin with a prefix, without it; of several prefixes, as those of an ensemble."""
+    if isinstance(prefix, list):
+        members = [_weights_of(state, one) for one in prefix]
+        return {f"members.{place}.{name}": value for place, one in enumerate(members) for name, value in one.items()}
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _check_exists(path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.methods import Fixed, Trained
+from dlunet.methods import Fixed, Method, Trained
 from dlunet.networks import build_network, load_bundle
 from dlunet.preparation import PreparedDataset
 from dlunet.training.module import SegmentationModule
@@ -30,10 +30,9 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     for network in networks.values():
         _check_patch(network, prepared.plan.patch_size)
     networks |= {role: _load_fixed(kind, prepared.labels) for role, kind in method.fixed.items()}
-    source = method.averaged[method.predicts].of if method.predicts in method.averaged else method.predicts
     return SegmentationModule(
         networks=networks,
-        network_description=descriptions[source],
+        network_description=_description_of_prediction(method, descriptions),
         method=method,
         loss=instantiate(config.loss),
         pseudo_loss=instantiate(config.pseudo_loss),
@@ -44,6 +43,13 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         labels=prepared.labels,
         seed=config.seed,
     )
+
+
+def _description_of_prediction(method: Method, descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The description of the network that predicts, or of the ensemble."""
+    sources = [method.averaged[role].of if role in method.averaged else role for role in method.predicting]
+    first, *others = members = [descriptions[role] for role in sources]
+    return {"kind": "Ensemble", "members": members, "num_classes": first["num_classes"]} if others else first
 
 
 def network_config(config: DictConfig, trained: Trained) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import lightning
@@ -19,7 +20,7 @@ from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
 from dlunet.methods import Batch, Method, Progress, Step, side_by_side
-from dlunet.networks import describe
+from dlunet.networks import describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
 from dlunet.training.schedules import Schedule
@@ -126,7 +127,8 @@ class SegmentationModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Segment a whole prepared case with the network that predicts."""
-        prediction = predict_logits(self.networks[self.method.predicts], batch["image"], self.plan.patch_size).argmax(0)
+        network = partial(mean_logits, [self.networks[role] for role in self.method.predicting])
+        prediction = predict_logits(network, batch["image"], self.plan.patch_size).argmax(0)
         label = batch["label"].long()
         prediction[~torch.isin(prediction, label.unique())] = 0  # an organ counts in the cases that show it
         self.dice.update(prediction[None], label[None])
@@ -141,10 +143,11 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what prediction needs."""
-        prefix = f"networks.{self.method.predicts}."
-        if self.method.predicts in self.method.averaged:
-            prefix += "module."  # AveragedModel's own
-        checkpoint[KEY] = {**describe(self.network_description, self.plan, self.labels), WEIGHTS: prefix}
+        roles = self.method.predicting
+        # An average is inside AveragedModel's own module.
+        prefixes = [f"networks.{role}.{'module.' * (role in self.method.averaged)}" for role in roles]
+        described = describe(self.network_description, self.plan, self.labels)
+        checkpoint[KEY] = {**described, WEIGHTS: prefixes if len(roles) > 1 else prefixes[0]}
 
     @property
     def _trained(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""What the frame does for a method: networks that stay as they are, and the call after the optimiser's step."""
+"""What the training module does for a method: fixed networks, joint predictions, the call after the optimiser step."""
 
 from types import SimpleNamespace
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dlunet.errors import UserError
+from dlunet.inference import export_bundle, load_engine
 from dlunet.labels import FLARE22, label_set
-from dlunet.methods import Fixed, Method, Stream, Trained
-from dlunet.networks import Bundle, build_network, describe, save_safetensors
+from dlunet.methods import Averaged, Fixed, Method, Stream, Trained
+from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
 from dlunet.training.build import build_module
 
@@ -38,6 +39,17 @@ class Distillation(Method):
         self.steps.append((step.progress.step, next(step.networks["new"].parameters()).detach().clone()))
 
 
+class Pair(Method):
+    """A network and its average, which predict together."""
+
+    networks = {"a": Trained(), "slow": Averaged("a", 0.5)}  # noqa: RUF012
+    predicts = ("a", "slow")
+    streams = {"labelled": Stream(labelled=True)}  # noqa: RUF012
+
+    def losses(self, step):
+        return {"a": step.from_labels(step.networks["a"])}
+
+
 @pytest.fixture
 def earlier(tmp_path):
     """``earlier(labels)`` is a checkpoint of a network for these labels."""
@@ -55,6 +67,17 @@ def earlier(tmp_path):
     return write
 
 
+def fit(module, folder):
+    """Three steps on one patch."""
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=folder, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    labelled = {"weak": torch.randn(1, 1, *PATCH), "label": torch.randint(0, 14, (1, *PATCH))}
+    trainer.fit(module, torch.utils.data.DataLoader([{"labelled": labelled}] * 3, batch_size=None))
+    return trainer
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_fixed_network_stays_as_it_is(compose, earlier, tmp_path):
     checkpoint = earlier(FLARE22)
@@ -62,16 +85,37 @@ def test_a_fixed_network_stays_as_it_is(compose, earlier, tmp_path):
     config.method = {"_target_": f"{__name__}.Distillation", "checkpoint": str(checkpoint)}
     module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
     before = {name: value.clone() for name, value in module.networks["old"].state_dict().items()}
-    image, label = torch.randn(1, 1, *PATCH), torch.randint(0, 14, (1, *PATCH))
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    batches = [{"labelled": {"weak": image, "label": label}}] * 3
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    fit(module, tmp_path)
     assert all(torch.equal(module.networks["old"].state_dict()[name], value) for name, value in before.items())
     assert [step for step, _ in module.method.steps] == [0, 1, 2]
     assert not torch.equal(module.method.steps[0][1], module.method.steps[1][1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_that_predict_together(compose, tmp_path):
+    """Validation, checkpoint and export give the mean of their logits."""
+    config = compose("train", ["scale=tiny", "output=x"])
+    config.method = {"_target_": f"{__name__}.Pair"}
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    fit(module, tmp_path).save_checkpoint(tmp_path / "last.ckpt")
+    module.eval()
+    image, label = torch.randn(1, *PATCH), torch.randint(0, 14, PATCH)
+    with torch.inference_mode():
+        own, slow = (module.networks[role](image[None]) for role in ("a", "slow"))
+        mean = (own + slow) / 2
+        assert (own - slow).abs().max() > 1e-3 * mean.abs().max()
+        module.dice.reset()
+        module.validation_step({"image": image, "label": label}, 0)
+        bundle = load_bundle(tmp_path / "last.ckpt")
+        torch.testing.assert_close(bundle.network(image[None]), mean)
+        export_bundle(bundle, "safetensors", tmp_path / "export")
+        exported, engine = load_engine(tmp_path / "export", device="cpu")
+        torch.testing.assert_close(engine(image[None]), mean)
+    assert engine.name == "torch on cpu, float32" and exported.digest == bundle.digest
+    prediction = mean[0].argmax(0)
+    for organ, dice in enumerate(module.dice.compute(), start=1):
+        found, true = prediction == organ, label == organ
+        assert dice == pytest.approx(float(2 * (found & true).sum() / (found.sum() + true.sum())))
 
 
 def test_a_fixed_network_for_other_labels_is_refused(compose, earlier):
