@@ -1,4 +1,4 @@
-"""Files with cut, doubled, flipped and zeroed bytes: read as far as they can be, or refused with a reason, in time."""
+"""Files with cut, doubled, flipped or zeroed bytes: read correctly, or refused with a reason, in time."""
 
 import time
 
@@ -15,7 +15,7 @@ from dlunet.volumes import read_ct, read_labels
 SHAPE = (6, 24, 20)
 HU = np.random.default_rng(0).normal(0, 200, SHAPE).round().astype(np.int16)
 
-#: How long a damaged file may take, in seconds.
+#: Time limit per damaged file, in seconds.
 PATIENCE = 10
 
 
@@ -82,7 +82,7 @@ def write_enhanced(path):
     return path
 
 
-#: A format, what writes it, and whether a checksum tells of damage anywhere in it.
+#: Per format: the writer, and whether a checksum detects damage anywhere in the file.
 FORMATS = {
     "nii": (lambda folder: write_nifti(folder / "ct.nii"), False),
     "nii.gz": (lambda folder: write_nifti(folder / "ct.nii.gz"), True),
@@ -100,7 +100,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_file(tmp_path, name, damage, rounds):
     write, checked = FORMATS[name]
-    whole = write(tmp_path)  # 200 files in all, or 2,000 with --hypothesis-profile=full
+    whole = write(tmp_path)  # 200 files in total, or 2,000 with --hypothesis-profile=full
     expected = read_ct(whole).array
     np.testing.assert_array_equal(expected, HU)
     target = whole / "3.dcm" if whole.is_dir() else whole
@@ -117,7 +117,7 @@ def test_a_damaged_file(tmp_path, name, damage, rounds):
                 assert str(whole) in str(error) and len(str(error)) < 1000, (number, error)
                 continue
             if damage.__name__ == "cut" or checked:
-                # Whatever was lost did not matter, or was taken from the header: no voxel is made up.
+                # Damage outside the voxel data may rearrange voxels, but no value is made up.
                 np.testing.assert_array_equal(
                     np.sort(found, None), np.sort(expected.astype(found.dtype), None), f"{number}"
                 )

@@ -1,4 +1,4 @@
-"""DICOM series, written slice by slice, beside the arrays that they were written from."""
+"""DICOM series written slice by slice, compared with the arrays they were written from."""
 
 import locale
 import os
@@ -28,8 +28,8 @@ def voxels(seed=0):
 
 
 def write_series(folder, array, spacing=SPACING, rows=(1, 0, 0), columns=(0, 1, 0), step=None, uid="1.2.3.4", **tags):
-    """Write slices (z, y, x); ``step`` is from slice to slice, x, y, z in mm, by default along the normal. Tags can be
-    functions of the slice's number."""
+    """Write the slices of ``array`` (z, y, x); ``step`` is the offset between slices (x, y, z in mm), by default along
+    the normal. Tag values can be functions of the slice index."""
     folder.mkdir(parents=True, exist_ok=True)
     step = np.cross(rows, columns) * spacing[0] if step is None else np.array(step)
     writer = sitk.ImageFileWriter()
@@ -52,10 +52,10 @@ def write_series(folder, array, spacing=SPACING, rows=(1, 0, 0), columns=(0, 1, 
         }
         for tag, value in header.items():
             image.SetMetaData(tag, value(number) if callable(value) else value)
-        # Names in the order opposite to that of the slices.
+        # File names sort in reverse slice order.
         writer.SetFileName(str(folder / f"{uid}-{len(array) - number:03}.dcm"))
         writer.Execute(image)
-    locale.setlocale(locale.LC_ALL, before)  # which ITK's writer leaves at C: what processes print would be no UTF-8
+    locale.setlocale(locale.LC_ALL, before)  # ITK's writer leaves it at C: output of processes would not be UTF-8
     return folder
 
 
@@ -98,7 +98,7 @@ def test_a_series_prepares_to_the_same_array_as_its_nifti(tmp_path):
 
 
 def test_every_slice_s_own_rescale_is_honoured(tmp_path):
-    """Written as HU, so that the writer stores (HU − intercept) / slope; stored values are checked not to be HU."""
+    """The writer is given HU and stores (HU − intercept) / slope."""
     slopes, intercepts = (lambda k: str(1 + k)), (lambda k: str(-1000 - 10 * k))
     stored = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
     hu = stored * (1.0 + np.arange(8))[:, None, None] - (1000 + 10 * np.arange(8))[:, None, None]
@@ -127,7 +127,7 @@ def remove_slice(folder):
 
 
 def cut_slice(folder):
-    """The uppermost: without it, the others would still be an even stack."""
+    """Truncate the uppermost slice: without it, the others would still be evenly spaced."""
     path = folder / "1.2.3.4-001.dcm"
     path.write_bytes(path.read_bytes()[:-300])
 
@@ -168,7 +168,7 @@ def test_a_folder_without_a_series(tmp_path):
 
 
 def edit(path, **values):
-    """Set values in a DICOM file, or with ``None`` take them out."""
+    """Set elements of a DICOM file; ``None`` removes an element."""
     header = pydicom.dcmread(path)
     for keyword, value in values.items():
         if value is None:
@@ -185,7 +185,7 @@ def edit_all(folder, **values):
 
 
 def enhanced(path, hu, order=None, gap_after=None, rescale=None, syntax=ExplicitVRLittleEndian, **values):
-    """An enhanced CT of voxels of 4×4×5 mm whose frames are stored in some order, each with a place of its own."""
+    """An enhanced CT with voxels of 4×4×5 mm; frames are stored in ``order``, each with its own position."""
     groups, stored = [], []
     for k in range(len(hu)) if order is None else order:
         slope, intercept = (1, -1024) if rescale is None else rescale(k)
@@ -305,7 +305,7 @@ def no_slice(content):
     ],
 )
 def test_a_file_that_is_not_what_its_neighbours_are(tmp_path, change):
-    """The uppermost slice: without it, the others would still be an even stack."""
+    """The uppermost slice is damaged: without it, the others would still be evenly spaced."""
     folder = write_series(tmp_path / "ct", voxels())
     change(folder / "1.2.3.4-001.dcm")
     with pytest.raises(UserError, match=rf"^{folder}/1\.2\.3\.4-001\.dcm(\.part)?: .*; expected .*copy it again"):
@@ -313,7 +313,7 @@ def test_a_file_that_is_not_what_its_neighbours_are(tmp_path, change):
 
 
 def test_what_may_lie_beside_slices(tmp_path):
-    """Objects without pixels of a volume, texts and hidden files do not hinder; their slices are read as before."""
+    """DICOM objects that are not slices, text files and hidden files are ignored."""
     folder = write_series(tmp_path / "ct", voxels())
     for number, (kind, modality) in enumerate(
         [
@@ -339,12 +339,12 @@ def test_what_may_lie_beside_slices(tmp_path):
 @pytest.mark.parametrize(
     ("slices", "name", "passes"),
     [
-        # The slices' own ending, or one that was added to it.
+        # The extension of the slices, with or without a suffix.
         ("IM{}.dcm", "IM9.dcm", False),
         ("IM{}.dcm", "other.DCM", False),
         ("IM{}.dcm", "IM9.dcm.part", False),
         ("IM{}.dcm", "IM9.dcm.x7Kq", False),
-        # A slice that was not downloaded to its end is called like its neighbours.
+        # An incompletely downloaded slice is named like its neighbours.
         ("IM{}.dcm", "IM9", False),
         ("IM{}.dcm", "IM9.htm", False),
         ("IM{}.dcm", "IM9.tmp", False),
@@ -352,7 +352,7 @@ def test_what_may_lie_beside_slices(tmp_path):
         ("IM{}", "IM9", False),
         ("IM{}", "IM9.html", False),
         ("1.2.840.{}", "1.2.840.9", False),
-        # What belongs to a slice that is there, or to nobody.
+        # Files that belong to an existing slice, or to none.
         ("IM{}.dcm", "IM1.txt", True),
         ("IM{}.dcm", "IM1.dcm.json", True),
         ("IM{}.dcm", "IM1.dcm.part", True),
@@ -385,7 +385,7 @@ def test_what_is_called_like_a_slice_and_is_none(tmp_path, slices, name, passes,
 
 @pytest.mark.parametrize("place", [".1.2.3.4-001.dcm", "more/1.2.3.4-001.dcm"])
 def test_a_slice_that_lies_aside(tmp_path, place):
-    """The uppermost: without it, the others would still be an even stack. Slices of another series may lie aside."""
+    """The uppermost slice: without it, the others would still be evenly spaced. Other series may be there."""
     folder = write_series(tmp_path / "ct", voxels())
     (folder / place).parent.mkdir(exist_ok=True)
     (folder / "1.2.3.4-001.dcm").rename(folder / place)
@@ -396,7 +396,7 @@ def test_a_slice_that_lies_aside(tmp_path, place):
 
 
 def test_volumes_and_slices_in_one_folder(tmp_path):
-    """The more numerous kind is what the folder is of; the other kind is not a supported format in silence."""
+    """The more frequent kind determines what the folder is; volumes beside a series are ignored with a warning."""
     folder = write_series(tmp_path / "ct", voxels())
     write_nifti(folder / "labels.nii.gz", np.zeros(SHAPE, np.uint8))
     assert is_series(folder)
@@ -456,7 +456,7 @@ def test_what_does_not_matter(tmp_path, values):
 
 @pytest.mark.parametrize("modality", ["", None])
 def test_a_ct_whose_modality_is_blank(tmp_path, modality):
-    """Its class says what it is."""
+    """The SOP class identifies it as a CT."""
     folder = edit_all(write_series(tmp_path / "ct", voxels()), Modality=modality)
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
 
@@ -484,7 +484,7 @@ def test_values_that_are_not_hu(tmp_path):
     ("distance", "decimals"), [(0.625, 2), (0.625, 1), (1.171875, 2), (1.171875, 1), (1.0 / 3, 3), (0.8, 1)]
 )
 def test_positions_that_are_rounded(tmp_path, distance, decimals):
-    """The distance is that of the whole stack: no slice lies further off than its own rounding and that of the ends."""
+    """Spacing is that of the complete stack: no slice is off by more than its own rounding and that of the ends."""
     heights = [round(-100.3 + distance * k, decimals) for k in range(60)]
     array = np.random.default_rng(0).integers(-1000, 1000, (60, 4, 4)).astype(np.int16)
     folder = write_series(
@@ -510,9 +510,9 @@ def write_heights(folder, heights, across=0.0):
 @pytest.mark.parametrize(
     ("heights", "across", "said"),
     [
-        (np.rint(np.arange(40) * 2.5), 0, "distances between slices that are not"),  # whole mm are no rounding
+        (np.rint(np.arange(40) * 2.5), 0, "distances between slices that are not"),  # whole mm do not count as rounding
         (np.arange(40) * 3, 0, None),
-        (np.cumsum([1.99] * 25 + [2.01] * 25), 0, "found 1.99 mm between"),  # a quarter of a slice off in the middle
+        (np.cumsum([1.99] * 25 + [2.01] * 25), 0, "found 1.99 mm between"),  # 0.25 mm off in the middle
         (np.cumsum([1.999] * 25 + [2.001] * 25), 0, None),
         (np.arange(40) * 2.0, 0.01, "shifted against each other by up to 0.39 mm"),  # 0.56 pixels
         (np.arange(40) * 2.0, 0.001, None),
@@ -539,7 +539,7 @@ def test_a_number_with_a_decimal_comma_is_named(tmp_path):
 
 
 def test_monochrome1_says_how_to_show_values_and_not_what_they_are(tmp_path):
-    """By arithmetic: stored value × slope + intercept."""
+    """HU = stored value × slope + intercept."""
     folder = write_series(tmp_path / "ct", voxels())
     stored = np.stack([pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir(), reverse=True)])
     edit_all(folder, PhotometricInterpretation="MONOCHROME1", RescaleSlope=2, RescaleIntercept=-10)
@@ -570,7 +570,7 @@ def test_a_slice_that_is_there_twice(tmp_path):
 
 
 def test_a_series_number_of_its_own_for_each_slice(tmp_path):
-    """As some scanners and anonymisers write them: one CT, if the slices say that they belong together."""
+    """Written by some scanners and anonymisers: one CT, if the headers show that the slices belong together."""
     folder = write_series(tmp_path / "ct", voxels())
     for number, path in enumerate(sorted(folder.iterdir())):
         edit(path, SeriesInstanceUID=f"1.2.3.{number}", FrameOfReferenceUID="1.2.7")
@@ -594,7 +594,7 @@ def test_a_slice_whose_name_is_not_utf8(tmp_path):
     ("bits", "signed", "big_endian"), [(12, False, False), (12, True, False), (16, True, True), (12, False, True)]
 )
 def test_bits_that_are_no_pixels(tmp_path, bits, signed, big_endian):
-    """The other bits of a pixel, in which old files keep overlays, are not read."""
+    """The remaining bits of a pixel, where old files store overlays, are not read."""
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
     stored = np.random.default_rng(0).integers(low, high, SHAPE)
     overlay = np.random.default_rng(1).integers(0, 2 ** (16 - bits), SHAPE) << bits
@@ -623,8 +623,8 @@ def test_compressed_slices(tmp_path, syntax):
 
 
 def test_functional_groups_are_told_apart(tmp_path):
-    """An element of the same name in a group of another kind means something else; an absent group is looked up in the
-    file itself."""
+    """The same element in another functional group has another meaning; an absent one is looked up in the top-level
+    data set."""
     hu = voxels()
     path = enhanced(tmp_path / "enhanced.dcm", hu)
     header = pydicom.dcmread(path)
@@ -632,7 +632,7 @@ def test_functional_groups_are_told_apart(tmp_path):
         other = Header()
         other.RescaleSlope, other.RescaleIntercept, other.PixelSpacing = 7, 7, [9, 9]
         group.DerivationImageSequence = [other]
-        group._dict = dict(sorted(group._dict.items()))  # before those that count
+        group._dict = dict(sorted(group._dict.items()))  # ahead of the relevant groups
     measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     header.PixelSpacing = measures.PixelSpacing
     del measures.PixelSpacing
@@ -643,7 +643,7 @@ def test_functional_groups_are_told_apart(tmp_path):
 
 
 def compress(folder, compressor):
-    """Compress slices by JPEG, as GDCM does."""
+    """Compress slices with GDCM's JPEG codecs."""
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.UseCompressionOn()
@@ -659,7 +659,7 @@ def compress(folder, compressor):
 
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
 def test_slices_compressed_by_jpeg(tmp_path, compressor):
-    """Also where GDCM alone would turn values upside down, or refuse the class or what follows the pixels."""
+    """Including files whose values GDCM would invert, or whose SOP class or trailing padding it would refuse."""
     folder = compress(write_series(tmp_path / "ct", voxels()), compressor)
     assert pydicom.dcmread(next(folder.iterdir())).file_meta.TransferSyntaxUID.is_compressed
     np.testing.assert_array_equal(read_ct(folder).array, voxels())
@@ -679,7 +679,7 @@ END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 @pytest.mark.parametrize(("missing", "taken"), [(0, True), (len(END), True), (len(END) + 4, False), (60, False)])
 def test_compressed_pixels_without_an_end(tmp_path, missing, taken):
-    """Some writers leave out the end of the items, not that of the picture."""
+    """Some writers omit the delimiter after the items, but not the end of the image."""
     folder = compress(write_series(tmp_path / "ct", voxels()), "JPEG2000")
     path = next(folder.iterdir())
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""CTs and label maps as files: whatever way they are stored, the same patient comes out, or a message that helps."""
+"""Files of CTs and label maps: every way to store them reads to the same array or a helpful message."""
 
 import gzip
 import os
@@ -36,7 +36,7 @@ def test_every_orientation_reads_the_same_and_is_written_back(tmp_path, write_vo
     assert ct.array.dtype == np.float32
     assert ct.spacing == pytest.approx(SPACING)
 
-    # Labels written back are, voxel by voxel in the file's own order, those that another writer put there.
+    # Labels written back equal those of another writer, voxel by voxel in stored order.
     expected = write_volume(tmp_path / "expected.nii.gz", LABELS, **grid)
     written = tmp_path / "out" / "labels.nii.gz"
     write_labels(LABELS, written, ct.stored)
@@ -69,7 +69,7 @@ def test_the_scaling_of_a_nifti_header_is_applied(tmp_path, write_volume):
 
 
 def damaged(folder, write_volume, how):
-    """A file that is no CT, and what its message must say of it."""
+    """A file that is not a CT, and the expected part of its error message."""
     path = folder / "bad.nii.gz"
     if how == "missing":
         return path, "no such file"
@@ -124,7 +124,7 @@ def test_damaged_voxels_of_other_formats(tmp_path, ending, compressed):
     if compressed:
         with pytest.raises(UserError, match=f"^{path}: found damaged or truncated voxels.*; expected"):
             read_ct(path)
-    else:  # without a checksum nothing tells a changed voxel from another CT
+    else:  # without a checksum, a changed voxel cannot be detected
         assert (read_ct(path).array != voxels).sum() == 1
 
 
@@ -148,7 +148,7 @@ def test_other_formats_with_nan(tmp_path, write_volume, ending):
     [("int16", "int16"), ("uint8", "uint8"), ("uint16", "uint16"), ("int32", "float32"), ("float64", "float32")],
 )
 def test_integers_are_kept_where_asked(tmp_path, write_volume, stored, kept):
-    """Whichever type comes back, the values are those that were stored."""
+    """Values are as stored, whichever type is returned."""
     values = np.abs(HU).astype(stored) % 200
     path = write_volume(tmp_path / "ct.nii.gz", values)
     for keep_integers, dtype in ((True, kept), (False, "float32")):
@@ -220,7 +220,7 @@ def test_a_ct_of_impossible_size_is_refused(tmp_path, write_volume, spacing):
 
 
 def test_what_a_folder_holds(tmp_path, write_volume):
-    """Each entry is a volume, or is named, or is nobody's CT."""
+    """Every entry is a volume, is reported as unreadable, or is ignored."""
     write_volume(tmp_path / "a.nii.gz", HU).rename(tmp_path / "UPPER.NII.GZ")
     write_volume(tmp_path / "b.mha", HU)
     for name in ("c.mhd", "d.hdr", "readme.txt", ".hidden.mhd", "table.csv"):
@@ -255,7 +255,7 @@ def test_what_a_folder_holds(tmp_path, write_volume):
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
 @pytest.mark.parametrize("shear", [1e-4, 0.1])
 def test_sheared_directions_of_other_formats(tmp_path, write_volume, ending, shear):
-    """A shear that rounding explains is taken; any other is refused, since labels cannot lie on such a grid."""
+    """A shear within rounding is accepted; any other is refused, since labels cannot be written on such a grid."""
     path = write_volume(tmp_path / f"ct{ending}", HU, spacing=(2, 2, 2))
     field, value = (
         (b"TransformMatrix = 1 0 0", b"TransformMatrix = 1 %g 0") if ending == ".mha" else (b"(2,0,0)", b"(2,%g,0)")
@@ -270,7 +270,7 @@ def test_sheared_directions_of_other_formats(tmp_path, write_volume, ending, she
 
 
 def test_names_that_look_the_same_are_the_same(tmp_path):
-    """macOS writes an umlaut as two characters."""
+    """macOS stores an umlaut as two code points."""
     composed, decomposed = "J\u00fcrgen", "Ju\u0308rgen"
     assert composed != decomposed
     assert case_name(tmp_path / f"{composed}_0000.nii.gz") == case_name(tmp_path / f"{decomposed}.mha") == composed
@@ -279,7 +279,7 @@ def test_names_that_look_the_same_are_the_same(tmp_path):
 
 
 def test_what_cannot_be_looked_into_is_named_where_it_is_read(tmp_path, write_volume, monkeypatch):
-    """A folder and a file of somebody else's, and a disk that is gone, beside a sound CT."""
+    """A folder and a file without read permission, beside a valid CT."""
     write_volume(tmp_path / "sound.nii.gz", HU)
     (tmp_path / "private").mkdir()
     (tmp_path / "series").mkdir()
@@ -329,7 +329,7 @@ def test_sizes_that_itk_takes_for_mm(tmp_path, write_volume, ending, old, new, s
     [
         (".mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = mm\n"),
         (".nrrd", b"kinds:", b'space units: "mm" "mm" "mm"\nkinds:'),
-        (".nrrd", b"kinds:", b"units:=cm\nkinds:"),  # a note, no field
+        (".nrrd", b"kinds:", b"units:=cm\nkinds:"),  # a key/value pair, not a field
     ],
 )
 def test_sizes_in_mm(tmp_path, write_volume, ending, old, new):
@@ -354,7 +354,7 @@ def test_a_header_without_an_orientation_is_warned_of(tmp_path, write_volume, en
 
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
 def test_compressed_voxels_that_are_too_few(tmp_path, ending):
-    """An intact stream that holds fewer voxels than the header says."""
+    """An intact stream with fewer voxels than the header states."""
     path = tmp_path / f"ct{ending}"
     sitk.WriteImage(sitk.GetImageFromArray(HU), str(path), useCompression=True)
     sizes = (b"DimSize = 5 4 3", b"DimSize = 5 4 9") if ending == ".mha" else (b"sizes: 5 4 3", b"sizes: 5 4 9")
@@ -365,7 +365,7 @@ def test_compressed_voxels_that_are_too_few(tmp_path, ending):
 
 @pytest.mark.parametrize("old", [b"CompressedData = True", b"ElementDataFile = LOCAL"])
 def test_a_metaimage_that_says_it_is_compressed_in_another_spelling(tmp_path, old):
-    """Truncated as before: what could not be unpacked is never made up."""
+    """A truncated file is refused as in the usual spelling: missing voxels are never made up."""
     path = tmp_path / "ct.mha"
     sitk.WriteImage(sitk.GetImageFromArray(HU), str(path), useCompression=True)
     replace_header(path, old, old.replace(b"True", b"TRUE").replace(b"LOCAL", b"Local"))
@@ -376,7 +376,7 @@ def test_a_metaimage_that_says_it_is_compressed_in_another_spelling(tmp_path, ol
 
 
 def nrrd(voxels, encoding="gzip", endian="little", sizes="5 4 3", extra=b""):
-    """An NRRD's header, without its last line."""
+    """An NRRD header without its terminating blank line."""
     kind = {"i": "int", "f": "float"}[voxels.dtype.kind] + (
         str(8 * voxels.dtype.itemsize) if voxels.dtype.kind == "i" else ""
     )
@@ -430,7 +430,7 @@ def test_a_fourth_dimension_of_one_voxel(tmp_path, ending, compressed):
 
 @pytest.mark.parametrize(("value", "kept"), [(3.0000001, 3), (2.995, 3), (2.98, None)])
 def test_labels_that_are_scaled(tmp_path, write_volume, value, kept):
-    """Scaled by a header, whole numbers are whole up to rounding."""
+    """Whole numbers that were scaled by a header are accepted up to rounding."""
     path = write_volume(tmp_path / "labels.nii.gz", np.full(SHAPE, value, np.float32))
     if kept:
         assert (read_labels(path, 4).array == kept).all()
@@ -442,7 +442,7 @@ def test_labels_that_are_scaled(tmp_path, write_volume, value, kept):
 
 
 def phantom_hu():
-    """A body of soft tissue, lung and bone in air, within a circle that the scanner padded."""
+    """A body of soft tissue, lung and bone in air."""
     hu = np.full((10, 40, 40), -1000.0)
     hu[:, 8:32, 5:35] = 40
     hu[:5, 12:28, 8:16] = -800

@@ -1,4 +1,4 @@
-"""Grids: when two describe the same voxels."""
+"""When two grids describe the same voxels."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def turned(degrees, decimals=None):
         (replace(GRID, spacing=(0.81, 0.8, 5.0)), GRID, False),
         (replace(GRID, size=(30, 20, 99)), GRID, False),
         (replace(GRID, direction=SIGN_FLIPPED), GRID, False),
-        (replace(GRID, direction=SIGN_FLIPPED, origin=(-10.0, 5.0, 535.0)), GRID, True),  # stored from the top
+        (replace(GRID, direction=SIGN_FLIPPED, origin=(-10.0, 5.0, 535.0)), GRID, True),  # stored from the top down
     ],
 )
 def test_labels_that_fit_a_ct_up_to_the_rounding_of_headers(labels, ct, fits):

@@ -1,4 +1,4 @@
-"""NIfTI headers: what is read is what nibabel reads, or it is refused with a reason."""
+"""NIfTI headers: read as nibabel reads them, or refused with a reason."""
 
 import gzip
 import re
@@ -20,7 +20,7 @@ DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint6
 
 
 def affine_of(axes=(0, 1, 2), signs=(1, 1, 1), spacing=(1.0, 1.5, 2.0), origin=(-7.0, 3.0, 11.0), turn=0.0, shear=0.0):
-    """A NIfTI affine (RAS): voxel axis k runs along patient axis ``axes[k]``, then all are turned about z."""
+    """A NIfTI affine (RAS): voxel axis k runs along patient axis ``axes[k]``, then all are rotated about z."""
     matrix = np.zeros((3, 3))
     for k, (axis, sign, mm) in enumerate(zip(axes, signs, spacing, strict=True)):
         matrix[axis, k] = sign * mm
@@ -31,7 +31,7 @@ def affine_of(axes=(0, 1, 2), signs=(1, 1, 1), spacing=(1.0, 1.5, 2.0), origin=(
 
 
 def places_of(volume):
-    """World coordinates (RAS) of a canonical array's voxels, (z, y, x, 3), by its grid as stored."""
+    """World coordinates (RAS) of a canonical array's voxels, (z, y, x, 3), from its stored grid."""
     stored = volume.stored
     index = np.stack(np.indices(stored.size), -1)
     lps = index @ (np.array(stored.direction).reshape(3, 3) * stored.spacing).T + stored.origin
@@ -40,7 +40,7 @@ def places_of(volume):
 
 
 def check_against_nibabel(path, tolerance=0.1):
-    """Every voxel has nibabel's value, and lies where nibabel says, up to ``tolerance`` of a voxel."""
+    """Every voxel has nibabel's value and, to within ``tolerance`` of a voxel, nibabel's position."""
     volume, theirs = read_ct(path), nib.load(path)
     values = np.asarray(theirs.dataobj, np.float64).reshape(theirs.shape[:3])
     homogeneous = np.append(places_of(volume), np.ones((*volume.array.shape, 1)), axis=-1)
@@ -48,11 +48,11 @@ def check_against_nibabel(path, tolerance=0.1):
     index = np.rint(exact).astype(int)
     assert np.abs(exact - index).max() <= tolerance
     np.testing.assert_array_equal(volume.array, values[tuple(np.moveaxis(index, -1, 0))].astype(np.float32))
-    assert (np.diff(places_of(volume)[..., 2].mean((1, 2))) > 0).all()  # z grows to superior
+    assert (np.diff(places_of(volume)[..., 2].mean((1, 2))) > 0).all()  # z increases towards superior
 
 
 def save(path, header):
-    """A file of :data:`VOXELS` whose header stays as it is: nibabel's own writer would set it right."""
+    """Write :data:`VOXELS` with the header unchanged; nibabel's own writer would correct it."""
     header["vox_offset"] = header.single_vox_offset
     voxels = VOXELS.astype(header.get_data_dtype())
     path.write_bytes(header.binaryblock + bytes(4) + voxels.tobytes(order="F"))
@@ -101,7 +101,7 @@ def test_a_header_means_what_nibabel_says_or_is_refused(
         assert re.search(
             r"right angles|sform and qform differ|sform has voxels|invalid intercept|mm wide|no length", str(error)
         )
-        # What a header says once, without a shear that can be seen, is never refused.
+        # Forms that agree are only refused for a large shear or an invalid intercept.
         assert other is not None or form.get("shear") == 0.3 or not np.isfinite(scale[1])
         return
     assert (NO_ORIENTATION in volume.warnings) == (codes == (0, 0))
@@ -161,7 +161,7 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path, fields, said):
 )
 def test_the_form_that_counts(tmp_path, fields, right):
     volume = read_ct(write(tmp_path / "ct.nii", **fields))
-    first = np.append(places_of(volume)[0, -1, -1], 1)  # stored axes grow to right and anterior
+    first = np.append(places_of(volume)[0, -1, -1], 1)  # stored axes increase towards right and anterior
     np.testing.assert_allclose(np.linalg.inv(right) @ first, [0, 0, 0, 1], atol=1e-3)
 
 
@@ -178,7 +178,7 @@ def test_scaling_is_nibabel_s(tmp_path, scale):
 
 
 def test_what_follows_the_voxels_does_not_matter(tmp_path):
-    """NaN behind the voxels, bytes behind the gzip stream, and a stream in several parts."""
+    """NaN after the voxels, bytes after the gzip stream, and a file of several gzip streams."""
     plain = write(tmp_path / "ct.nii", dtype="float32")
     content = plain.read_bytes()
     values = read_ct(plain).array
@@ -251,7 +251,7 @@ def test_voxel_sizes_in_other_units(tmp_path, unit, said):
 
 @pytest.mark.parametrize(("turn", "taken"), [(180.0, True), (179.95, True), (179.5, False), (0.3, False)])
 def test_a_qform_is_as_exact_as_its_quaternion(tmp_path, turn, taken):
-    """Its first number is not stored: where it is close to 0, the other three leave it open by sqrt(2^-23)."""
+    """Its first component is not stored: close to 0, the other three determine it only to sqrt(2^-23)."""
     shape, path = (400, 400, 3), tmp_path / "ct.nii"
     header = nib.Nifti1Header()
     header.set_data_dtype("uint8")
@@ -261,7 +261,7 @@ def test_a_qform_is_as_exact_as_its_quaternion(tmp_path, turn, taken):
     header["vox_offset"] = 352
     path.write_bytes(header.binaryblock + bytes(4 + 400 * 400 * 3))
     if taken:
-        check_against_nibabel(path)  # which goes by the sform
+        check_against_nibabel(path)  # which uses the sform
     else:
         with pytest.raises(UserError, match="sform and qform differ"):
             read_ct(path)
