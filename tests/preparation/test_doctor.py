@@ -1,4 +1,4 @@
-"""A dataset in which one of everything is wrong: every problem is named, the rest is counted and trained on."""
+"""A dataset with one file per kind of defect: every problem is named, and the other cases are used."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def root(healthy, tmp_path):
 
 
 def change(path, make):
-    """Rewrite a volume as ``make(array)``, on its grid."""
+    """Replace a volume by ``make(array)`` on the same grid."""
     image = sitk.ReadImage(str(path))
     changed = sitk.GetImageFromArray(make(sitk.GetArrayFromImage(image)))
     changed.CopyInformation(image)
@@ -55,7 +55,7 @@ def with_value(value, dtype):
 
 
 def patch_bytes(path, offset, data):
-    """Change the header of an uncompressed copy that takes the file's place."""
+    """Replace a file by an uncompressed copy with changed header bytes."""
     image = sitk.ReadImage(str(path))
     plain = path.with_name(path.name.removesuffix(".gz"))
     path.unlink()
@@ -66,7 +66,7 @@ def patch_bytes(path, offset, data):
 
 
 def make_everything_wrong(root):
-    """One bad file each; returns the file's name with what is to be said about it. Case 0 to 2 stay sound."""
+    """Damage one file per kind of defect; returns the expected message by file name. Cases 0 to 2 stay valid."""
     image = lambda k: root / "imagesTr" / f"case_{k:02}_0000.nii.gz"  # noqa: E731
     label = lambda k: root / "labelsTr" / f"case_{k:02}.nii.gz"  # noqa: E731
     image(3).write_bytes(image(3).read_bytes()[:-3000])
@@ -130,14 +130,14 @@ def test_every_problem_is_named_and_the_rest_is_used(root, tmp_path, caplog):
     prepared = prepare_dataset(dataset, tmp_path / "prepared", SPACING, PATCH, workers=1)
     assert [case.name for case in prepared.labelled] == ["case_00", "case_01", "case_02"]
     assert [case.name for case in prepared.unlabelled] == ["more_2"]
-    for problem in diagnosis.problems:  # the same checks, the same words
+    for problem in diagnosis.problems:  # same checks, same messages
         assert problem in caplog.text
     with pytest.raises(UserError, match=r"strict=true.*\n(.*\n)*.*is a label map without a CT"):
         prepare_dataset(dataset, tmp_path / "prepared", SPACING, PATCH, workers=1, strict=True)
 
 
 def test_what_is_most_likely_not_meant(root, tmp_path):
-    """It is said, and used all the same."""
+    """It is reported as a warning, and the case is used."""
     change(root / "labelsTr" / "case_00.nii.gz", np.zeros_like)
     change(root / "imagesTr" / "case_01_0000.nii.gz", lambda hu: hu + 1024)
     shutil.copy(root / "imagesTr" / "case_02_0000.nii.gz", root / "imagesUn" / "again.nii.gz")
@@ -157,7 +157,7 @@ def test_what_is_most_likely_not_meant(root, tmp_path):
 
 
 def test_the_command(root, dlunet, dlunet_process, monkeypatch):
-    """Exit code 1 and the problems, if there are any; else 0; and nothing is written."""
+    """Exit code 1 and a list of problems if there are any, otherwise 0; nothing is written."""
     monkeypatch.setenv("COLUMNS", "160")
     settings = ("data=nnunet", f"data.root={root}", "scale=tiny", "data.workers=1")
     done = dlunet_process("doctor", *settings, cwd=root.parent)

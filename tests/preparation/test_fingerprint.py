@@ -1,4 +1,4 @@
-"""The foreground's statistics, and the cache that knows when it is out of date."""
+"""Foreground intensity statistics, and a cache that detects when it is out of date."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, write_case, monkeypatc
     cases, cache = [write_case("a", *random_case(1))], tmp_path / "cache.json"
     before = foreground_intensity(cases, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("dlunet.preparation.fingerprint.read_case", None)  # reading anything would fail
+        patch.setattr("dlunet.preparation.fingerprint.read_case", None)  # any read would fail
         assert foreground_intensity(cases, cache) == before
     changed = random_case(3)
     write_case("a", *changed)

@@ -1,4 +1,4 @@
-"""``dlunet prepare``, killed at random moments: what it leaves behind is never taken for a finished case."""
+"""``dlunet prepare`` killed at random moments: a partly written case is never taken for a finished one."""
 
 import random
 import time
@@ -26,7 +26,7 @@ def finished(folder):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_and_run_again(place, kills, tmp_path, dlunet, start_dlunet):
-    """With processes of its own, which may outlive it for a moment."""
+    """With worker processes, which may briefly outlive the command."""
     whole, output = tmp_path / "whole", tmp_path / "killed"
     dlunet(*WORDS, f"data.prepared={whole}", cwd=place)
     expected = contents(whole)
@@ -44,8 +44,8 @@ def test_killed_and_run_again(place, kills, tmp_path, dlunet, start_dlunet):
         if len(before) == CASES or kill == kills:
             dlunet(*WORDS, f"data.prepared={output}", cwd=place)
             after = finished(output)
-            assert {path: after[path] for path in before} == before  # nothing is done twice
-            deadline = time.monotonic() + 20  # workers of the killed run end once they notice
+            assert {path: after[path] for path in before} == before  # finished cases are not prepared again
+            deadline = time.monotonic() + 20  # workers of the killed run exit once they notice
             while contents(output) != expected and time.monotonic() < deadline:
                 time.sleep(0.5)
             assert contents(output) == expected

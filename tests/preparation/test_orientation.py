@@ -1,4 +1,4 @@
-"""One CT, stored in each of the 48 ways that its axes can run, is one prepared case."""
+"""One CT stored in each of the 48 axis orientations gives the same prepared case."""
 
 from itertools import permutations, product
 
@@ -14,7 +14,7 @@ ORIENTATIONS = ["".join(letters) for axes in permutations(("LR", "PA", "SI")) fo
 
 @pytest.fixture(scope="module")
 def prepare(tiny_abdomen, write_volume, tmp_path_factory):
-    """``prepare(orientation)``: the prepared CT, its labels, and the voxels of its index."""
+    """``prepare(orientation)`` returns the prepared CT, its labels, index ranges and quantisation step."""
     abdomen = tiny_abdomen(0)
 
     def prepare(orientation):

@@ -1,4 +1,4 @@
-"""The plan, which travels with the weights."""
+"""The plan, which is stored with the weights."""
 
 import json
 

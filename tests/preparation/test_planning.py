@@ -1,4 +1,4 @@
-"""Plans beside those of nnU-Net's own planner, which benchmarks/planning_against_nnunet.py has written down."""
+"""Plans compared with those of nnU-Net's own planner, recorded by benchmarks/planning_against_nnunet.py."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_budget_that_nothing_fits_ends():
 
 
 def test_the_values_are_those_of_the_network_s_feature_maps():
-    """Counted by hooks on the convolutions of nnU-Net's network itself, without the heads of deep supervision."""
+    """Counted by hooks on the convolutions of nnU-Net's network, without deep supervision heads."""
     planned = topology((2.0, 1.0, 1.0), (16, 32, 32))
     network = PlainUNet(
         num_classes=5,

@@ -1,4 +1,4 @@
-"""From FLARE22's files to prepared cases: the values, what is done again and what is not, and bad cases."""
+"""From FLARE22 files to prepared cases: values, which cases are prepared again, and bad cases."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ def changed(before, after):
 
 
 def test_values_against_numpy_and_scipy(root, prepare):
-    """The files are RAS: SimpleITK's own arrays, mirrored by hand, clipped, normalised and zoomed."""
+    """The files are RAS: SimpleITK's arrays are mirrored, clipped, normalised and zoomed by hand."""
     prepared = prepare()
 
     def read(path):
@@ -104,7 +104,7 @@ def test_a_broken_ct_is_reported_and_left_out(root, tmp_path, caplog, part, work
 
 
 def test_a_stopped_process_ends_in_one_message(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlunet.parallel._begin_worker", os.abort)  # what a worker does first
+    monkeypatch.setattr("dlunet.parallel._begin_worker", os.abort)  # the first call in a worker
     with pytest.raises(UserError, match=r"was killed, probably out of memory.*data\.workers=1"):
         prepare_dataset(read_flare22(root), tmp_path / "prepared", SPACING, PATCH, workers=2)
 
@@ -137,7 +137,7 @@ def test_without_one_labelled_case_nothing_can_be_done(root, prepare):
 
 
 def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
-    """Killed while writing: the case lies under its temporary name, or, unlike ours, without its last file."""
+    """Killed while writing: the case has its temporary name or, were writes not atomic, lacks its last file."""
     first = prepare()
     killed, cut = first.labelled[0].folder, first.labelled[1].folder
     ended = subprocess.Popen(["true"])
@@ -152,11 +152,11 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     assert (killed / "case.json").exists() and (cut / "case.json").exists()
     np.testing.assert_array_equal(PreparedCase.open(cut).image, first.labelled[1].image)
     left = {path.name for path in cut.parent.glob(".*")}
-    assert left == {running, elsewhere}  # what may still be being written stays
+    assert left == {running, elsewhere}  # folders that another run may still be writing stay
 
 
 def test_the_fingerprint_follows_the_labels(root, prepare, tmp_path, write_volume):
-    """Other labels, another range of intensities: every case is normalised anew, so that all share one plan."""
+    """Changed labels change the intensity range: every case is normalised again, so that all share one plan."""
     before = prepare()
     labelled = read_flare22(root).labelled
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(labelled[0].label)))

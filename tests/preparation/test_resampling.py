@@ -1,4 +1,4 @@
-"""Resampling by matrices against SciPy applied to the volume itself, and against loops."""
+"""Resampling by matrices, compared with SciPy on the volume and with loops."""
 
 from itertools import product
 
@@ -40,7 +40,7 @@ def test_a_spline_does_not_leave_the_range_of_its_channel():
     step = np.zeros((2, 8, 8, 8))
     step[0, :, :, 4:], step[1, :, :, 4:] = 1, 50
     free = np.stack([scipy_zoom(channel, (8, 8, 29), 3) for channel in step])
-    assert free[0].max() > 1.01  # it would
+    assert free[0].max() > 1.01  # SciPy's spline does
     resampled = resample(step, (8, 8, 29), 3)
     assert (resampled[0].min(), resampled[0].max(), resampled[1].min(), resampled[1].max()) == (0, 1, 0, 50)
 
@@ -59,7 +59,7 @@ def test_an_axis_apart_takes_the_nearest_voxel(volume, axis, order):
 
 
 def linear_1d(position, n):
-    """Weights of the voxels of an axis at a position, the edge voxels going on for ever."""
+    """Linear interpolation weights of an axis's voxels at a position; edge voxels are repeated beyond the border."""
     low = int(np.floor(position))
     weights = np.zeros(n)
     weights[np.clip(low, 0, n - 1)] += 1 - (position - low)
@@ -70,7 +70,7 @@ def linear_1d(position, n):
 @pytest.mark.parametrize("nearest_axis", [None, 0])
 @pytest.mark.parametrize("shape", [(8, 10, 12), (2, 4, 10), (6, 9, 3)])
 def test_labels_by_loop(shape, nearest_axis):
-    """The class with most of the voxel; of equal ones the nearest voxel's, or, if that is none of them, the lowest."""
+    """The class with the largest weight; on a tie, that of the nearest voxel if it is among them, else the lowest."""
     labels = np.random.default_rng(3).choice([0, 2, 3, 7], size=(4, 5, 6)).astype(np.uint8)
     expected, ties = np.zeros(shape, np.uint8), 0
     for target in np.ndindex(*shape):
@@ -99,7 +99,7 @@ def test_the_same_shape_changes_nothing(volume):
     [
         ((129, 512, 512), (2.5, 0.76, 0.76), (129, 259, 259)),  # 259.4
         ((100, 100, 100), (5.0, 0.79, 1.5), (200, 53, 100)),  # 52.7
-        ((1, 3, 3), (1.0, 0.2, 0.2), (1, 1, 1)),  # never nothing
+        ((1, 3, 3), (1.0, 0.2, 0.2), (1, 1, 1)),  # at least one voxel
     ],
 )
 def test_target_shape(shape, spacing, expected):
@@ -111,10 +111,10 @@ def test_target_shape(shape, spacing, expected):
     [
         ((5.0, 0.7, 0.7), (2.5, 1.5, 1.5), 0),
         ((0.7, 0.7, 5.0), (2.5, 1.5, 1.5), 2),
-        ((3.0, 1.0, 1.0), (2.5, 1.5, 1.5), None),  # 3 times is not more than 3 times
-        ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0), 1),  # the target alone
-        ((5.0, 1.0, 1.0), (1.0, 1.0, 5.0), 0),  # the volume goes before the target
-        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), None),  # two axes are the coarsest
+        ((3.0, 1.0, 1.0), (2.5, 1.5, 1.5), None),  # a ratio of exactly 3 is not above 3
+        ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0), 1),  # only the target is anisotropic
+        ((5.0, 1.0, 1.0), (1.0, 1.0, 5.0), 0),  # the volume takes precedence over the target
+        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), None),  # two axes are equally coarse
     ],
 )
 def test_the_axis_that_nnunet_resamples_apart(spacing, target, axis):

@@ -1,4 +1,4 @@
-"""Several runs on one folder of prepared cases: each gets exactly its cases, or is told that the folder is in use."""
+"""Several runs sharing a folder of prepared cases: each gets exactly its cases, or an error that it is in use."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def names_of(cases):
 
 
 def change_a_label(root, write_volume):
-    """Other labels: other statistics, so that every case has to be prepared anew."""
+    """Changed labels change the statistics, so that every case has to be prepared again."""
     write_volume(root / "labels" / "0.nii.gz", np.full((24, 40, 40), 3, np.uint8), **GRID)
 
 
@@ -104,7 +104,7 @@ def test_a_run_waits_for_one_that_prepares(root, caplog):
 
 
 def test_students_of_different_teachers_train_at_the_same_time(root):
-    """Pseudo-labels say where to crop: other ones leave the prepared CTs, and each other, as they are."""
+    """Pseudo-labels determine where to crop: other ones change neither the prepared CTs nor each other."""
     folders = [root.parent / "by_one", root.parent / "by_another"]
     for folder, source in zip(folders, (0, 1), strict=True):
         folder.mkdir()
@@ -134,7 +134,7 @@ def test_a_folder_that_is_only_to_be_read(root, monkeypatch):
 
 
 def test_three_commands_at_once(root, start_dlunet):
-    """What one sees of the others depends on the moment; what it gets does not."""
+    """How the commands interleave varies, but the result of each does not."""
     words = ("data=folders", f"data.root={root}", "data.names=[a,b,c]", "data.prepared=prep", "data.workers=1")
     running = [
         start_dlunet("prepare", "scale=tiny", *words, f"data.fold={fold}", cwd=root.parent) for fold in ("all", 0, 1)

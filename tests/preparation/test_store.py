@@ -1,4 +1,4 @@
-"""The prepared case on disk."""
+"""Prepared cases on disk."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from dlunet.preparation.store import VOXELS_A_CLASS, is_up_to_date, save_prepare
 
 IMAGE = np.random.default_rng(0).normal(size=(8, 30, 60)).astype(np.float32)
 LABEL = np.zeros(IMAGE.shape, np.uint8)
-LABEL[:, :, :50] = 2  # 12,000 voxels: more than are remembered
+LABEL[:, :, :50] = 2  # 12,000 voxels: more than the index keeps
 LABEL[3:5, 4, 55:] = 13
 
 
@@ -68,7 +68,7 @@ def test_up_to_date_means_made_from_the_same(folder, tmp_path):
 
 @pytest.mark.parametrize("part", ["image.npy", "label.npy", "index.npy", "case.json"])
 def test_a_case_that_lost_a_part_is_made_anew(folder, part):
-    """As where old files are deleted one by one: a labelled case is not taken for an unlabelled one."""
+    """For instance where old files are deleted one by one: a labelled case is not taken for an unlabelled one."""
     (folder / part).unlink()
     assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
     if part != "case.json":
@@ -77,7 +77,7 @@ def test_a_case_that_lost_a_part_is_made_anew(folder, part):
 
 
 def test_where_the_files_lie_does_not_matter(tmp_path):
-    """That they lie elsewhere now is noted, so that they are read once and not at every start."""
+    """Their new location is recorded, so that they are read once and not at every start."""
     (tmp_path / "a").write_text("CT")
     save_prepared(tmp_path / "case", IMAGE, LABEL, {"files": stamps.stamp([tmp_path / "a"])})
     (tmp_path / "b").write_text("CT")
