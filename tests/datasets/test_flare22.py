@@ -1,4 +1,4 @@
-"""FLARE22's folders: which file is which case, and what is said where one is missing."""
+"""FLARE22's folders: which file belongs to which case, and what is reported where one is missing."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""nnU-Net's raw datasets, the decathlon's, and plain folders: which file is which case, and what is said otherwise."""
+"""nnU-Net raw datasets, the Medical Segmentation Decathlon and plain folders: cases found, problems reported."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def test_layouts_that_do_not_fit(nnunet, msd, tmp_path):
 
 
 def test_what_is_left_out_is_said(nnunet, msd, tmp_path):
-    """One bad case each: the others stay."""
+    """One bad case per kind of problem; the other cases are kept."""
     touch(
         nnunet / "imagesUn" / "other_3.nrrd", nnunet / "imagesUn" / "own_1.nrrd", nnunet / "labelsTr" / "own_9.nii.gz"
     )

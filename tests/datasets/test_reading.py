@@ -1,4 +1,4 @@
-"""A CT and its labels are the same voxels, in whatever order and direction their axes are stored."""
+"""A CT and its labels are matched voxel by voxel, whatever the order and direction of their stored axes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Folds: every case validates once, the file is followed, and what does not fit it is said."""
+"""Folds: every case validates once, an existing file is followed, and one that does not fit is refused."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from dlunet.errors import UserError
 CASES = [Case(f"case_{k:02}", Path(f"case_{k:02}.nii.gz"), Path("label")) for k in range(12)]
 NAMES = [case.name for case in CASES]
 
-#: What sklearn.model_selection.KFold(n_splits=5, shuffle=True, random_state=12345) validates on, of 12 cases.
+#: Validation cases of sklearn.model_selection.KFold(n_splits=5, shuffle=True, random_state=12345) for 12 cases.
 NNUNET_FOLDS = [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]
 
 
