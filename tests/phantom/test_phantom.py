@@ -1,4 +1,4 @@
-"""The synthetic abdomens: anatomy, variety, difficulty, and the files they are written to."""
+"""Synthetic abdomens: anatomy, variety, difficulty, and the files they are written to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ID = {label.name: label.id for label in FLARE22}
 SHAPE = (56, 80, 80)
 TINY = (16, 24, 24)
 
-#: Human volumes in ml; a case may leave them by a third (small and large people, organs cut off by the view).
+#: Human organ volumes in ml; a case may be 40 % outside (body size, organs cut off by the field of view).
 HUMAN_VOLUMES = {
     "Liver": (1100, 1900),
     "Right kidney": (130, 200),
@@ -51,7 +51,7 @@ def varied() -> list[Phantom]:
 
 
 def points_mm(phantom: Phantom, organ: str) -> np.ndarray:
-    """Voxel centres of an organ, (n, 3) as z, y, x in mm."""
+    """Voxel centres of an organ, (n, 3) in the order z, y, x, in mm."""
     return np.argwhere(phantom.labels == ID[organ]) * np.array(phantom.spacing)
 
 
@@ -60,7 +60,7 @@ def center_mm(phantom: Phantom, organ: str) -> np.ndarray:
 
 
 def gap_mm(phantom: Phantom, first: str, second: str) -> float:
-    """Smallest distance between two organs."""
+    """Smallest distance between two organs in mm."""
     mask = sitk.GetImageFromArray((phantom.labels == ID[second]).astype(np.uint8))
     mask.SetSpacing(phantom.spacing[::-1])
     distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(mask, squaredDistance=False, useImageSpacing=True))
@@ -185,7 +185,7 @@ def test_no_organ_is_an_ellipsoid(labelled: list[Phantom]) -> None:
 
 
 def test_organs_differ_from_case_to_case(labelled: list[Phantom]) -> None:
-    """Even moved onto each other, two livers overlap imperfectly."""
+    """Even with their centres aligned, two livers do not overlap completely."""
     first, second = (np.round(points_mm(p, "Liver") - center_mm(p, "Liver")) // 4 for p in labelled[:2])
     shared = len({tuple(p) for p in first} & {tuple(p) for p in second})
     assert 2 * shared / (len(first) + len(second)) < 0.9
@@ -206,7 +206,7 @@ def test_varied_cases_show_more_than_labelled_ones(labelled: list[Phantom], vari
 
 
 def test_a_threshold_per_organ_scores_badly(labelled: list[Phantom], varied: list[Phantom]) -> None:
-    """The best HU interval for each organ, found on the labelled cases themselves, is no segmentation."""
+    """The best HU interval for each organ, fitted on the labelled cases themselves, does not segment it."""
     edges = np.arange(-200, 401, 3)
 
     def histogram(image: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def write_small(root: Path, **changes: object) -> None:
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    """Every file under a folder; volumes without the gzip header, which may hold a time."""
+    """Every file under a folder; volumes without the gzip header, which may contain a time stamp."""
     return {
         str(path.relative_to(root)): gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -327,7 +327,7 @@ def test_a_broken_off_run_is_taken_up_again(tmp_path: Path) -> None:
     kept = tmp_path / "Tuning/images/FLARETs_0001_0000.nii.gz"
     before = kept.stat().st_mtime_ns
     (tmp_path / "Training/FLARE22_UnlabeledCase1-1000/Case_00002_0000.nii.gz").unlink()
-    # As if killed between a case's label and its image.
+    # As if killed between writing a case's labels and its image.
     killed = tmp_path / "Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz"
     with subprocess.Popen(["true"]) as ended:
         pass
