@@ -1,4 +1,4 @@
-"""Memory and processor over time, against loads of known size."""
+"""Memory and CPU usage over time, measured under loads of known size."""
 
 import os
 import time

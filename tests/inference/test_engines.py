@@ -1,4 +1,4 @@
-"""Every engine gives the labels of PyTorch; exports travel; what is damaged, foreign or not installed is named."""
+"""Every engine reproduces PyTorch's labels; exports are portable; damaged or missing parts are named."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def volume(tiny_root):
 
 @pytest.fixture(scope="module")
 def exports(checkpoint, tmp_path_factory):
-    """One exported folder a format."""
+    """One exported folder per format."""
     folder = tmp_path_factory.mktemp("exports")
     for form in FORMATS:
         export_bundle(load_bundle(checkpoint), form, folder / form)
@@ -99,7 +99,7 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
     for installed, expected in (
         ({"onnx", "openvino", "onnxruntime"}, "openvino"),
         ({"onnx", "onnxruntime"}, "onnxruntime"),
-        ({"openvino"}, "torch"),  # which cannot read the network without onnx
+        ({"openvino"}, "torch"),  # OpenVINO cannot read the network without onnx
         (set(), "torch"),
     ):
         monkeypatch.setattr(choice, "find_spec", lambda name, known=installed: name if name in known else None)
@@ -111,7 +111,7 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
 
 
 def test_an_engine_registers_itself(checkpoint, volume, monkeypatch):
-    """It runs where it is asked for; ``auto`` takes it where it says so, before those of a later rank."""
+    """It runs on request; ``auto`` chooses it only on devices for which it has a rank, the lowest rank first."""
     monkeypatch.setitem(base.ENGINES, "mine", None)  # removed afterwards
 
     @base.register_engine("mine")

@@ -1,4 +1,4 @@
-"""The compiled network gives PyTorch's logits, for every shape of light U-Net; where it cannot run, others do."""
+"""The compiled network gives PyTorch's logits for every light U-Net; where it cannot run, other engines do."""
 
 import platform
 from pathlib import Path
@@ -16,7 +16,7 @@ from dlunet.networks import Bundle, LightUNet, PlainUNet
 from dlunet.preparation import Intensity, Plan
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-#: The same code for processors with shorter registers.
+#: The same code for processors with shorter vector registers.
 SHORT = (*library.FLAGS, "-mno-avx512f")
 FLAGS = [library.FLAGS, *([SHORT] if platform.machine() == "x86_64" else [])]
 
@@ -68,7 +68,7 @@ def network(**settings):
 
 
 def difference(found, expected):
-    """The largest, as a part of the range."""
+    """Largest difference as a fraction of the range."""
     return float((found - expected).abs().max() / (expected.max() - expected.min()))
 
 
@@ -78,7 +78,7 @@ def difference(found, expected):
 def test_it_gives_pytorchs_logits(settings, shape, flags):
     made = network(**settings)
     engine = NativeEngine(made, shape, flags)
-    for _ in range(2):  # whatever a tile leaves behind does not matter to the next
+    for _ in range(2):  # what one tile leaves in the buffers must not affect the next
         tile = 3 * torch.randn(1, made.in_channels, *shape) + 1
         with torch.inference_mode():
             expected = made.double()(tile.double())
@@ -128,7 +128,7 @@ def test_a_patch_that_the_strides_do_not_divide():
 @needs_compiler
 @pytest.mark.parametrize("level", [-7.0, 0.0, 100.0])
 def test_air_and_other_almost_constant_tiles(level):
-    """Variances far below the squared mean: where sums in float32 would lose their digits."""
+    """Variances far below the squared mean, where float32 sums would lose their precision."""
     settings, shape = NETWORKS["as for two cores"]
     made, tile = network(**settings), level + 0.05 * torch.randn(1, 1, *shape)
     with torch.inference_mode():
@@ -164,7 +164,7 @@ def test_it_is_compiled_once(empty_cache):
 @needs_compiler
 @pytest.mark.parametrize("spoil", ["no folder", "others can write to it"])
 def test_a_cache_that_cannot_be_used_or_trusted(spoil, empty_cache, tmp_path, monkeypatch):
-    """The library is compiled for this process alone, and nothing is left behind."""
+    """The library is compiled for this process only, and no file remains."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(library.tempfile, "tempdir", str(temporary))
@@ -208,5 +208,5 @@ def test_without_a_compiler_that_works(compiler, message, bundle, empty_cache, m
         make_engine(bundle, "native")
     assert message in str(caught.value) and "engine=torch runs every network" in str(caught.value)
     assert not make_engine(bundle).name.startswith("native")
-    # Nobody needs to be told that there is no compiler; one that fails is worth a word.
+    # A missing compiler is not reported, a failing one is.
     assert ("engine=native cannot be used" in caplog.text) is works

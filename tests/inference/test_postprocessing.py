@@ -1,4 +1,4 @@
-"""Largest parts, holes, volumes: against plain loops."""
+"""Largest connected components, holes and volumes, compared with plain loops."""
 
 from collections import deque
 from itertools import product
@@ -12,7 +12,7 @@ LABELS = np.random.default_rng(0).choice(4, size=(9, 11, 12), p=[0.5, 0.3, 0.15,
 
 
 def parts(mask):
-    """Connected by faces, found voxel by voxel."""
+    """Face-connected components, found voxel by voxel."""
     left = set(map(tuple, np.argwhere(mask)))
     while left:
         queue, part = deque([left.pop()]), []
@@ -40,7 +40,7 @@ def test_enclosed_background_is_filled_and_nothing_else():
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[1:8, 1:8, 1:8] = 1
     labels[3:6, 3:6, 3:6] = 0  # a hole
-    labels[4, 4, 4] = 2  # another organ in it
+    labels[4, 4, 4] = 2  # another class in it
     labels[1, 4, 4] = 0  # a dent
     filled = fill_holes(labels)
     expected = labels.copy()

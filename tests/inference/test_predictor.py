@@ -1,4 +1,4 @@
-"""From CT files to label files."""
+"""From CT files to label maps."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ WRITTEN = ["FLARETs_0001.nii.gz", "FLARETs_0002.nii.gz", "efficiency.csv", "pred
 
 
 class BrighterThan(nn.Module):
-    """Class 1 above 0 HU, class 13 above 200 HU: whatever is done to the volume, its labels are known."""
+    """Class 1 above 0 HU, class 13 above 200 HU: the expected labels follow from the CT alone."""
 
     def forward(self, x):
         zero = torch.zeros_like(x)
@@ -81,7 +81,7 @@ def test_labels_lie_on_the_inputs_own_grid(predictor, images, tmp_path, flips):
 
 
 def test_another_spacing_and_every_kind_of_orientation(predictor, tmp_path, write_volume):
-    """The same smooth CT in all 48 orientations gives the same labels, which follow it but for a thin rim."""
+    """A smooth CT gives the same labels in all 48 orientations, correct except for a thin rim."""
     z, y, x = np.indices((20, 60, 50))
     hu = (300 - 40 * np.hypot((z - 8) / 2, np.hypot((y - 25) / 4, (x - 20) / 4))).astype(np.float32)
     found = []
@@ -105,7 +105,7 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
     ended.wait()
     (tmp_path / f".{platform.node()}.{ended.pid}.FLARETs_0002.nii.gz").write_text("half-written")
     predict_files(predictor, images, tmp_path)
-    predict_files(predictor, images, tmp_path)  # nothing is left to do
+    predict_files(predictor, images, tmp_path)  # nothing left to do
     assert sorted(os.listdir(tmp_path)) == WRITTEN
     assert first.stat().st_mtime_ns == stamp
     assert list(seconds(tmp_path)) == ["FLARETs_0001", "FLARETs_0002"]
@@ -135,7 +135,7 @@ def test_a_bad_case_is_reported_while_the_others_are_done(predictor, images, tmp
 @pytest.mark.parametrize("flips", ["none", "axes", "full"])
 @pytest.mark.parametrize("shape", [(40, 70, 33), (16, 32, 32), (9, 50, 20), (1, 40, 40), (3, 8, 8)], ids=str)
 def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tmp_path, write_volume):
-    """Longer than the patch, equal to it and shorter; the network sees where in its tile a voxel lies."""
+    """Volumes longer than the patch, equal to it and shorter; logits depend on a voxel's position in its tile."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 8, 5, padding=2), nn.InstanceNorm3d(8), nn.Conv3d(8, 14, 3, padding=1)).eval()
     hu = np.random.default_rng(0).normal(0, 300, shape)
@@ -149,7 +149,7 @@ def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tmp_path, w
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAI", "SLP"])
 def test_oblique_directions(predictor, tmp_path, write_volume, orientation):
-    """A turned gantry changes where the voxels lie, not what they are: the labels are those of the upright CT."""
+    """An oblique grid changes the positions of voxels, not their values: labels are those of the upright CT."""
     hu = np.random.default_rng(0).normal(0, 200, (18, 34, 40)).astype(np.int16)
     tilt = Rotation.from_euler("ZYX", [20, -15, 10], degrees=True).as_matrix()
     for name, rotation in (("upright", None), ("oblique", tilt)):
@@ -165,7 +165,7 @@ def test_oblique_directions(predictor, tmp_path, write_volume, orientation):
 
 @pytest.mark.parametrize("inserts", [0, 900])
 def test_a_phantom_of_the_scanner(tmp_path, write_volume, inserts):
-    """Water in air, alone or with dense rods, as scanners are calibrated with: nothing that a body has."""
+    """A calibration phantom without any anatomy: water in air, alone or with dense rods."""
     _, y, x = np.indices((12, 40, 40)) - np.array([0, 20, 20]).reshape(3, 1, 1, 1)
     hu = np.where(np.hypot(y, x) < 14, 0, -1000)
     hu[(np.hypot(y - 7, x) < 2) | (np.hypot(y + 7, x) < 2)] += inserts
@@ -181,7 +181,7 @@ def test_a_phantom_of_the_scanner(tmp_path, write_volume, inserts):
     ("shape", "spacing"), [((1, 40, 40), (5, 8, 8)), ((3, 40, 40), (5, 8, 8)), ((20, 40, 40), 8.0)]
 )
 def test_few_slices_other_types_and_padding_outside_the_scan(predictor, tmp_path, write_volume, shape, spacing, dtype):
-    hu = np.full(shape, -3024.0)  # what scanners write outside their round field of view
+    hu = np.full(shape, -3024.0)  # padding outside the scanner's circular field of view
     hu[:, 8:30, 8:30] = 100
     spacing = (spacing,) * 3 if isinstance(spacing, float) else spacing
     path = write_volume(tmp_path / "ct.nii.gz", hu.astype(dtype), spacing=spacing)
@@ -206,7 +206,7 @@ def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, writ
 
 
 def test_killed_at_any_moment_and_run_again(images, tmp_path):
-    """The labels are those of an uninterrupted run, and nothing half-written stays."""
+    """The labels are those of an uninterrupted run, and no partial file remains."""
     inputs, output = tmp_path / "inputs", tmp_path / "out"
     inputs.mkdir()
     for number in range(8):
@@ -324,14 +324,14 @@ def test_a_ct_that_is_not_in_hu_is_segmented_with_a_warning_or_not_at_all(
     with pytest.raises(UserError, match=f"1 of 2 cases could not be segmented.*{odd}"):
         predict_files(predictor, [odd, sound], tmp_path / "strict", strict=True)
     assert [path.name for path in (tmp_path / "strict").glob("*.nii.gz")] == ["sound.nii.gz"]
-    shutil.copy(sound, odd)  # put right and segmented anew
+    shutil.copy(sound, odd)  # corrected and segmented again
     (tmp_path / "out" / "odd.nii.gz").unlink()
     predict_files(predictor, [odd, sound], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "prediction.json").read_text())["warnings"] == {}
 
 
 def test_an_organ_on_the_wrong_side_is_noticed(tmp_path, write_volume, caplog):
-    """Class 2, the right kidney, where the array's x is large: to the patient's left."""
+    """Class 2, the right kidney, at large x of the array, which is the patient's left."""
     hu = np.full((8, 40, 40), -900.0)
     hu[2:6, 10:20, 4:14], hu[2:6, 10:20, 26:36] = 100, 300
     network = nn.Conv3d(1, 14, 1)
@@ -369,7 +369,7 @@ def test_find_images(images, tmp_path):
 
 
 def test_what_is_meant_as_a_ct_and_is_none_is_a_case_that_failed(predictor, images, tmp_path, caplog):
-    """A folder of other things is nobody's CT; what only a name tells is a CT once."""
+    """A folder without slices is reported but is not a case; unreadable files of the same name count as one case."""
     folder = Path(shutil.copytree(images[0].parent, tmp_path / "in"))
     (folder / "series").mkdir()
     (folder / "series" / "IM1.dcm").touch()

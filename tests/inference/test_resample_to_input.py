@@ -1,4 +1,4 @@
-"""Back to the CT's grid: the class that is largest once every channel is resampled whole."""
+"""Labels on the CT's grid: the largest class after resampling every channel of the logits."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from dlunet.inference import labels_on_grid
 @pytest.mark.parametrize("smooth", [False, True])
 def test_against_resampling_everything_first(shape, dtype, slab, smooth):
     logits = torch.randn(5, 8, 12, 10, generator=torch.Generator().manual_seed(0))
-    if smooth:  # organs larger than a voxel, inside which nothing is interpolated
+    if smooth:  # structures larger than a voxel, inside which nothing is interpolated
         logits = torch.nn.functional.avg_pool3d(logits, 5, stride=1, padding=2)
     logits = logits.to(dtype)
     factors = [m / n for n, m in zip((8, 12, 10), shape, strict=True)]

@@ -1,4 +1,4 @@
-"""The sliding window against nnU-Net v2's, written here as plain loops in double precision."""
+"""The sliding window compared with nnU-Net v2's, written here as plain loops in double precision."""
 
 import math
 from itertools import chain, combinations, product
@@ -17,7 +17,7 @@ FLIPS = {"none": [()], "axes": [(), (0,), (1,), (2,)], "full": ALL_FLIPS}
 
 
 class Context(nn.Module):
-    """A network whose answer depends on where in its tile a voxel lies and on which way round the tile is."""
+    """A network whose output depends on a voxel's position in its tile and on the tile's orientation."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Context(nn.Module):
 
 
 def reference(network, volume, flips):
-    """Facts, section 6, and nnU-Net v2: every tile, every flip, weighted sums."""
+    """nnU-Net v2's sliding window: every tile, every flip, weighted sums."""
     network = network.double().eval()
     missing = [max(0, p - n) for p, n in zip(PATCH, volume.shape, strict=True)]
     padded = np.pad(volume, [(m // 2, m - m // 2) for m in missing])
@@ -64,7 +64,7 @@ def test_against_plain_loops(shape, flips):
     logits = predict_logits(network, torch.from_numpy(volume)[None], PATCH, STEP, flips).numpy()
     expected = reference(network, volume.astype(np.float64), flips)
     assert logits.shape == expected.shape == (3, *shape)
-    # SciPy ends its Gaussian at 4 sigma; nnU-Net, which uses it, does too. That is all that may differ.
+    # The only difference: SciPy truncates its Gaussian at 4 sigma, and so does nnU-Net, which uses it.
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.ptp(expected))
 
 
@@ -98,7 +98,7 @@ def test_several_tiles_at_once_give_the_same_logits(flips):
 @pytest.mark.parametrize("flips", FLIPS)
 @pytest.mark.parametrize("shape", [(9, 13, 17), (3, 21, 10)], ids=str)
 def test_a_pointwise_network_is_applied_to_the_volume(shape, flips):
-    """What sees one voxel at a time cannot tell tiles, weights, padding or flips."""
+    """A network that sees one voxel at a time is not affected by tiles, weights, padding or flips."""
     torch.manual_seed(1)
     network, volume = nn.Conv3d(1, 4, 1), torch.randn(1, *shape)
     logits = predict_logits(network, volume, PATCH, STEP, flips)
