@@ -1,4 +1,4 @@
-"""What a checkpoint carries comes back, and what is no checkpoint is refused without running it."""
+"""Checkpoints load as saved; anything else is refused without running code in it."""
 
 import pickle
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 def checkpoint(kind="LightUNet", networks=2):
-    """A checkpoint as training leaves it, and the networks in it."""
+    """A checkpoint as training writes it, and the networks in it."""
     description = {"kind": kind, "num_classes": 14, **SETTINGS}
     trained = torch.nn.ModuleList(build_network(description) for _ in range(networks))
     weights = {f"networks.{name}": value for name, value in trained.state_dict().items()}
@@ -44,7 +44,7 @@ def test_an_unknown_kind_of_network_is_never_built():
 
 
 class RunsOnLoading:
-    """A pickle that creates a file when it is loaded carelessly."""
+    """A pickle that creates a file when it is loaded unsafely."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -61,7 +61,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, tmp_path):
         load_bundle(path)
     assert not mark.exists()
     torch.load(path, weights_only=False) if save is torch.save else pickle.loads(path.read_bytes())
-    assert mark.exists()  # so the file was indeed dangerous
+    assert mark.exists()  # the file was indeed dangerous
 
 
 @pytest.mark.parametrize(

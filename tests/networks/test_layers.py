@@ -1,4 +1,4 @@
-"""The light network's layers against the PyTorch layers they stand in for."""
+"""The light network's layers compared with the PyTorch layers they replace."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_instance_norm_equals_pytorch(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_instance_norm_of_a_whole_patch_is_exact_in_prediction(layout):
-    """Squares added up in float32 one by one would be off by 1e-3 here."""
+    """Squares summed one by one in float32 would be off by 1e-3 here."""
     x = (3 + 2 * torch.randn(1, 2, 56, 160, 160)).contiguous(memory_format=layout)
     reference = nn.InstanceNorm3d(2, affine=True).double()
     with torch.inference_mode():
@@ -83,14 +83,14 @@ def test_upsampling_equals_pytorch(stride, layout):
 
 
 def test_results_stay_channels_last_also_after_a_single_channel():
-    """PyTorch cannot tell the layouts of one channel apart, and would go on in the slow one."""
+    """PyTorch cannot distinguish the layouts of a single channel and would continue in the slow one."""
     x = torch.randn(1, 1, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
     for layer in (PointwiseConv3d(1, 4), SeparableUpsampling(1, 4, (1, 2, 2))):
         assert layer(x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_instance_norm_has_the_papers_epsilon():
-    """A channel of variance v comes out with variance v / (v + ε)."""
+    """A channel of variance v has variance v / (v + ε) in the output."""
     x = 1e-3 * torch.randn(1, 1, 20, 20, 20, dtype=torch.float64)
     variance = x.var(correction=0)
     torch.testing.assert_close(InstanceNorm3d(1).double()(x).var(correction=0), variance / (variance + 1e-5))

@@ -1,4 +1,4 @@
-"""The ONNX graph says what the network does: run by ONNX's own reference evaluator and by ONNX Runtime."""
+"""The ONNX graph computes what the network does, in ONNX's reference evaluator and in ONNX Runtime."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The networks against the paper: size, cost, and every layer written out again from its description."""
+"""The networks compared with the paper: size, cost, and every layer written out from its description."""
 
 import math
 
@@ -94,7 +94,7 @@ def test_layers_are_the_papers_in_data_flow_order(kind, conv, up):
 
 
 def written_out(kind, network, x):
-    """The network as plain function calls on its weights, taken one after the other."""
+    """The network as plain function calls on its weights, used in order."""
     weights = iter(list(network.parameters()))
 
     def conv(x, stride=ONE):
@@ -146,7 +146,7 @@ def test_logits_are_those_of_the_network_written_out(kind):
     network = kind(**SMALL).double().train()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.normal_()  # the biases and norms too, which start at 0 and 1
+            parameter.normal_()  # including biases and norms, which start at 0 and 1
     x = torch.randn(2, 1, 16, 32, 64, dtype=torch.float64)
     expected = written_out(kind, network, x)
     torch.testing.assert_close(network(x), expected)
@@ -170,7 +170,7 @@ def test_encoder_and_decoder_make_up_the_network(training):
     assert [tuple(f.shape[:3]) for f in features] == [(2, 2, 8), (2, 3, 8), (2, 4, 4), (2, 5, 2), (2, 6, 1), (2, 6, 1)]
     kept = [f.clone() for f in features]
     torch.testing.assert_close(network.decode(features), network(x), rtol=0, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(features, kept, strict=True))  # they can be decoded once more
+    assert all(torch.equal(a, b) for a, b in zip(features, kept, strict=True))  # unchanged by decoding
     dropped = network.decode([*features[:-1], torch.zeros_like(features[-1])])
     assert not torch.equal(dropped[0], network(x)[0])
 
@@ -227,8 +227,8 @@ def test_mixed_precision_changes_logits_little_and_reaches_every_weight_but_the_
         logits = network(x)[0]
     assert (logits.float() - exact).norm() < 0.05 * exact.norm()
     logits.float().square().sum().backward()
-    # In bfloat16, PyTorch 2.13 on a CPU computes some gradients of depthwise convolutions, all that have a kernel, from
-    # memory that nobody has written to: they are NaN now and then, and only whether they are there is looked at.
+    # In bfloat16 on a CPU, PyTorch 2.13 computes some gradients of depthwise convolutions from uninitialised memory, so
+    # that they are occasionally NaN. Where kernels are larger than 1, only the presence of gradients is checked.
     without = {
         name
         for name, p in network.named_parameters()
