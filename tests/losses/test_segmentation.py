@@ -1,4 +1,4 @@
-"""The losses against the paper's formulas, written out as loops over voxels in plain Python."""
+"""The losses compared with the paper's formulas, written out as loops over voxels in plain Python."""
 
 import itertools
 import math
@@ -108,7 +108,7 @@ def test_loss_is_its_formula(loss, by_hand, settings, logits, target):
 
 
 def repeated(logits, target, times):
-    """Each voxel of a batch as often as is asked, in a row: a batch of one patch (1, 1, n)."""
+    """Each voxel of a batch repeated ``times`` times, as a batch of one patch of size (1, 1, n)."""
     row = logits.movedim(1, -1)[times > 0], target[times > 0]
     scores, labels = (values.repeat_interleave(times[times > 0], 0) for values in row)
     return scores.T[None, :, None, None], labels[None, None, None]
@@ -163,7 +163,7 @@ def test_perfect_prediction_costs_nothing(loss, target):
 
 
 def test_classes_count_by_their_weights(logits, target):
-    """NRD: each class's ratio times its weight, divided by their number; TCE and CE: a voxel as often as its class."""
+    """NRD, Dice: each class's term times its weight, divided by the number of classes; TCE, CE: weighted mean of voxels."""
     weights = [0.5, 2.0, 0.0, 3.0]
     seen = list(voxels(logits, target))
     total = sum(sum(w * t for w, t in zip(weights, y, strict=True)) for _, _, y in seen)
@@ -195,7 +195,7 @@ def test_equal_weights_of_classes_change_nothing(loss, logits, target):
 @EVERY_LOSS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(loss, dtype):
-    """A sum over 40³ voxels passes float16's largest number and has no digits left in bfloat16."""
+    """A sum over 40³ voxels exceeds float16's range and has no precision left in bfloat16."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(1, CLASSES, 40, 40, 40, generator=generator).to(dtype).requires_grad_()
     target = torch.zeros(1, 40, 40, 40, dtype=torch.uint8)
@@ -218,7 +218,7 @@ def test_absent_class_hardly_predicted_costs_little_only_with_the_linear_denomin
     assert value == pytest.approx(expected, rel=0.01)
 
 
-FOREGROUND = (CLASSES - 1) / CLASSES  # the share of the old classes in a mean over foreground classes, then over all
+FOREGROUND = (CLASSES - 1) / CLASSES  # fraction of the old classes in a mean over foreground classes, then over all
 ALL = CLASSES / (CLASSES + 1)
 
 
@@ -232,7 +232,7 @@ ALL = CLASSES / (CLASSES + 1)
     ],
 )
 def test_class_absent_and_nowhere_predicted_only_joins_the_mean(loss, factor, logits, target):
-    """One class more, of which there is nothing: no term of the loss changes, only the mean has one class more."""
+    """With an additional, empty class no term of the loss changes; only the mean is over one class more."""
     nowhere = torch.full_like(logits[:, :1], -1e4)
     value = loss(torch.cat([logits, nowhere], dim=1), target)
     torch.testing.assert_close(value, factor * loss(logits, target))

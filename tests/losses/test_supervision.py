@@ -10,7 +10,7 @@ SIZES = [(8, 16, 16), (8, 8, 8), (4, 4, 4), (2, 2, 2), (1, 1, 1)]
 
 
 class MeanDistance(nn.Module):
-    """A loss that tells both its inputs: the mean of logits × (target + 1)."""
+    """A loss that depends on both inputs: the mean of logits × (target + 1)."""
 
     def forward(self, logits, target):
         assert logits.shape[2:] == target.shape[1:]
@@ -29,7 +29,7 @@ def label():
 
 
 def strided(label):
-    """Nearest neighbours at every level: with whole factors, the first voxel of each block."""
+    """Nearest neighbours at every level: for integer factors, the first voxel of each block."""
     return [label[:, :: 8 // z, :: 16 // y, :: 16 // x] for z, y, x in SIZES]
 
 
@@ -51,7 +51,7 @@ def test_one_target_is_brought_to_every_level(levels, label):
 
 
 class WeightedDistance(nn.Module):
-    """As :class:`MeanDistance`, of the voxels that count."""
+    """Like :class:`MeanDistance`, with voxel weights and an ignored label."""
 
     def forward(self, logits, target, weight=None, ignore=None):
         kept = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
