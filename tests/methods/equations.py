@@ -1,8 +1,8 @@
-"""The terms of each method, written out after its paper: plain loops and sums, sharing nothing with the package.
+"""The loss terms of each method, written out from its paper in plain loops and sums, independent of the package.
 
-A function takes the inputs of a step and the method's settings, whose defaults are the paper's, and returns what its
-terms should be. ``f`` are the networks by role, ``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled
-patches and labels, ``t`` the part of the run that is done, and ``draw`` the step's generator.
+Each function takes the inputs of a step and the method's settings, whose defaults are the paper's, and returns the
+expected terms. ``f`` are the networks by role, ``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled
+patches and labels, ``t`` the completed fraction of the run, and ``draw`` the step's generator.
 """
 
 import math
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-#: The settings that each method is tried with: its own, but for what tiny networks are never sure of, and others.
+#: Settings tested per method: its defaults, except thresholds that tiny networks never reach, and others.
 SETTINGS = {
     "bcp": [{}, {"unlabelled_weight": 0.3, "box": 0.5}],
     "cross_pseudo": [{}, {"unlabelled_weight": 0.3, "num_boxes": 2}],
@@ -41,7 +41,7 @@ def supervised(s):
 
 
 def cross_pseudo(s, unlabelled_weight=0.8, num_boxes=3):
-    from dlunet.methods import draw_masks  # the law of the boxes has tests of its own
+    from dlunet.methods import draw_masks  # the distribution of the boxes has its own tests
 
     i, j = s.u["unlabelled_i"]["weak"], s.u["unlabelled_j"]["weak"]
     h = draw_masks(len(i), i.shape[2:], num_boxes, s.draw)
@@ -145,7 +145,7 @@ def dhc(s, unlabelled_weight=1.0, ramp=0.4, decay=0.99, window=50):
         found, true = s.p("a", s.x).argmax(1) == k, s.y == k
         assert true.any()
         dice = 2 * int((found & true).sum()) / (int(found.sum()) + int(true.sum()))
-        learnt = dice * math.log((dice + 1e-8) / 2e-8) / window  # from a Dice of 0 on
+        learnt = dice * math.log((dice + 1e-8) / 2e-8) / window  # starting from a Dice of 0
         missed = 1 + (1 - dice - 1) / window
         hard.append(classes * missed * (1e-8 / (learnt + 1e-8)) ** 0.2)
     terms = {}
@@ -167,7 +167,7 @@ EQUATIONS = {
 
 
 def expected_terms(name, settings, step, seed):
-    """What the terms of a method should be in a step whose generator has a seed."""
+    """The expected terms of a method in a step whose generator is seeded with ``seed``."""
     batch = step.batch
     inputs = SimpleNamespace(
         f=step.networks,

@@ -1,4 +1,4 @@
-"""What holds for every method that is registered. A new one is tried here by being registered."""
+"""Properties of every registered method; registering a new one is enough to test it here."""
 
 import copy
 import multiprocessing
@@ -30,8 +30,8 @@ from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5
 
 every_method = pytest.mark.parametrize("name", METHODS)
-#: Tests that start processes take seconds a method: `make test` tries an average and a state of its own,
-#: `make test-full` all methods.
+#: Tests that start processes take seconds per method: `make test` covers a method with a moving average and one with
+#: its own state, `make test-full` all methods.
 QUICK = ("mean_teacher", "dhc")
 in_processes = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
@@ -62,7 +62,7 @@ class TwoParts(nn.Module):
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross entropy with the weights of voxels and classes."""
+    """Cross entropy with voxel and class weights."""
 
     def forward(self, logits, target, weight=None, class_weight=None):
         weights = torch.ones(target.shape, dtype=logits.dtype) if weight is None else weight
@@ -71,7 +71,7 @@ class WeightedCrossEntropy(nn.Module):
 
 
 class Noting(dict):
-    """A stream's patches, noting which are looked at."""
+    """A stream's patches, recording which views are accessed."""
 
     def __init__(self, stream, patches, seen):
         super().__init__(patches)
@@ -83,7 +83,7 @@ class Noting(dict):
 
 
 def draw_batch(method, patch=PATCH, classes=CLASSES, dtype=torch.float64, seed=1):
-    """The patches that a method declares."""
+    """Random patches for the streams that a method declares."""
     generator, batch = torch.Generator().manual_seed(seed), {}
     for stream_name, stream in method.streams.items():
         count = BATCH * stream.times
@@ -163,12 +163,12 @@ def test_supervised_epochs_take_labels_alone(name, make_step):
     assert terms.keys() == method.trained.keys()
     for role, named in terms.items():
         assert list(named) == ["labelled"]
-        if name not in ("bcp", "dhc"):  # patches that are mixed, classes with weights
+        if name not in ("bcp", "dhc"):  # bcp mixes patches, dhc weights classes
             torch.testing.assert_close(named["labelled"], step.from_labels(step.networks[role])["labelled"])
 
 
 class Weights(lightning.Callback):
-    """Notes the weights of every network after each step."""
+    """Records the weights of every network after each step."""
 
     def __init__(self):
         self.seen = []
@@ -180,7 +180,7 @@ class Weights(lightning.Callback):
 @every_method
 @pytest.mark.filterwarnings("ignore")
 def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
-    """And the checkpoint gives the network that predicts."""
+    """Also, the checkpoint loads as the network that predicts."""
     decay = ["method.decay=0.6"] if METHODS[name]().averaged else []
     config = compose("train", [f"method={name}", "scale=tiny", "output=x", *decay])
     plan = Plan((8.0, 8.0, 8.0), tuple(config.plan.patch_size), Intensity(0, 1, 0, 1))
@@ -210,7 +210,7 @@ def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
 
 @pytest.fixture(scope="module")
 def place(tiny_flare22, tmp_path_factory):
-    """A dataset with cases enough for two processes of any method."""
+    """A dataset with enough cases for two processes of any method."""
     folder = tmp_path_factory.mktemp("conformance")
     tiny_flare22(folder / "flare22", labelled=4, unlabelled=4, validation=1, test=0)
     return folder
@@ -233,7 +233,7 @@ def run_config(place, compose):
 
 
 def in_a_process(config: DictConfig, killed_at: tuple[int, int] | None = None) -> int:
-    """Train in a process of its own, and return how it ended."""
+    """Train in a separate process and return its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dlunet.training"])
     process = context.Process(target=_train, args=(config, killed_at))
@@ -258,12 +258,12 @@ def _train(config: DictConfig, killed_at: tuple[int, int] | None) -> None:
 
 
 def steps_file(output: str | Path) -> Path:
-    """Where each step's process, epoch and number are noted."""
+    """The file that records the process, epoch and index of each step."""
     return Path(f"{output}.steps")
 
 
 def steps(run: Path) -> list[tuple[int, ...]]:
-    """The steps that were done, by all processes of all commands."""
+    """The steps done by all processes of all commands, as (process, epoch, index)."""
     return [tuple(map(int, line.split())) for line in steps_file(run).read_text().splitlines()]
 
 
@@ -305,7 +305,7 @@ def test_without_unlabelled_cases_it_says_so(name, tiny_flare22, tmp_path, run_c
 
 
 def losses(run: Path) -> pd.DataFrame:
-    """The terms of each step."""
+    """The loss terms of each step."""
     table = pd.read_csv(run / "metrics.csv")
     return table.loc[table["train/loss"].notna(), [c for c in table if c.startswith("train/")]].reset_index(drop=True)
 

@@ -15,7 +15,7 @@ OTHER = {"a": "b", "b": "a"}
 
 
 class TwoLevels(nn.Module):
-    """A network with two outputs that see each voxel's surroundings, so that mixing before or after it differs."""
+    """A network with two outputs that depend on neighbouring voxels, so that mixing before and after it differs."""
 
     def __init__(self):
         super().__init__()
@@ -29,12 +29,12 @@ class TwoLevels(nn.Module):
 
 
 def nearest(volume, level):
-    """The volume at a level: every voxel, or every second."""
+    """The volume at a level: every voxel, or every second one."""
     return volume if level == 0 else volume[:, ::2, ::2, ::2]
 
 
 def level_loss(outputs, targets):
-    """Cross entropy, the coarse level counting three times; one target, or one a level."""
+    """Cross entropy with a weight of 3 for the coarse level; accepts one target or one per level."""
     if isinstance(targets, torch.Tensor):
         targets = [nearest(targets, level) for level in range(2)]
     fine, coarse = (F.cross_entropy(z, y) for z, y in zip(outputs, targets, strict=True))
@@ -56,7 +56,7 @@ def batch():
 
 
 def run(networks, batch, loss=level_loss, **settings):
-    """The terms of both networks together."""
+    """The terms of both networks."""
     streams = {"labelled": {"weak": batch["image"], "label": batch["label"]}}
     streams |= {name: {"weak": patches} for name, patches in batch.items() if name.startswith("unlabelled")}
     progress = Progress(step=0, epoch=0, fraction=0.5)
@@ -67,7 +67,7 @@ def run(networks, batch, loss=level_loss, **settings):
 
 @pytest.fixture
 def expected(networks, batch):
-    """The four losses without weights, by equations 1 to 4."""
+    """The four unweighted losses of equations 1 to 4."""
     mask = draw_masks(BATCH, PATCH, 3, torch.Generator().manual_seed(SEED))
     h = mask.to(torch.float64)[:, None]
     x_i, x_j = batch["unlabelled_i"], batch["unlabelled_j"]
@@ -119,7 +119,7 @@ def test_pseudo_labels_come_from_one_pass_over_both_patches_without_gradient(net
 
 
 class Brighter(nn.Module):
-    """Sees class 1 where the patch is brighter than 0 (or darker), and tells what it was shown."""
+    """Predicts class 1 where the patch is brighter than 0 (or darker), and records its input."""
 
     def __init__(self, sign):
         super().__init__()
@@ -132,7 +132,7 @@ class Brighter(nn.Module):
 
 @pytest.fixture
 def one_thread():
-    """Networks take turns, so that what one was shown last is what its loss is about."""
+    """Networks run one after the other, so that the last input of a network is the one of its loss."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -140,7 +140,7 @@ def one_thread():
 
 
 def test_patch_and_both_pseudo_labels_are_cut_with_one_mask(one_thread):
-    """With u_i dark and u_j bright everywhere, what each network sees and is told is the mask itself."""
+    """With u_i dark and u_j bright everywhere, input and target of each network show the mask itself."""
     networks = {"a": Brighter(1), "b": Brighter(-1)}
     bright = torch.ones(4, 1, *PATCH)
     batch = {"image": bright, "label": bright, "unlabelled_i": -bright, "unlabelled_j": bright}
@@ -157,5 +157,5 @@ def test_patch_and_both_pseudo_labels_are_cut_with_one_mask(one_thread):
     assert 0 < mask.float().mean() < 1
     assert torch.equal(networks["b"].shown[:, 0] == 1, mask)
     (told_to_a,), (told_to_b,) = (next(t for t in told[name] if isinstance(t, list)) for name in "ab")
-    assert torch.equal(told_to_a, (~mask).long())  # b sees class 1 where it is dark
+    assert torch.equal(told_to_a, (~mask).long())  # b predicts class 1 where it is dark
     assert torch.equal(told_to_b, mask.long())

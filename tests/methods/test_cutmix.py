@@ -1,4 +1,4 @@
-"""CutMix: the boxes follow the published law, and the mask decides each voxel."""
+"""CutMix: boxes follow the published distribution, and the mask selects the source of each voxel."""
 
 import itertools
 import math
@@ -20,9 +20,9 @@ def seeded(seed=0):
 
 @pytest.fixture(scope="module", params=[1, 3])
 def draws(request):
-    """Edges as fractions of the patch before the division among boxes, and places as fractions of the free range.
+    """Edges as fractions of the patch before division by the number of boxes, positions as fractions of the free range.
 
-    The patch is so large that rounding to whole voxels does not show.
+    The patch is so large that rounding to whole voxels is negligible.
     """
     generator, size = seeded(), 10_000_000
     boxes = [draw_box((size,) * 3, request.param, generator) for _ in range(DRAWS)]
@@ -60,7 +60,7 @@ def test_boxes_lie_inside_the_papers_patch_and_reach_its_borders():
         starts, stops = ([getattr(box[axis], end) for box in boxes] for end in ("start", "stop"))
         edges = {stop - start for start, stop in zip(starts, stops, strict=True)}
         assert (min(starts), max(stops)) == (0, size)
-        # s^b lies between 1/4 and 1; each edge is that times √(1/3), to the nearest voxel
+        # s^b is between 1/4 and 1; each edge is that times √(1/3), rounded to the nearest voxel
         assert edges == set(range(round(size / 4 / math.sqrt(3)), round(size / math.sqrt(3)) + 1))
 
 
@@ -85,7 +85,7 @@ def test_the_generator_alone_decides():
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_boxes_are_filled_from_the_second_patch(channels):
-    """Images of several channels and label maps alike, voxel by voxel."""
+    """Voxel by voxel, for label maps and for images of several channels."""
     size = (4, 5, 6)
     masks = torch.rand(2, *size, generator=seeded()) < 0.4
     shape = (2, *channels, *size)

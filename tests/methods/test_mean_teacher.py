@@ -1,4 +1,4 @@
-"""What a Mean Teacher takes from its progress: the ramp, and how certain its teacher has to be."""
+"""Mean Teacher over the course of training: the ramp, and how certain the teacher has to be."""
 
 import math
 
@@ -28,7 +28,7 @@ def network():
 
 @pytest.mark.parametrize(("fraction", "share"), [(0, 0.75 + 0.25 * math.exp(-5)), (1, 1)])
 def test_an_uncertain_teacher_is_not_followed(network, batch, fraction, share):
-    """Without noise all passes are the same, so that the teacher's own entropy is its uncertainty."""
+    """Without noise all passes are identical, so that the teacher's own entropy is its uncertainty."""
     torch.manual_seed(3)
     teacher = nn.Conv3d(1, CLASSES, 3, padding=1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Methods with one network that learns from unlabelled patches, where it is sure of all, some or nothing."""
+"""Methods with one network, on unlabelled patches of which it is certain everywhere, partly or nowhere."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ class Levels(nn.Module):
 
 
 class VoxelCrossEntropy(nn.Module):
-    """Cross entropy, averaged over voxels by their weights."""
+    """Cross entropy, averaged over voxels with their weights."""
 
     def forward(self, logits, target, weight=None):
         values = F.cross_entropy(logits, target, reduction="none")
@@ -48,7 +48,7 @@ def step():
 
 
 def voxels(network, x):
-    """The fine output's class probabilities of each voxel, as Python floats."""
+    """Class probabilities of each voxel in the fine output, as Python floats."""
     p = network(x)[0].softmax(1).movedim(1, -1)
     return [p[index].tolist() for index in itertools.product(range(BATCH), *map(range, PATCH))]
 

@@ -1,4 +1,4 @@
-"""Networks at the same time, each on its own cores."""
+"""Networks run at the same time, each on its own cores."""
 
 import threading
 
@@ -26,14 +26,14 @@ def test_results_are_those_of_map(cores):
 
 @pytest.mark.parametrize("cores", [2, 5], indirect=True)
 def test_calls_run_at_the_same_time_with_a_share_of_the_cores_each(cores):
-    meeting = threading.Barrier(2, timeout=30)  # breaks unless both are there
+    meeting = threading.Barrier(2, timeout=30)  # breaks unless both arrive
 
     def meet(_):
         meeting.wait()
         return torch.get_num_threads()
 
     side_by_side(lambda _: meeting.wait(), "ab", device=CPU)
-    torch.set_num_threads(cores)  # threads that have not asked for their number yet must not take this one
+    torch.set_num_threads(cores)  # must not reach pool threads that have not read their number yet
     assert side_by_side(meet, "ab", device=CPU) == [cores // 2] * 2
 
 
