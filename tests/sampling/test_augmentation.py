@@ -1,4 +1,4 @@
-"""Augmentation: closed forms, a margin that suffices, and the configs that ship."""
+"""Augmentation: closed forms, a sufficient margin, and the shipped configs."""
 
 from itertools import product
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_contrast_stretches_around_the_mean_within_the_range(subject, factor):
     stretched = before.mean() + (before - before.mean()) * factor
     expected = torch.minimum(torch.maximum(stretched, before.min()), before.max())
     torch.testing.assert_close(after["image"].data.double(), expected, atol=1e-5, rtol=0)
-    assert (stretched.max() > before.max()) == (factor > 1)  # one of the two needs the limits
+    assert (stretched.max() > before.max()) == (factor > 1)  # only one of the two factors needs clipping
     assert torch.equal(after["label"].data, label)
 
 
@@ -60,7 +60,7 @@ def test_gamma_is_a_power_between_the_extremes_with_mean_and_deviation_kept(subj
         torch.testing.assert_close(
             torch.stack([after.mean(), after.std()]), torch.stack([before.mean(), before.std()]), atol=1e-4, rtol=0
         )
-        # Affine maps keep the ratio of distances, so it tells the power: that of the middle of the grey values.
+        # Affine maps preserve ratios of distances, so the relative position of the middle grey value gives the power.
         ends, middle = (before.argmin(), before.argmax()), (before - (before.max() + before.min()) / 2).abs().argmin()
         low, high = (ends[1], ends[0]) if inverted else ends
         part = [
@@ -79,7 +79,7 @@ def test_gamma_leaves_air_alone():
 
 @pytest.mark.parametrize("transform", [RandomBrightness, RandomContrast])
 def test_factors_are_drawn_from_their_range(subject, transform):
-    """The spread of the image grows by the factor; contrast is limited to the range, hence up to 1 here."""
+    """The standard deviation scales with the factor; contrast is clipped to the range, hence factors up to 1."""
     before = subject["image"].data.std()
     spreads = torch.stack([transform((0.6, 1.0))(subject)["image"].data.std() / before for _ in range(200)])
     assert 0.6 <= spreads.min() < 0.62 and 0.98 < spreads.max() <= 1.0001
@@ -92,7 +92,7 @@ SIZES = [((8, 20, 20), (2.5, 1.5, 1.5)), ((12, 12, 12), (1.0, 1.0, 1.0)), ((7, 1
 @pytest.mark.parametrize(("patch", "spacing"), SIZES)
 @pytest.mark.parametrize("angles", [*product((-30, 30), repeat=3), (45, 90, 10)])
 def test_a_turned_and_shrunk_patch_holds_no_padding(make_case, patch, spacing, angles):
-    """A volume of ones that is larger than any crop: whatever is not 1 in the patch came from beyond the crop."""
+    """A volume of ones that is larger than any crop: a value other than 1 in the patch is from outside the crop."""
     case = make_case("ones", np.ones((110, 110, 110)))
     degrees = [angle for angle in angles for _ in range(2)]
     affine = tio.RandomAffine(scales=(0.7, 0.7), degrees=degrees, isotropic=True, default_pad_value=0)
@@ -109,7 +109,7 @@ def test_a_turned_and_shrunk_patch_holds_no_padding(make_case, patch, spacing, a
         (1, 0, (8, 20, 24)),
         (0.5, 0, (16, 40, 48)),
         (2, 0, (8, 20, 24)),  # the patch itself
-        # About z the sides of 20 × 1.5 = 30 mm and 24 × 1 = 24 mm change places, about x those of 8 and 30 mm.
+        # About z the sides of 20 × 1.5 = 30 mm and 24 × 1 = 24 mm are swapped, about x those of 8 and 30 mm.
         (1, (90, 90, 0, 0, 0, 0), (8, 20, 30)),
         (1, (0, 0, 0, 0, 90, 90), (30, 20, 24)),
     ],
@@ -135,7 +135,7 @@ def test_how_often_a_patch_is_turned(probability):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_configs_that_ship(make_case, config):
-    """Every transform is built and applied: with each probability set to 1, patches are still patches."""
+    """Every transform is built and applied with probability 1; the patches remain valid."""
     with hydra.initialize_config_dir(str(config.parents[1]), version_base="1.3"):
         values = hydra.compose("train", [f"augmentation={config.stem}"]).augmentation
     for transform in (*values.get("intensity", []), *values.get("strong", [])):

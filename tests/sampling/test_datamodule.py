@@ -1,4 +1,4 @@
-"""What a training step gets: labelled and unlabelled patches, by method, epoch and process."""
+"""The patches of a training step, labelled and unlabelled, by method, epoch and process."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ PATCH, STEPS, BATCH = (4, 6, 6), 12, 2
 
 @pytest.fixture
 def make_prepared(make_case):
-    """A dataset of which every voxel of a case holds the case's number: 1, 2, … labelled and 101, 102, … unlabelled."""
+    """A dataset whose voxels contain the number of their case: 1, 2, … if labelled, 101, 102, … if unlabelled."""
 
     def make(labelled=5, unlabelled=7):
         plan = Plan((2.5, 1.5, 1.5), PATCH, Intensity(0, 1, 0, 1))
@@ -43,7 +43,7 @@ def make_module(prepared, method, epoch=0, rank=0, world_size=1, seed=0, workers
 
 
 def case_numbers(batch):
-    """The cases in each stream of a batch, from the middle voxel: it is never padding."""
+    """The cases in each stream of a batch, read from the middle voxel, which is never padding."""
     return {name: views["weak"][:, 0, 2, 3, 3].tolist() for name, views in batch.items()}
 
 
@@ -72,7 +72,7 @@ def test_each_step_gets_one_labelled_and_two_unlabelled_batches_of_different_cas
 
 
 class OneNetwork(Supervised):
-    """A method that trains one network and wants views of unlabelled patches, twice as many."""
+    """A method with one network and several views of unlabelled patches, of which it uses twice as many."""
 
     streams = {  # noqa: RUF012
         "labelled": Stream(labelled=True),
@@ -85,7 +85,7 @@ def test_views_of_a_patch_share_its_geometry_and_each_is_drawn_anew(make_prepare
     flips = tio.RandomFlip(axes=(0, 1, 2), flip_probability=0.5)
     prepared = make_prepared()
     for case in prepared.unlabelled:
-        case.image[:] = case.image + np.arange(case.image.size).reshape(case.image.shape) % 90  # no two voxels alike
+        case.image[:] = case.image + np.arange(case.image.size).reshape(case.image.shape) % 90  # not constant
     seen = []
     for workers in (0, 1):
         augmentation = Augmentation(flip=flips, strong=strong)
@@ -145,7 +145,7 @@ def test_too_few_cases(make_prepared, method, labelled, unlabelled, world_size, 
 
 
 class Recorder(lightning.LightningModule):
-    """Notes which cases Lightning hands to it."""
+    """Records the cases that Lightning passes to it."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,7 @@ class Recorder(lightning.LightningModule):
 
 @pytest.mark.filterwarnings("ignore")
 def test_under_lightnings_own_trainer(make_prepared, tmp_path):
-    """Streams change with the epoch, and validation gets whole cases."""
+    """Streams change with the epoch, and validation gets complete cases."""
     prepared, method, recorder = make_prepared(), CrossPseudo(supervised_epochs=1), Recorder()
     module = PatchDataModule(prepared, method, Augmentation(), BATCH, STEPS)
     lightning.Trainer(

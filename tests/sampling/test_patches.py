@@ -1,4 +1,4 @@
-"""Patches: in the right place, the same ones every time, image and label together."""
+"""Patches: cut at the right position, reproducible, with image and label aligned."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def patches(cases, order=(0, 1, 2, 1, 0, 2), seed=(0, 0, 0, 0), augmentation=LIV
 @pytest.mark.parametrize("patch", [(4, 6, 8), (5, 7, 3)], ids=["even", "odd"])
 @pytest.mark.parametrize("voxel", [(0, 0, 0), (4, 5, 6), (0, 3, 6), (2, 3, 3)])
 def test_the_drawn_voxel_is_in_the_middle_also_at_the_border(make_case, patch, voxel, augmentation):
-    """Every voxel has a value of its own; what lies outside the volume is 0, and nothing is shifted."""
+    """Every voxel has a unique value; voxels outside the volume are 0, and nothing is shifted."""
     image = np.arange(1, 5 * 6 * 7 + 1).reshape(5, 6, 7)
     label = np.zeros(image.shape, np.uint8)
     label[voxel] = 4
@@ -46,7 +46,7 @@ def test_the_drawn_voxel_is_in_the_middle_also_at_the_border(make_case, patch, v
 
 
 def test_image_and_label_stay_together(cases):
-    """The image is its own label map here, and is turned without interpolation: the two must be equal to the voxel."""
+    """The image equals its label map here and is rotated without interpolation: both must match voxel by voxel."""
     still = Augmentation(LIVELY.affine, 1.0, flip=tio.RandomFlip(axes=[0, 1, 2], flip_probability=0.5))
     items = patches(cases, [0, 1, 2] * 8, augmentation=still)
     for item in items:
@@ -95,7 +95,7 @@ def test_draw_order_visits_every_case_once_a_pass(world_size):
         assert len(order) == 50
         passes = [order[k : k + len(own)] for k in range(0, 50 - len(own), len(own))]
         assert all(set(one) == own for one in passes)
-        assert len({tuple(one) for one in passes}) > 1  # shuffled anew each time
+        assert len({tuple(one) for one in passes}) > 1  # shuffled again for each pass
         seen += sorted(own)
     assert sorted(seen) == list(range(num_cases))
 

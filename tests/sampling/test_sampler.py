@@ -1,4 +1,4 @@
-"""Where patches are cut: as often as stated, and the right voxels."""
+"""Where patches are cut: at the stated frequencies, from the right voxels."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ DRAWS = 5000
 
 
 def test_classes_are_drawn_as_often_as_stated(make_case):
-    """Organs lie in the outermost slices, where a patch cut anywhere is never centred: a centre tells its draw."""
+    """Classes are in the outermost slices, where no random patch is centred: a centre shows how it was drawn."""
     label = np.zeros((12, 30, 30), np.uint8)
     label[0, :3, :1], label[0, 10:, :], label[11, 5, 5:7] = 1, 6, 13  # 3, 600 and 2 voxels
     case = make_case("a", np.zeros(label.shape), label)
@@ -25,7 +25,7 @@ def test_classes_are_drawn_as_often_as_stated(make_case):
 
 @pytest.mark.parametrize("label", [None, np.zeros((9, 4, 10), np.uint8)], ids=["no labels", "nothing labelled"])
 def test_elsewhere_every_patch_inside_the_volume_is_equally_likely(make_case, label):
-    """Patch 4×6×7 in 9×4×10: 6 places along z and 4 along x; along y the patch is larger, so it lies in the middle."""
+    """Patch 4×6×7 in 9×4×10: 6 positions along z and 4 along x; along y the patch is larger and is centred."""
     case = make_case("a", np.zeros((9, 4, 10)), label)
     sampler, rng = ClassBalancedSampler((4, 6, 7), 1.0), np.random.default_rng(1)
     drawn = Counter(sampler.draw_centre(case, rng) for _ in range(DRAWS))

@@ -1,4 +1,4 @@
-"""What processes that read patches need of the machine."""
+"""System requirements of worker processes that read patches."""
 
 import math
 import subprocess
@@ -19,7 +19,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def free(monkeypatch):
-    """``free(bytes)`` makes that all that is left of shared memory."""
+    """``free(size)`` sets the free shared memory, in bytes."""
     return lambda size: monkeypatch.setattr("dlunet.parallel.shutil.disk_usage", lambda _: Usage(size, 0, size))
 
 
@@ -35,7 +35,7 @@ def test_docker_s_default_is_too_little_for_the_paper_s_patches(free):
 
 
 def test_what_is_needed_is_what_may_be_on_its_way(free):
-    """Four tensors of float32 a step; nine patches of each: two for each of four processes, and one batch."""
+    """Four float32 tensors per step, nine patches of each: two for each of four processes, and one batch."""
     needed = 4 * 9 * 4 * math.prod(PATCH) + 2**18
     free(needed)
     check_workers(4, 1, PATCH, images=4)
@@ -69,7 +69,7 @@ def test_a_folder_for_sockets(monkeypatch, length, fits):
 
 @pytest.mark.parametrize(("length", "code"), [(75, 0), (76, 1)])
 def test_the_longest_folder_for_sockets_is_python_s(length, code):
-    """Processes hand tensors over by a socket in a folder of Python's own there."""
+    """Processes exchange tensors through a socket in a subfolder that Python creates there."""
     script = (
         "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
         "from multiprocessing.connection import Listener\n"
