@@ -163,7 +163,7 @@ def test_perfect_prediction_costs_nothing(loss, target):
 
 
 def test_classes_count_by_their_weights(logits, target):
-    """NRD, Dice: each class's term times its weight, divided by the number of classes; TCE, CE: weighted mean of voxels."""
+    """NRD, Dice: class terms times weights, divided by the number of classes; TCE, CE: weighted mean over voxels."""
     weights = [0.5, 2.0, 0.0, 3.0]
     seen = list(voxels(logits, target))
     total = sum(sum(w * t for w, t in zip(weights, y, strict=True)) for _, _, y in seen)
