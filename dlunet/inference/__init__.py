@@ -1,4 +1,4 @@
-"""Inference: the sliding window, back to the CT's grid, the predictor of files."""
+"""Inference: sliding window, resampling to the CT's grid, and prediction of files."""
 
 from dlunet.inference.engines import Engine, EngineUnavailable, TorchEngine, load_engine, make_engine, register_engine
 from dlunet.inference.export import export_bundle

@@ -1,4 +1,4 @@
-"""What prediction costs, measured as FLARE22 measures it: every 0.1 s, and the areas under the curves."""
+"""Measures the cost of prediction as in FLARE22: samples every 0.1 s and areas under the curves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 
 from dlunet.files import write_bytes
 
-#: Seconds between two looks.
+#: Seconds between two samples.
 INTERVAL = 0.1
 MEBI = 2**20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: seconds since the start, resident memory in MB, CPU in % of all cores, GPU memory in MB."""
+    """One sample: seconds since the start, resident memory in MB, CPU in % of all cores, GPU memory in MB."""
 
     time: float
     ram_mb: float
@@ -33,9 +33,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one case cost: a row of ``efficiency.csv``. An area is a value times 0.1 s, summed.
+    """The cost of one case: a row of ``efficiency.csv``. An area is the sum of values times 0.1 s.
 
-    Cases overlap: the next one is read while the network works. A case's time runs from the end of the one before.
+    Cases overlap: the next one is read while the network runs. A case's time starts at the end of the previous case.
     """
 
     case: str
@@ -48,7 +48,7 @@ class Cost:
 
 
 class Monitor:
-    """Looks at this process every 0.1 s for as long as the block runs."""
+    """Samples this process every 0.1 s while the ``with`` block runs."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -59,7 +59,7 @@ class Monitor:
         self._case_first = 0
 
     def __enter__(self) -> Monitor:
-        self._process.cpu_percent()  # the first call returns nothing, and starts the count
+        self._process.cpu_percent()  # the first call returns 0 and starts the measurement
         self._look()
         self._thread.start()
         return self
@@ -71,7 +71,7 @@ class Monitor:
         self._thread.join()
 
     def finish(self, case: str) -> Cost:
-        """The cost of the case that ends now."""
+        """The cost of the case that has just finished."""
         self._look()
         now = time.perf_counter()
         samples, seconds = self.samples[self._case_first :], now - self._case_start
@@ -103,13 +103,13 @@ class Monitor:
 
 
 def _lengths(samples: Sequence[Sample], start: float) -> list[float]:
-    """The time that each look stands for: since the one before it."""
+    """The time that each sample represents: since the previous one."""
     times = [start, *(sample.time for sample in samples)]
     return [max(0.0, after - before) for before, after in pairwise(times)]
 
 
 def _gpu_memory() -> float:
-    """MB in use on the GPU, as nvidia-smi tells it; 0 where PyTorch has not touched one."""
+    """MB in use on the GPU, as nvidia-smi reports it; 0 if PyTorch has not initialised a GPU."""
     if not torch.cuda.is_initialized():
         return 0.0
     free, total = torch.cuda.mem_get_info()
@@ -117,7 +117,7 @@ def _gpu_memory() -> float:
 
 
 def as_row(cost: Cost) -> dict[str, str]:
-    """A cost as a row of the table."""
+    """A cost as a table row."""
     return {key: str(value) for key, value in asdict(cost).items()}
 
 

@@ -1,6 +1,6 @@
-"""A trained network in the form of another engine: a folder that ``predict`` takes as a checkpoint.
+"""Exports a trained network for another engine: a folder that ``predict`` accepts as a checkpoint.
 
-It holds the model and ``dlunet.json``: what the checkpoint says of itself, and the checksum of each file.
+It contains the model and ``dlunet.json``: the checkpoint's description and the checksum of each file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dlunet.networks import Bundle, load_bundle, read_description, save_safetens
 
 DESCRIPTION = "dlunet.json"
 
-#: The file of each format that is opened; what else belongs to it lies beside it.
+#: The model file of each format; further files of the model are beside it.
 MODELS = {"onnx": "model.onnx", "openvino": "model.xml", "safetensors": "model.safetensors"}
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported network: its format, the file that an engine opens, and what a checkpoint says besides."""
+    """An exported network: its format, its model file, and the bundle with the remaining checkpoint contents."""
 
     format: str
     model: Path
@@ -33,7 +33,7 @@ class Export:
 
 
 def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
-    """Write a network as ``onnx``, ``openvino`` or ``safetensors`` into a folder, with its plan and labels.
+    """Write a network as ``onnx``, ``openvino`` or ``safetensors`` to a folder, with its plan and labels.
 
     Raises:
         UserError: The format is unknown, its packages are missing, or the folder cannot be written.
@@ -42,7 +42,7 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
         raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
     if form != "safetensors" and (reason := why_no_graph(bundle.network)):
         raise UserError(f"format={form}: {reason}; expected format=safetensors")
-    (folder / DESCRIPTION).unlink(missing_ok=True)  # a folder half-written over an older export is none
+    (folder / DESCRIPTION).unlink(missing_ok=True)  # a partly overwritten older export is not a valid one
     model = folder / MODELS[form]
     if form == "safetensors":
         save_safetensors(bundle, model)
@@ -58,7 +58,7 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a checkpoint is meant to be an exported folder."""
+    """Whether a checkpoint path refers to an exported folder."""
     return path.is_dir()
 
 
@@ -66,7 +66,7 @@ def read_export(folder: Path) -> Export:
     """Read an exported folder and check its files.
 
     Raises:
-        UserError: A file is missing, damaged, of a newer version, or not one of this project.
+        UserError: A file is missing, damaged, of a newer version, or not from DLUNet.
     """
     path = folder / DESCRIPTION
     if not path.is_file():

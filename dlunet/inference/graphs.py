@@ -1,4 +1,4 @@
-"""Networks as ONNX graphs, for the engines and exports that need one."""
+"""Converts networks to ONNX graphs for the engines and exports that need one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dlunet.networks import Bundle, LightUNet, PlainUNet
 
 
 def why_no_graph(network: nn.Module | None) -> str | None:
-    """Why a network cannot be written as a graph; None if it can."""
+    """Why a network cannot be written as an ONNX graph; None if it can."""
     if isinstance(network, LightUNet | PlainUNet):
         return None
     return f"only LightUNet and PlainUNet can be written as a graph, found {type(network).__name__}"
 
 
 def graph_of(bundle: Bundle) -> bytes:
-    """A bundle's network as an ONNX model, see :func:`dlunet.networks.onnx_graph.to_onnx`.
+    """A bundle's network as a serialised ONNX model, see :func:`dlunet.networks.onnx_graph.to_onnx`.
 
     Raises:
         ModuleNotFoundError: onnx is not installed.

@@ -1,4 +1,4 @@
-"""What a user names as the CTs to segment."""
+"""Finds the CTs to segment from the path that the user gives."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def find_images(source: Path) -> list[Path]:
-    """The CTs that an input names: a file, a folder of DICOM slices, the CTs in a folder, or a list of all these.
+    """The CTs of an input: a file, a folder of DICOM slices, a folder of CTs, or a list of any of these.
 
     Args:
-        source: As named; a list is a ``.txt`` file with one path per line, as it is or beside the list.
+        source: The input; a list is a ``.txt`` file with one path per line, absolute or relative to the list.
 
     Raises:
-        UserError: It does not exist, or the folder holds no volume.
+        UserError: It does not exist, the list is empty, or the folder contains no volume.
     """
     return _listed(source) if source.is_file() and source.suffix.lower() == ".txt" else _images_of(source)
 
@@ -35,14 +35,14 @@ def _images_of(source: Path) -> list[Path]:
     try:
         if source.is_file() or is_series(source):
             return [source]
-    except OSError:  # named when it is to be read, and the others are done
+    except OSError:  # reported when it is read; the other cases are still segmented
         return [source]
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a CT or a folder of CTs")
     images = list_volumes(source)
     names = {case_name(path) for path in images}
     for path, message in unreadable_volumes(source).items():
-        if is_meant_as_volume(path) and case_name(path) not in names:  # named again, with the reason, when it is read
+        if is_meant_as_volume(path) and case_name(path) not in names:  # reported with the reason when it is read
             images.append(path)
             names.add(case_name(path))
         else:

@@ -1,4 +1,4 @@
-"""The folder that label maps go to, with what is known of them; several commands may share it."""
+"""The output folder of label maps, with their record and tables; several commands may share it."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from dlunet.volumes import case_name
 
 @dataclass(frozen=True)
 class OutputFolder(PredictionsLayout):
-    """A folder of predicted label maps, their record and tables."""
+    """A folder of predicted label maps with their record and tables."""
 
     def claim(self, images: Sequence[Path], settings: dict[str, Any], replace: bool) -> dict[Path, Path]:
-        """Make the folder the one for the labels of some CTs, and return where each one's labels go.
+        """Claim the folder for the labels of these CTs, and return the label path of each CT.
 
-        What makes the labels is recorded, so that labels of another making are never kept as finished; and which CT
-        each label map is of, since the report shows them together.
+        The settings are recorded, so that labels made with other settings are never taken as finished. The CT of each
+        label map is recorded as well, since the report shows both together.
 
         Args:
             images: The CTs.
-            settings: What their labels depend on, apart from the CTs.
+            settings: The settings that the labels depend on.
             replace: Delete labels made with other settings instead of refusing the folder.
 
         Raises:
-            UserError: The folder cannot be used for them.
+            UserError: The folder cannot be used for these CTs.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot create directory ({error.strerror}); choose another output") from None
         targets = self._targets(images)
-        settings = json.loads(json.dumps(settings))  # as it is read back
+        settings = json.loads(json.dumps(settings))  # normalised to the form in which it is read back
         with self._writing():
             found = self._read_record() if self.record.exists() else {}
             changed = [key for key in settings if found.get(key) != settings[key]]
@@ -57,7 +57,7 @@ class OutputFolder(PredictionsLayout):
         return targets
 
     def note(self, name: str, warnings: Sequence[str]) -> None:
-        """Record what there is to warn of a case, in place of what there was before."""
+        """Record the warnings of a case, replacing earlier ones."""
         with self._writing():
             record = self._read_record()
             known = record.get("warnings", {})
@@ -67,12 +67,12 @@ class OutputFolder(PredictionsLayout):
                 write_text(self.record, json.dumps({**record, "warnings": changed}, indent=2))
 
     def add(self, table: str, row: dict[str, str]) -> None:
-        """Add a case's row to a table, in place of the one that it has there."""
+        """Add a case's row to a table, replacing an earlier one."""
         with self._writing():
             write_case_table(self.path / table, read_case_table(self.path / table) | {row["case"]: row})
 
     def labels(self) -> LabelSet | None:
-        """The organs of its label maps; None where something else wrote them.
+        """The label set of its label maps; None if the folder has no record.
 
         Raises:
             UserError: The record is damaged.
@@ -106,7 +106,7 @@ class OutputFolder(PredictionsLayout):
         return {path: self.path / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
     def _make_way(self, changed: Sequence[str], targets: Mapping[Path, Path], replace: bool) -> None:
-        """Delete label maps made with other settings, or refuse to. Without a record, only those in the way matter."""
+        """Delete label maps made with other settings, or raise. Without a record, only overwritten ones count."""
         labels = [path for path in sorted(self.path.glob("[!.]*.nii.gz")) if changed or path in targets.values()]
         if labels and not replace:
             reason = f"made with different settings ({'; '.join(changed)})" if changed else "made by something else"
@@ -127,7 +127,7 @@ class OutputFolder(PredictionsLayout):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """While the block runs, no other command changes the folder's tables and record."""
+        """Lock the folder's tables and record against other commands while the block runs."""
         lock = FileLock(self.path / ".writing", remove=True)
         lock.take(wait=True)
         try:

@@ -1,4 +1,4 @@
-"""What can be done to a label map afterwards, by choice."""
+"""Optional postprocessing of label maps, laterality check and class volumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlunet.labels import LabelSet, words_of
 
 
 def keep_largest_components(labels: np.ndarray) -> np.ndarray:
-    """Of each organ the largest connected part (by faces); the rest becomes background.
+    """Keep the largest connected component of each class (face connectivity); the rest becomes background.
 
     Args:
         labels: (z, y, x), uint8.
@@ -26,7 +26,7 @@ def keep_largest_components(labels: np.ndarray) -> np.ndarray:
 
 
 def fill_holes(labels: np.ndarray) -> np.ndarray:
-    """Give background that an organ encloses on all sides to it.
+    """Fill the holes of each class: background that it encloses completely.
 
     Args:
         labels: (z, y, x), uint8.
@@ -38,12 +38,12 @@ def fill_holes(labels: np.ndarray) -> np.ndarray:
     return result
 
 
-#: What ``postprocess`` may name, in the order in which it is done.
+#: The steps that ``postprocess`` accepts, in the order of execution.
 STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"largest": keep_largest_components, "holes": fill_holes}
 
 
 def postprocess(labels: np.ndarray, steps: Sequence[str]) -> np.ndarray:
-    """Apply steps of :data:`STEPS`."""
+    """Apply the named steps of :data:`STEPS`."""
     for name, step in STEPS.items():
         if name in steps:
             labels = step(labels)
@@ -51,11 +51,11 @@ def postprocess(labels: np.ndarray, steps: Sequence[str]) -> np.ndarray:
 
 
 def swapped_sides(labels: np.ndarray, label_set: LabelSet) -> list[str]:
-    """A message for each pair of organs, named right and left, that lie the other way round in the patient.
+    """One message per pair of structures, named right and left, whose sides are swapped in the patient.
 
     Args:
-        labels: (z, y, x) in canonical orientation: x grows to the patient's left.
-        label_set: The organs.
+        labels: (z, y, x) in canonical orientation: x increases to the patient's left.
+        label_set: The classes.
     """
     by_name = {words_of(label.name): label for label in label_set}
     centres = {value: _centre(labels, value, box) for value, box in _organs(labels)}
@@ -71,25 +71,25 @@ def swapped_sides(labels: np.ndarray, label_set: LabelSet) -> list[str]:
 
 
 def organ_volumes(labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> dict[str, float]:
-    """Each organ's volume in ml.
+    """The volume of each class in ml.
 
     Args:
         labels: (z, y, x), uint8.
         spacing: Voxel size (z, y, x) in mm.
-        label_set: The organs.
+        label_set: The classes.
     """
     voxels = np.bincount(labels.ravel(), minlength=label_set.num_classes)
     return {label.name: float(voxels[label.id] * np.prod(spacing) / 1000) for label in label_set}
 
 
 def _organs(labels: np.ndarray) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """The organs that a label map shows, each with the box around it."""
+    """The foreground classes in a label map, each with its bounding box."""
     for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is not None:
             yield value, box
 
 
 def _centre(labels: np.ndarray, value: int, box: tuple[slice, ...]) -> float:
-    """The mean x of an organ."""
+    """The mean x of a class."""
     along_x = (labels[box] == value).sum((0, 1))
     return float(box[2].start + along_x @ np.arange(len(along_x)) / along_x.sum())

@@ -1,4 +1,4 @@
-"""From CT files to label files: the next case is read and the last one written while the network works."""
+"""Segments CT files into label files; reading and writing overlap with the network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dlunet.volumes import Geometry, case_name, read_ct, write_labels
 
 logger = logging.getLogger(__name__)
 
-#: Beside label maps: what they cost, and the organs' volumes.
+#: Files beside the label maps: cost, its plot, and the class volumes.
 COSTS, COSTS_PLOT, VOLUMES = "efficiency.csv", "efficiency.png", "volumes.csv"
 
 Item = TypeVar("Item")
@@ -36,12 +36,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Extras:
-    """What is written besides label maps.
+    """Optional output besides label maps.
 
     Attributes:
-        volumes: Each organ's volume in ml, in ``volumes.csv``.
-        overlay: A picture of each case, ``NAME.png``.
-        plot: Memory and processor over time, in ``efficiency.png``.
+        volumes: The volume of each class in ml, in ``volumes.csv``.
+        overlay: An overlay image per case, ``NAME.png``.
+        plot: Memory and CPU over time, in ``efficiency.png``.
     """
 
     volumes: bool = False
@@ -51,7 +51,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class _Read:
-    """A case that is ready for the network. The CT itself is kept only where a picture is wanted of it."""
+    """A case that is ready for the network. The CT itself is kept only for an overlay."""
 
     prepared: Tensor
     shape: tuple[int, ...]
@@ -69,23 +69,23 @@ def predict_files(
     extras: Extras = Extras(),
     strict: bool = False,
 ) -> None:
-    """Segment CT files; a case that already has its labels is skipped.
+    """Segment CT files; cases with existing labels are skipped.
 
-    While the network works on one case, the next is read and prepared, and the labels of the last are written.
+    While the network runs on one case, the next is read and prepared, and the labels of the previous one are written.
 
     Args:
-        predictor: What segments.
+        predictor: The predictor.
         images: CT files.
-        output: The folder for ``NAME.nii.gz`` a case, and for ``efficiency.csv``, see
+        output: The folder for one ``NAME.nii.gz`` per case and ``efficiency.csv``, see
             :class:`dlunet.inference.efficiency.Cost`.
         replace: Delete labels of another network or other settings instead of refusing the folder.
-        extras: What else is written.
-        strict: Segment no CT of which there is something to warn, such as values that are hardly HU. By default it is
-            segmented, and the warning is logged and kept in ``prediction.json``.
+        extras: Optional output.
+        strict: Refuse CTs with warnings, such as values that are unlikely to be HU. By default they are segmented, and
+            the warning is logged and recorded in ``prediction.json``.
 
     Raises:
-        UserError: Some case could not be segmented, and the others are done; or the folder holds labels of another
-            network or other settings.
+        UserError: Some cases could not be segmented, while the others are finished; or the folder contains labels of
+            another network or other settings.
     """
     folder = OutputFolder(output)
     targets = folder.claim(images, predictor.settings, replace)
@@ -109,7 +109,7 @@ def predict_files(
             if read is not None and labels is not None:
                 row = as_row(monitor.finish(case_name(path)))
                 if last:
-                    done(*last)  # at most one case waits for the disk
+                    done(*last)  # at most one case waits to be written
                 last = path, writing.submit(writer.write, targets[path], labels, read, row)
             bars.advance()
         if last:
@@ -126,7 +126,7 @@ def predict_files(
 def _one_ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Each item with its result, where work on the next one has begun."""
+    """Yield each item with its future, after work on the next item has been submitted."""
     begun = deque(pool.submit(work, item) for item in items[:1])
     for number, item in enumerate(items, start=1):
         begun.extend(pool.submit(work, following) for following in items[number : number + 1])
@@ -134,7 +134,7 @@ def _one_ahead(
 
 
 def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Result | None:
-    """The result; where the case failed, say so, note it, and return None."""
+    """The result; if the case failed, log the error, record the failure and return None."""
     try:
         return work()
     except UserError as error:
@@ -161,7 +161,7 @@ def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes what belongs to a case; the label map last, since it marks the case as finished."""
+    """Writes the output of a case; the label map last, since it marks the case as finished."""
 
     folder: OutputFolder
     labels: LabelSet

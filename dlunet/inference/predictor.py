@@ -24,10 +24,10 @@ class Predictor:
 
     Args:
         bundle: The network with its plan and labels.
-        tile_step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a fraction of the patch.
         flips: Test-time flips, see :func:`dlunet.inference.predict_logits`.
-        engine: What runs the network; by default PyTorch, on the CPU.
-        postprocess: What is done to the labels afterwards, of :data:`dlunet.inference.postprocessing.STEPS`.
+        engine: The engine that runs the network; by default PyTorch on the CPU.
+        postprocess: Postprocessing steps, from :data:`dlunet.inference.postprocessing.STEPS`.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Predictor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its labels depend on, besides the CT."""
+        """The settings that the labels depend on, apart from the CT."""
         return {
             "weights": self.bundle.digest,
             "labels": self.bundle.labels.to_dict(),
             "plan": self.bundle.plan.to_dict(),
-            "step": self.tile_step,  # as folders that version 0.1 began have it
+            "step": self.tile_step,  # the key in folders started with version 0.1
             "flips": self.flips,
             "engine": self.engine.name,
             "postprocess": list(self.postprocess),
@@ -62,11 +62,11 @@ class Predictor:
         return self.label(self.prepare(volume), volume.array.shape)
 
     def prepare(self, volume: Volume) -> Tensor:
-        """What the network sees of a CT: (1, z, y, x), normalised, at the plan's spacing."""
+        """The network's input for a CT: (1, z, y, x), normalised, at the plan's spacing."""
         return torch.from_numpy(prepare_image(volume.array, volume.spacing, self.bundle.plan))
 
     def label(self, prepared: Tensor, shape: Sequence[int], after_tile: Callable[[], None] | None = None) -> np.ndarray:
-        """Labels on a CT's grid of ``shape`` (z, y, x), from what :meth:`prepare` made of the CT."""
+        """Labels on a CT's grid of ``shape`` (z, y, x), from the output of :meth:`prepare`."""
 
         def network(tiles: Tensor) -> Tensor:
             logits = self.engine(tiles)
@@ -80,7 +80,7 @@ class Predictor:
         return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.postprocess)
 
     def count_tiles(self, prepared: Tensor) -> int:
-        """How often the network runs for a prepared CT."""
+        """The number of tiles for a prepared CT, flips included."""
         patch = self.bundle.plan.patch_size
         shape = [max(size, least) for size, least in zip(prepared.shape[1:], patch, strict=True)]
         return prod(map(len, tile_starts(shape, patch, self.tile_step))) * len(FLIPPED_AXES[self.flips])

@@ -1,7 +1,7 @@
-"""From logits on the network's grid to labels on the CT's, slice by slice.
+"""Resamples logits on the network's grid to labels on the CT's grid, slice by slice.
 
-Linear interpolation mixes the logits around a voxel. Where one class is the largest at all eight of them, it is the
-largest of every mixture: only where organs meet is there anything to interpolate.
+Linear interpolation is a convex combination of the logits at eight neighbours. If one class is the largest at all of
+them, it is the largest of every combination: interpolation is needed only where classes meet.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from dlunet.preparation.resampling import resampling_matrix
 
-#: How many voxels are interpolated at once: few enough for their logits to stay in a processor's cache.
+#: Number of voxels interpolated at once: small enough for their logits to stay in the CPU cache.
 TOGETHER = 2**13
 
 
 @torch.inference_mode()
 def labels_on_grid(slabs: Iterable[Tensor], grid: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Resample logits linearly to a shape and take the largest, as they arrive.
+    """Resample logits linearly to a shape as they arrive, and take the class of the largest.
 
     Args:
         slabs: Logits (C, n, y, x) of consecutive slices; see :func:`dlunet.inference.stream_logits`.
-        grid: (z, y, x) of all slabs together.
+        grid: (z, y, x) of all slabs combined.
         shape: The CT's (z, y, x).
 
     Returns:
-        Labels (z, y, x), uint8; among equals the lowest.
+        Labels (z, y, x), uint8; ties go to the lowest label.
     """
     along_z, along_y, along_x = (_Interpolation.between(old, new) for old, new in zip(grid, shape, strict=True))
     labels = np.empty(tuple(shape), np.uint8)
@@ -53,12 +53,12 @@ def labels_on_grid(slabs: Iterable[Tensor], grid: Sequence[int], shape: Sequence
 
 @dataclass(frozen=True)
 class _Interpolation:
-    """Between which voxels of an axis each new voxel lies.
+    """The two old voxels between which each new voxel of an axis lies.
 
     Attributes:
-        lower: For each new voxel the first of the two.
-        upper: The second.
-        weight: The part that the second has in the new voxel, float32.
+        lower: The index of the first one, per new voxel.
+        upper: The index of the second one.
+        weight: The weight of the second one, float32.
     """
 
     lower: np.ndarray
@@ -83,7 +83,7 @@ class _Slice:
 
 
 def _slices(slabs: Iterable[Tensor]) -> Iterator[_Slice]:
-    """Every slice, and the last one once more: there is nothing beyond it to mix with."""
+    """Every slice, and the last one twice: it has no neighbour beyond."""
     last: _Slice | None = None
     for slab in slabs:
         for logits in slab.float().cpu().unbind(1):
@@ -94,7 +94,7 @@ def _slices(slabs: Iterable[Tensor]) -> Iterator[_Slice]:
 
 
 def _agreeing_cells(below: np.ndarray, above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each voxel (y, x) whether it and its next ones along y, x and z have the same label, and which."""
+    """For each voxel (y, x), whether it and its next neighbours along y, x and z share one label, and that label."""
     lowest = _over_cells(np.minimum, np.minimum(below, above))
     highest = _over_cells(np.maximum, np.maximum(below, above))
     return lowest == highest, lowest
@@ -107,7 +107,7 @@ def _over_cells(combine: np.ufunc, plane: np.ndarray) -> np.ndarray:
 
 
 def _mixed(logits: Tensor, along_y: _Interpolation, along_x: _Interpolation) -> Tensor:
-    """Interpolate (C, y, x) at n places; (C, n)."""
+    """Interpolate (C, y, x) at n positions; (C, n)."""
     flat, width = logits.flatten(1), logits.shape[2]
 
     def in_row(rows: np.ndarray) -> Tensor:
@@ -118,7 +118,7 @@ def _mixed(logits: Tensor, along_y: _Interpolation, along_x: _Interpolation) -> 
 
 
 def _largest(logits: Tensor) -> np.ndarray:
-    """The class with the largest value of (C, …); a running maximum is far faster than ``argmax(0)``."""
+    """The class of the largest value of (C, …); a running maximum is far faster than ``argmax(0)``."""
     best = logits[0].clone()
     labels = torch.zeros_like(best, dtype=torch.uint8)
     for value, channel in enumerate(logits[1:], start=1):

@@ -1,4 +1,4 @@
-"""The sliding window of nnU-Net v2: its tile positions, its Gaussian weights, its test-time flips."""
+"""The sliding window of nnU-Net v2: tile positions, Gaussian weights and test-time flips."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 Flips = Literal["none", "axes", "full"]
 
-#: Maps tiles (n, 1, z, y, x) to logits (n, C, z, y, x): a PyTorch module, or an engine.
+#: Maps tiles (n, 1, z, y, x) to logits (n, C, z, y, x): a PyTorch module or an engine.
 Network = Callable[[Tensor], Tensor]
 
-#: The sets of axes (of z, y, x) that are mirrored; the predictions are averaged.
+#: The sets of axes (of z, y, x) that are flipped; the predictions are averaged.
 FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "axes": ((), (0,), (1,), (2,)),
@@ -32,13 +32,13 @@ FLIPPED_AXES: dict[str, tuple[tuple[int, ...], ...]] = {
 def predict_logits(
     network: Network, volume: Tensor, patch_size: Sequence[int], tile_step: float = 0.5, flips: Flips = "none"
 ) -> Tensor:
-    """Segment a whole volume tile by tile. Holds all logits: :func:`stream_logits` is for large volumes.
+    """Segment a volume tile by tile. Keeps all logits in memory; use :func:`stream_logits` for large volumes.
 
     Args:
-        network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); a module is put into evaluation mode here.
-        volume: (1, z, y, x), normalised. One smaller than the patch is padded with 0 on both sides.
+        network: Maps (1, 1, *patch_size) to logits (1, C, *patch_size); a module is switched to evaluation mode here.
+        volume: (1, z, y, x), normalised. If smaller than the patch, it is padded with 0 on both sides.
         patch_size: (z, y, x).
-        tile_step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a fraction of the patch.
         flips: ``none``; ``axes``: the identity and three single-axis flips, averaged (DLUNet's "+tta"); ``full``: all
             eight (nnU-Net). Logits are averaged, as nnU-Net does.
 
@@ -68,19 +68,19 @@ def stream_logits(
     flips: Flips = "none",
     tiles_at_once: int = 1,
 ) -> Iterator[Tensor]:
-    """Segment a volume from its first slice to its last, holding only the slab that is still being summed.
+    """Segment a volume from its first slice to its last, keeping only the slab that is still being summed.
 
     Args:
-        network: See :func:`predict_logits`, as for the rest.
+        network: See :func:`predict_logits`, also for the other arguments.
         volume: (1, z, y, x), normalised.
         patch_size: (z, y, x).
-        tile_step: Distance between tiles as a part of the patch.
+        tile_step: Distance between tiles as a fraction of the patch.
         flips: Test-time flips.
-        tiles_at_once: How many tiles, flipped or not, the network gets in one call.
+        tiles_at_once: Number of tiles, flipped or not, per call of the network.
 
     Yields:
         Logits (C, n, y, x) of the next n slices, on the volume's device. They are overwritten when the next slab is
-        asked for.
+        requested.
 
     Raises:
         ValueError: ``flips`` is none of the three.
@@ -106,7 +106,7 @@ def stream_logits(
                 answers = network(torch.stack([_mirrored(slab[:, :, *place], axes) for place, axes in together]))
                 if total is None:
                     total = torch.zeros((answers.shape[1], *weight_sum.shape), device=volume.device)
-                # Added up at once: an engine may use the memory of its answer for the next one.
+                # Accumulated immediately: an engine may reuse the memory of its output for the next call.
                 for logits, (place, axes) in zip(answers, together, strict=True):
                     part = total[:, :, *place]
                     part.addcmul_(_mirrored(logits, axes).float(), weights, value=1 / len(FLIPPED_AXES[flips]))
@@ -114,14 +114,14 @@ def stream_logits(
                 weight_sum[:, *place] += weights
             assert total is not None
             finished = next_z - z
-            # Where z is padded there is one slab only, so that the volume's slices can be cut out of any slab alike.
+            # If z is padded there is only one slab, so ``inside`` can be applied to every slab.
             yield total[:, :finished].div_(weight_sum[:finished])[:, *inside]
             _move_up(total, finished, axis=1)
             _move_up(weight_sum, finished, axis=0)
 
 
 def _mirrored(values: Tensor, axes: Sequence[int]) -> Tensor:
-    """Flip axes (of z, y, x) of (C, z, y, x); without any, it is not copied."""
+    """Flip axes (of z, y, x) of (C, z, y, x); without axes, nothing is copied."""
     return values.flip([axis + 1 for axis in axes]) if axes else values
 
 
@@ -139,7 +139,7 @@ def _evaluating(network: Network) -> Iterator[None]:
 
 
 def _move_up(slab: Tensor, count: int, axis: int) -> None:
-    """Drop the first ``count`` slices, move the others to the front, and put zeros behind them."""
+    """Drop the first ``count`` slices, move the others to the front, and fill the end with zeros."""
     slices = slab.unbind(axis)
     for target, source in zip(slices, slices[count:], strict=False):
         target.copy_(source)
@@ -147,7 +147,7 @@ def _move_up(slab: Tensor, count: int, axis: int) -> None:
 
 
 def tile_starts(shape: Sequence[int], patch_size: Sequence[int], tile_step: float) -> list[list[int]]:
-    """The first voxel of the tiles along each axis: equal steps of at most ``tile_step`` patches, rounded.
+    """The first voxel of each tile along each axis: equal steps of at most ``tile_step`` patches, rounded.
 
     A length of 110 with patches of 64 and a step of 0.5 gives 0, 23, 46.
     """
@@ -161,7 +161,7 @@ def tile_starts(shape: Sequence[int], patch_size: Sequence[int], tile_step: floa
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch_size: tuple[int, ...]) -> np.ndarray:
-    """The weight of each voxel of a tile, 1 in the middle: a Gaussian of sigma = patch / 8, never 0."""
+    """The weight of each voxel of a tile: a Gaussian with sigma = patch / 8, 1 at the centre, never 0."""
     impulse = np.zeros(patch_size)
     impulse[tuple(size // 2 for size in patch_size)] = 1
     weights = ndimage.gaussian_filter(impulse, [size / 8 for size in patch_size], mode="constant")
@@ -171,7 +171,7 @@ def gaussian_weights(patch_size: tuple[int, ...]) -> np.ndarray:
 
 
 def _pad(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad to the patch size where smaller, and tell where the volume lies in the result."""
+    """Pad to the patch size where smaller; also return the volume's position in the result."""
     missing = [max(0, patch - size) for patch, size in zip(patch_size, volume.shape[1:], strict=True)]
     before = [m // 2 for m in missing]
     padding = [n for b, m in reversed(list(zip(before, missing, strict=True))) for n in (b, m - b)]

@@ -1,4 +1,4 @@
-"""What runs a trained network: compiled code, OpenVINO, ONNX Runtime or PyTorch; each registers itself."""
+"""Engines that run a trained network: compiled code, OpenVINO, ONNX Runtime or PyTorch; each registers itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -7,7 +7,7 @@ from dlunet.inference.engines.base import ENGINES, Engine, EngineUnavailable, re
 from dlunet.inference.engines.choice import load_engine, make_engine
 from dlunet.inference.engines.pytorch import TorchEngine
 
-for module in iter_modules(__path__):  # so that a new engine is one file here
+for module in iter_modules(__path__):  # a new engine only needs a file here
     import_module(f"{__name__}.{module.name}")
 
 __all__ = ["ENGINES", "Engine", "EngineUnavailable", "TorchEngine", "load_engine", "make_engine", "register_engine"]

@@ -1,4 +1,4 @@
-"""What an engine is, and the registry of engines."""
+"""The engine interface and the registry of engines."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Engine(ABC):
     """Runs a trained network on tiles.
 
     Attributes:
-        devices: Where it can run, as ``device=`` names it.
-        precisions: What it can compute in.
-        packages: What must be installed besides PyTorch.
+        devices: Supported devices, as named by ``device=``.
+        precisions: Supported precisions.
+        packages: Packages required besides PyTorch.
         extra: DLUNet's extra that installs them.
         formats: The formats of ``dlunet export`` that it opens.
-        auto_rank: By device, its place in the order in which ``engine=auto`` tries engines; without one, it runs only
-            where it is asked for.
-        name: What it is and where it runs, such as ``openvino on cpu, float32``.
-        device: Where it takes tiles from and leaves logits, as PyTorch names it.
-        tiles_at_once: The largest number of tiles that it takes.
+        auto_rank: By device, its position in the order in which ``engine=auto`` tries engines; without one, it runs
+            only when requested.
+        name: Engine, device and precision, such as ``openvino on cpu, float32``.
+        device: The PyTorch device of its input tiles and output logits.
+        tiles_at_once: The largest number of tiles per call.
     """
 
     devices: ClassVar[Sequence[str]] = ("cpu",)
@@ -50,13 +50,13 @@ class Engine(ABC):
 
     @classmethod
     def default_precision(cls, device: str) -> str:
-        """What it computes in unless told otherwise."""
+        """The precision for ``precision=auto``."""
         return "float32"
 
     @classmethod
     @abstractmethod
     def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> Engine:
-        """The engine of a bundle's network, which :meth:`why_not` has let pass.
+        """The engine for a bundle's network, which :meth:`why_not` has accepted.
 
         Raises:
             EngineUnavailable: It cannot be used on this machine.
@@ -64,7 +64,7 @@ class Engine(ABC):
 
     @classmethod
     def from_export(cls, model: Path, device: str, precision: str) -> Engine:
-        """The engine of a model file in one of its :attr:`formats`."""
+        """The engine for a model file in one of its :attr:`formats`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Engine(ABC):
         """Map tiles (n, 1, z, y, x) to logits (n, C, z, y, x), which the next call may overwrite."""
 
 
-#: The engines by the names that ``engine=`` takes.
+#: The engines by the names that ``engine=`` accepts.
 ENGINES: dict[str, type[Engine]] = {}
 
 AnyEngine = TypeVar("AnyEngine", bound=type[Engine])

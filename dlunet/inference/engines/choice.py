@@ -1,4 +1,4 @@
-"""Which engine runs a checkpoint or an export: the one that is asked for, or the fastest that can."""
+"""Chooses the engine for a checkpoint or an export: the requested one, or the fastest usable one."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def load_engine(
 
     Args:
         checkpoint: A checkpoint, a .safetensors file, or a folder that ``dlunet export`` wrote.
-        engine: A name in :data:`ENGINES`; ``auto``: on a GPU torch, else the fastest that can be used.
-        device: ``cpu``, ``cuda``, or ``tensorrt`` (ONNX Runtime); ``auto``: the GPU, where there is one.
-        precision: Of the network's own arithmetic. ``auto``: float16 on a GPU, else float32.
+        engine: A name in :data:`ENGINES`; ``auto``: torch on a GPU, else the fastest usable engine.
+        device: ``cpu``, ``cuda``, or ``tensorrt`` (ONNX Runtime); ``auto``: the GPU if there is one.
+        precision: Precision of the network's arithmetic. ``auto``: float16 on a GPU, else float32.
 
     Raises:
-        UserError: The checkpoint cannot be used, or the engine is not installed or cannot do what is asked.
+        UserError: The checkpoint cannot be used, or the engine is not installed or does not support the request.
     """
     _check_known("engine", engine, ENGINES)
     _check_known("device", device, _all("devices"))
@@ -47,7 +47,7 @@ def load_engine(
 
 
 def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", precision: str = "auto") -> Engine:
-    """Bring a bundle's network into an engine; see :func:`load_engine`."""
+    """Load a bundle's network into an engine; see :func:`load_engine`."""
     assert bundle.network is not None
     names = _by_rank(device) if engine == "auto" else [engine]
 
@@ -79,10 +79,10 @@ def _first_usable(
     make: Callable[[type[Engine], str], Engine],
     network: nn.Module | None = None,
 ) -> Engine:
-    """The first of these engines that can do what is asked.
+    """The first of these engines that supports the request.
 
     Raises:
-        UserError: None can; it says why.
+        UserError: None does; the message says why.
     """
     obstacles = []
     for name in names:
@@ -105,18 +105,18 @@ def _check_known(setting: str, value: str, known: Iterable[str]) -> None:
 
 
 def _all(attribute: str) -> list[str]:
-    """What all engines together can do."""
+    """All values of an attribute over all engines."""
     return list(dict.fromkeys(value for kind in ENGINES.values() for value in getattr(kind, attribute)))
 
 
 def _by_rank(device: str) -> list[str]:
-    """The engines that ``engine=auto`` tries on a device, the first one first."""
+    """The engines that ``engine=auto`` tries on a device, in order."""
     ranked = [name for name, kind in ENGINES.items() if device in kind.auto_rank]
     return sorted(ranked, key=lambda name: ENGINES[name].auto_rank[device])
 
 
 def _obstacle(name: str, device: str, precision: str, network: nn.Module | None = None) -> str | None:
-    """Why an engine cannot do what is asked; None if it can, as far as can be told without trying."""
+    """Why an engine does not support the request; None if it does, as far as is known without loading it."""
     kind = ENGINES[name]
     for setting, value, possible in (("devices", device, kind.devices), ("precisions", precision, kind.precisions)):
         if value not in ("auto", *possible):

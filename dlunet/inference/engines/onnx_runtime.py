@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine."""
+"""The ONNX Runtime engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROVIDERS = {
 
 @register_engine("onnxruntime")
 class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime on a CPU, or on a GPU directly or through TensorRT; it uses as many threads as there are cores."""
+    """ONNX Runtime on a CPU, or on a GPU directly or through TensorRT; it uses one thread per core."""
 
     devices = tuple(PROVIDERS)
     packages = ("onnx", "onnxruntime")
@@ -41,19 +41,19 @@ class OnnxRuntimeEngine(Engine):
                 "onnxruntime-gpu, or choose device=cpu"
             )
         options = onnxruntime.SessionOptions()
-        options.enable_cpu_mem_arena = False  # which grows to several times what one tile needs
+        options.enable_cpu_mem_arena = False  # the arena grows to several times the memory of one tile
         self.session = onnxruntime.InferenceSession(model, options, [wanted])
         self.input = self.session.get_inputs()[0].name
         self.name = f"onnxruntime on {device}, float32"
 
     @classmethod
     def why_not(cls, network: nn.Module) -> str | None:
-        """It runs networks that can be written as a graph."""
+        """It runs networks that can be written as an ONNX graph."""
         return why_no_graph(network)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> OnnxRuntimeEngine:
-        """The bundle's network as a graph."""
+        """The bundle's network as an ONNX graph."""
         return cls(graph_of(bundle), device)
 
     @classmethod
@@ -62,5 +62,5 @@ class OnnxRuntimeEngine(Engine):
         return cls(model.read_bytes(), device)
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits of a tile."""
+        """The logits of a tile."""
         return torch.from_numpy(self.session.run(None, {self.input: np.ascontiguousarray(tiles, np.float32)})[0])

@@ -1,4 +1,4 @@
-"""OpenVINO as an engine."""
+"""The OpenVINO engine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dlunet.inference.engines.base import Engine, register_engine
 from dlunet.inference.graphs import graph_of, why_no_graph
 from dlunet.networks import Bundle
 
-#: What OpenVINO calls the precisions.
+#: OpenVINO's names of the precisions.
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 @register_engine("openvino")
 class OpenVinoEngine(Engine):
-    """OpenVINO on a CPU; it uses as many threads as there are cores."""
+    """OpenVINO on a CPU; it uses one thread per core."""
 
     precisions = tuple(HINTS)
     packages = ("onnx", "openvino")
@@ -37,20 +37,20 @@ class OpenVinoEngine(Engine):
 
     @classmethod
     def why_not(cls, network: nn.Module) -> str | None:
-        """It runs networks that can be written as a graph."""
+        """It runs networks that can be written as an ONNX graph."""
         return why_no_graph(network)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> OpenVinoEngine:
-        """The bundle's network as a graph."""
+        """The bundle's network as an ONNX graph."""
         return cls(graph_of(bundle), precision)
 
     @classmethod
     def from_export(cls, model: Path, device: str, precision: str) -> OpenVinoEngine:
-        """An ONNX file, or OpenVINO's own."""
+        """An ONNX file, or an OpenVINO model."""
         return cls(model, precision)
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits of a tile."""
+        """The logits of a tile."""
         tile = np.ascontiguousarray(tiles, np.float32)
         return torch.from_numpy(self.request.infer([tile], share_inputs=True, share_outputs=True)[0])

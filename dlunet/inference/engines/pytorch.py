@@ -1,4 +1,4 @@
-"""PyTorch as an engine: it runs every network, on a CPU or a GPU."""
+"""The PyTorch engine: it runs every network, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAPERS_PATCH = (56, 160, 160)
 
 @register_engine("torch")
 class TorchEngine(Engine):
-    """PyTorch itself."""
+    """PyTorch, with autocast below float32."""
 
     devices = ("cpu", "cuda")
     precisions = ("float32", "bfloat16", "float16")
@@ -33,12 +33,12 @@ class TorchEngine(Engine):
 
     @classmethod
     def default_precision(cls, device: str) -> str:
-        """float16 on a GPU, which is twice as fast there."""
+        """float16 on a GPU, where it is twice as fast; else float32."""
         return "float16" if device == "cuda" else "float32"
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> TorchEngine:
-        """The bundle's own network.
+        """The bundle's network.
 
         Raises:
             UserError: There is no GPU.
@@ -49,11 +49,11 @@ class TorchEngine(Engine):
         return cls(bundle.network, device, precision, tiles_at_once(bundle.plan.patch_size, device))
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits of tiles."""
+        """The logits of tiles."""
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             return self.network(tiles)
 
 
 def tiles_at_once(patch_size: Sequence[int], device: str) -> int:
-    """As many tiles as have the voxels of the paper's patch, which fits a GPU of 2 GB. A CPU is no faster with more."""
+    """As many tiles as the paper's patch has room for, which fits a 2 GB GPU; 1 on a CPU, where more are no faster."""
     return max(1, prod(PAPERS_PATCH) // prod(patch_size)) if device == "cuda" else 1

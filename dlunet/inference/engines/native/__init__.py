@@ -1,4 +1,4 @@
-"""The light U-Net as compiled code for a CPU: a C++ file that is compiled on this machine when it is first needed."""
+"""The light U-Net as compiled code for a CPU: a C++ file, compiled on this machine on first use."""
 
 from dlunet.inference.engines.native.engine import NativeEngine, can_run
 from dlunet.inference.engines.native.library import find_compiler

@@ -1,4 +1,4 @@
-"""A light U-Net as the operations of ``light_unet.cpp``: its weights in their order, and the memory they share."""
+"""Runs a light U-Net with the operations of ``light_unet.cpp``: packs its weights and plans shared buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlunet.networks import Bundle, LightUNet
 from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, SeparableConv3d, SeparableUpsampling
 from dlunet.networks.unet import LightStage
 
-#: The size of every kernel along x in the library; a smaller one is padded with zeros.
+#: Size of every kernel along x in the library; smaller kernels are padded with zeros.
 TAPS_X = 3
 
 OTHER_NETWORK = "it only runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
@@ -74,13 +74,13 @@ class _Head(Structure):
 
 @dataclass(frozen=True)
 class _Values:
-    """A tensor of the network, before the normalisation and activation that its readers do.
+    """A tensor of the network, before the normalisation and activation, which its readers apply.
 
     Attributes:
         data: (z, y, x, channels), channels padded.
-        real: Channels that are not padding.
-        norm: Scale and shift of the normalisation, or None: used as it is.
-        upsampling: What brings it to a finer grid, or None.
+        real: Number of channels without padding.
+        norm: Scale and shift of the normalisation; None: the values are used unchanged.
+        upsampling: The layer that upsamples it to a finer grid, or None.
     """
 
     data: Tensor
@@ -93,17 +93,17 @@ class _Values:
 class NativeEngine(Engine):
     """The light U-Net as compiled code, on a CPU, in float32.
 
-    Its memory: the network's skips, one more tensor of the largest size, and the logits.
+    Its memory consists of the network's skips, one more tensor of the largest size, and the logits.
 
     Args:
         network: A light U-Net.
         patch_size: (z, y, x) of every tile.
-        flags: For the compiler.
+        flags: Compiler flags.
 
-    Not to be called from two threads at once: every call uses the same memory.
+    Not thread-safe: every call uses the same memory.
 
     Raises:
-        EngineUnavailable: The library cannot be compiled here, or the network has strides or kernels that it lacks.
+        EngineUnavailable: The library cannot be compiled here, or the network has unsupported strides or kernels.
         ValueError: The patch size is not a multiple of the network's total stride.
     """
 
@@ -119,25 +119,25 @@ class NativeEngine(Engine):
         self._library.separable.argtypes = (POINTER(_Separable), c_int)
         self._library.classify.argtypes = (POINTER(_Head), c_int)
         self._width = self._library.width()
-        self._kept: list[Tensor] = []  # what the operations point to
+        self._kept: list[Tensor] = []  # tensors that the operations point to
         self._operations: list[_Separable] = []
         self._lay_out(network, tuple(patch_size))
 
     @classmethod
     def why_not(cls, network: nn.Module) -> str | None:
-        """It runs light U-Nets, and needs a compiler."""
+        """It runs light U-Nets and needs a compiler."""
         if not can_run(network):
             return OTHER_NETWORK
         return None if find_compiler() else NO_COMPILER
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> NativeEngine:
-        """The bundle's network, compiled here unless it was before."""
+        """The bundle's network; the library is compiled if it is not cached."""
         assert bundle.network is not None
         return cls(bundle.network, bundle.plan.patch_size)
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits of a tile (1, in_channels, *patch_size)."""
+        """The logits of a tile (1, in_channels, *patch_size)."""
         assert tiles.movedim(1, -1).shape[1:] == self._input.shape and len(tiles) == 1, tiles.shape
         self._input.copy_(tiles[0].movedim(0, -1))
         threads = torch.get_num_threads()
@@ -154,7 +154,7 @@ class NativeEngine(Engine):
             torch.empty(*shape, self._padded(channels))
             for shape, channels in zip(shapes, network.features, strict=True)
         ]
-        # A stage's first result is read by its second convolution alone: all stages can use the same memory.
+        # Only the second convolution of a stage reads the first one's output: all stages share one buffer.
         between = torch.empty(max(skip.numel() for skip in skips))
         self._input = torch.empty(*patch_size, network.in_channels)
 
@@ -165,7 +165,7 @@ class NativeEngine(Engine):
         for level, fine in zip(network.decoder, reversed(encoded[:-1]), strict=True):
             parts = cast(nn.ModuleDict, level)
             up = _Values(values.data, values.real, values.norm, cast(SeparableUpsampling, parts["up"]))
-            # The skip is read for the last time by the stage's first convolution, so the second can overwrite it.
+            # The stage's first convolution is the last reader of the skip, so the second overwrites it.
             values = self._add_stage(cast(LightStage, parts["stage"]), [up, fine], (1, 1, 1), between, fine.data)
 
         self._logits = torch.empty(1, network.num_classes, *patch_size)
@@ -193,7 +193,7 @@ class NativeEngine(Engine):
         out: Tensor,
         residual: Tensor | None = None,
     ) -> _Values:
-        """Add a separable convolution of one source, or of two sources' channels together."""
+        """Add a separable convolution of one source, or of two sources concatenated along the channels."""
         depthwise, pointwise = (cast(nn.Conv3d, layer) for layer in layers)
         assert depthwise.bias is not None and pointwise.bias is not None
         count, channels = len(sources), out.shape[-1]
@@ -254,7 +254,7 @@ class NativeEngine(Engine):
         return rows.unflatten(0, (-1, self._width)).transpose(1, 2)
 
     def _depth(self, sources: Sequence[_Values]) -> int:
-        """The channels that a pointwise layer has to multiply: padding at the end is left out."""
+        """The number of input channels of a pointwise layer; trailing padding is excluded."""
         return sources[0].real if len(sources) == 1 else sum(self._source_channels(source) for source in sources)
 
     def _source_channels(self, values: _Values) -> int:
@@ -269,13 +269,13 @@ class NativeEngine(Engine):
         return F.pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, self._padded(len(tensor)) - len(tensor)])
 
     def _keep(self, tensor: Tensor) -> int:
-        """The address of a tensor's values, which are kept for as long as the engine."""
+        """The address of a tensor's values, which are kept for the lifetime of the engine."""
         self._kept.append(tensor.float().contiguous())
         return self._kept[-1].data_ptr()
 
 
 def can_run(network: nn.Module | None) -> bool:
-    """Whether the library has what a network needs."""
+    """Whether the library supports all layers of a network."""
     if not isinstance(network, LightUNet):
         return False
     depthwise = (module for module in network.modules() if isinstance(module, DepthwiseConv3d))

@@ -1,4 +1,4 @@
-"""Compiles ``light_unet.cpp`` for the processor at hand, once, and loads it."""
+"""Compiles ``light_unet.cpp`` once for the current processor, and loads it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-
 COMPILERS = ("c++", "g++", "clang++")
 NO_COMPILER = f"no C++ compiler is installed ({', '.join(COMPILERS)}); install one, such as g++"
 
-#: Permissions of a group or of others to write.
+#: Write permission for group or others.
 OTHERS_WRITE = 0o022
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: that of the variable CXX, else the first that is installed."""
+    """The C++ compiler: that of the environment variable CXX, else the first installed one."""
     return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
 
 
 @cache
 def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
-    """The library, compiled for this processor unless that was done before.
+    """The library, compiled for this processor unless it is cached.
 
-    It is kept in the user's cache folder, under a name that changes with the source, the compiler and what the
-    processor can do: a home folder may be shared by machines of several kinds. Where that folder cannot be used, the
-    library is compiled for this process alone.
+    It is kept in the user's cache folder, under a name that depends on the source, the compiler and the processor's
+    features, since different machines may share a home folder. If that folder cannot be used, the library is compiled
+    for this process only.
 
     Raises:
         EngineUnavailable: There is no compiler, or it fails.
@@ -52,17 +52,17 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
         if library.is_absolute() and _is_usable(library.parent):
             _compile(compiler, flags, library)
             return _load(library)
-        with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once it is loaded, its file is not needed
+        with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once loaded, the file is no longer needed
             return _load(_compile(compiler, flags, Path(folder) / library.name))
     except (OSError, WriteError) as error:
         raise EngineUnavailable(f"the library cannot be compiled ({error})") from None
 
 
 def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
-    """Where the library is kept once it is compiled."""
-    target = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # what the compiler would compile for
+    """The path of the compiled library in the cache folder."""
+    target = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # predefined macros: the target processor
     digest = hashlib.sha256(SOURCE.read_bytes() + target + repr(flags).encode()).hexdigest()
-    home = os.path.expanduser("~")  # noqa: PTH111  # a user without a home keeps the name, and nothing is kept
+    home = os.path.expanduser("~")  # noqa: PTH111  # without a home, "~" stays and nothing is cached
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache")
     return caches / "dlunet" / f"light_unet-{digest[:16]}.so"
 
@@ -84,7 +84,7 @@ def _load(library: Path) -> ctypes.CDLL:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Whether the library can be kept there; the folder is made if need be."""
+    """Whether the library can be stored in a folder, which is created if necessary."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _is_ours(folder) and os.access(folder, os.W_OK)
@@ -93,7 +93,7 @@ def _is_usable(folder: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is there, and nobody but this user and root can have written it: the library is code that runs."""
+    """Whether a path exists and only this user or root can have written it: the library is executed."""
     try:
         status = path.stat()
         return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_WRITE

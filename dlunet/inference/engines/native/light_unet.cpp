@@ -1,11 +1,11 @@
-// The light U-Net on a CPU, in two operations, each one pass over memory.
+// The light U-Net on a CPU, as two operations, each a single pass over memory.
 //
-// Run layer by layer, a light stage fetches and stores every voxel eight times, and has little to compute in between.
-// Here a separable convolution normalises, activates and upsamples what it reads, keeps the slices that its kernel spans
-// in the cache, and sums up what the next normalisation needs while it writes.
+// Run layer by layer, a light stage loads and stores every voxel eight times, with little arithmetic in between.
+// Here a separable convolution normalises, activates and upsamples its input as it reads it, keeps the slices that its
+// kernel spans in the cache, and accumulates the moments for the next normalisation as it writes.
 //
-// Values lie as (z, y, x, channel), channels padded with zeros to a multiple of WIDTH. Called from engine.py, which
-// mirrors the structures below.
+// The memory layout is (z, y, x, channel), with channels zero-padded to a multiple of WIDTH. Called from engine.py,
+// which mirrors the structures below.
 
 #include <algorithm>
 #include <cmath>
@@ -19,14 +19,14 @@
 
 namespace {
 
-// WIDTH channels are computed together, of TOGETHER voxels along x, whose sums are held in registers.
+// WIDTH channels of TOGETHER voxels along x are computed together; their sums stay in registers.
 #ifdef __AVX512F__
 constexpr int WIDTH = 16, TOGETHER = 10;
 #else
 constexpr int WIDTH = 8, TOGETHER = 5;
 #endif
-constexpr int TAPS_X = 3;  // the size of every kernel along x
-// The most that a thread takes at a time; with the paper's features the slices it holds fit the second cache.
+constexpr int TAPS_X = 3;  // size of every kernel along x
+// Largest block of one thread; with the paper's features, the slices that it keeps fit the L2 cache.
 constexpr int ROWS = 8, SLICES = 28;
 
 typedef float Lanes __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
@@ -36,7 +36,7 @@ typedef float Lanes __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias
 INLINE Lanes load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
 INLINE void store(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
 
-// Store at a multiple of the size of Lanes what is not read again before all is written: past the caches.
+// Non-temporal store, aligned to the size of Lanes, for values that are not read again before all are written.
 INLINE void store_past_caches(float* to, Lanes value) {
 #ifdef __AVX512F__
     _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
@@ -45,7 +45,7 @@ INLINE void store_past_caches(float* to, Lanes value) {
 #endif
 }
 
-// Before another thread reads what was stored past the caches.
+// Fence the non-temporal stores before another thread reads them.
 INLINE void finish_stores() {
 #ifdef __AVX512F__
     _mm_sfence();
@@ -56,41 +56,41 @@ INLINE void finish_stores() {
 
 extern "C" {
 
-// What an operation reads: values as they are, or normalised and activated, or those brought to a finer grid.
+// Input of an operation: raw values, or normalised and activated ones, or those upsampled to a finer grid.
 struct Source {
     const float* values;      // (z, y, x, stored)
-    const float* scale;       // (stored,), of the normalisation before it, or null: as it is
+    const float* scale;       // (stored,), of the preceding normalisation; null: raw values
     const float* shift;       // (stored,)
     const float* upsampling;  // (step z, step y, step x · channels / WIDTH, stored, WIDTH), or null
-    int shape[3];             // of values
-    int step[3];              // of the upsampling, else 1
+    int shape[3];             // shape of values
+    int step[3];              // step of the upsampling, else 1
     int stored;               // channels of values
-    int channels;             // channels that the operation sees, padded
+    int channels;             // channels as the operation sees them, padded
 };
 
 struct Normalisation {
     const float *weight, *bias;
-    float *scale, *shift;  // what it comes down to for these values
+    float *scale, *shift;  // the resulting affine map for these values
     float epsilon;
 };
 
-// Depthwise, which carries the stride, then pointwise.
+// Depthwise convolution with the stride, then pointwise convolution.
 struct Separable {
-    Source sources[2];  // two: their channels one after the other
+    Source sources[2];  // two sources: concatenated along the channels
     int count;
     const float* depthwise;       // (channels / WIDTH, z, y, TAPS_X, WIDTH)
     const float* depthwise_bias;  // (channels,)
     const float* pointwise;       // (out / WIDTH, depth, WIDTH)
     const float* bias;            // (out,)
-    const float* residual;        // added to the result, of its shape, or null
+    const float* residual;        // added to the result, same shape, or null
     float* out;                   // (z, y, x, out), aligned to WIDTH values
     Normalisation norm;           // of the result
-    int depth;                    // leading channels of the depthwise result that matter
+    int depth;                    // leading channels of the depthwise result that are used
     int kernel[2], stride[3];     // kernel: z, y
     int shape[3], channels;       // of the result
 };
 
-// The class head: pointwise, with the classes first.
+// The class head: pointwise convolution, with the class axis first in the output.
 struct Head {
     Source source;
     const float* weight;  // (classes / WIDTH, depth, WIDTH)
@@ -110,8 +110,8 @@ struct Free {
 };
 typedef std::unique_ptr<float[], Free> Buffer;
 
-// The products of VOXELS voxels with BLOCKS matrices, each (depth, WIDTH). Of a voxel, WIDTH channels lie together; the
-// next WIDTH are `apart` values further.
+// The products of VOXELS voxels with BLOCKS matrices, each (depth, WIDTH). WIDTH channels of a voxel are contiguous;
+// the next WIDTH follow after `apart` values.
 template <int VOXELS, int BLOCKS>
 INLINE void multiply(const float* in, size_t apart, const float* matrix, int depth, Lanes (&sum)[VOXELS][BLOCKS]) {
     for (int begin = 0; begin < depth; begin += WIDTH, in += apart) {
@@ -133,12 +133,12 @@ INLINE void multiply(const float* in, size_t apart, const float* matrix, int dep
 
 INLINE Lanes normalised(Lanes value, Lanes scale, Lanes shift) {
     value = value * scale + shift;
-    const Lanes small = value * 0.01f;  // the leaky slope
+    const Lanes small = value * 0.01f;  // slope of the leaky ReLU
     return value > small ? value : small;
 }
 
-// A row of stored values as the operation sees them, before upsampling, as (channels / WIDTH, x, WIDTH), where the
-// channels of one x are `apart` values from the next WIDTH; channels beyond the stored ones are 0.
+// Read a row of stored values, normalised and activated but not upsampled, as (channels / WIDTH, x, WIDTH). The groups
+// of WIDTH channels are `apart` values apart; channels beyond the stored ones are 0.
 void read_row(const Source& source, const float* from, float* to, size_t apart, int channels) {
     const int x_size = source.shape[2], stored = source.stored;
     if (stored % WIDTH) {
@@ -158,7 +158,7 @@ void read_row(const Source& source, const float* from, float* to, size_t apart, 
     }
 }
 
-// VOXELS coarse voxels brought to one fine row, BLOCKS · WIDTH of its values at a time.
+// Upsample VOXELS coarse voxels to one fine row, BLOCKS · WIDTH of its values at a time.
 template <int VOXELS, int BLOCKS>
 INLINE void upsample_from(const Source& source, const float* in, const float* matrices, float* to, size_t apart, int n) {
     const int step = source.step[2], blocks = source.channels / WIDTH;
@@ -179,7 +179,7 @@ INLINE void upsample(const Source& source, const float* in, const float* matrice
     if (n < all) upsample_from<VOXELS, 1>(source, in, matrices, to, apart, n);
 }
 
-// Row (z, y) of a source on the operation's grid, as (channels / WIDTH, x, WIDTH).
+// Fetch row (z, y) of a source on the operation's grid, as (channels / WIDTH, x, WIDTH).
 void fetch_row(const Source& source, int z, int y, float* to, size_t apart, float* scratch) {
     const int* step = source.step;
     const int x_size = source.shape[2];
@@ -195,8 +195,8 @@ void fetch_row(const Source& source, int z, int y, float* to, size_t apart, floa
     for (; x < x_size; ++x) upsample<1>(source, scratch + x * WIDTH, matrices, to + x * step[2] * WIDTH, apart);
 }
 
-// The slices that the kernel spans, of the rows that a block of the result needs, normalised, with zeros around. A row
-// is (channels / WIDTH, x, WIDTH).
+// Sliding window over z: the slices that the kernel spans, restricted to the rows of one output block, normalised and
+// zero-padded. A row is (channels / WIDTH, x, WIDTH).
 class Window {
   public:
     Window(const Separable& op, int rows_out) : op(op), rows_out(rows_out) {
@@ -220,7 +220,7 @@ class Window {
         std::fill(held.begin(), held.end(), NOTHING);
     }
 
-    // Make sure that the slices around slice `z_out` of the result are there.
+    // Load the slices around output slice `z_out` that are not in the window yet.
     void advance(int z_out) {
         for (int k = 0; k < op.kernel[0]; ++k) {
             const int z = z_out * op.stride[0] - op.kernel[0] / 2 + k;
@@ -238,7 +238,7 @@ class Window {
 
     size_t apart() const { return size_t(wide) * WIDTH; }
 
-    // Where each row of the kernel begins for a row of the result and x = 0, source by source.
+    // Start of each kernel row for an output row at x = 0, source by source.
     const float* const* rows_of(int row_out) const { return &kernel_rows[size_t(row_out) * taps()]; }
 
   private:
@@ -277,8 +277,8 @@ class Window {
     }
 };
 
-// The depthwise result of VOXELS voxels along x, as (channels / WIDTH, VOXELS, WIDTH). `rows`: where each row of the
-// kernel begins for x = 0; `apart`: from WIDTH channels of a row to the next.
+// Depthwise convolution of VOXELS output voxels along x, as (channels / WIDTH, VOXELS, WIDTH). `rows`: start of each
+// kernel row at x = 0; `apart`: distance between groups of WIDTH channels of a row.
 template <int VOXELS, int STRIDE_X>
 INLINE void depthwise(const Separable& op, const float* const* rows, size_t apart, int x, float* to) {
     const int taps = op.kernel[0] * op.kernel[1];
@@ -306,7 +306,7 @@ INLINE void depthwise(const Separable& op, const float* const* rows, size_t apar
     }
 }
 
-// The pointwise result of VOXELS voxels, for BLOCKS · WIDTH channels from n on; and its sums.
+// Pointwise convolution of VOXELS voxels, for BLOCKS · WIDTH output channels from n on; also accumulates its sums.
 template <int VOXELS, int BLOCKS>
 INLINE void pointwise(const Separable& op, const float* in, size_t voxel, int n, float* sums) {
     Lanes sum[VOXELS][BLOCKS];
@@ -317,7 +317,7 @@ INLINE void pointwise(const Separable& op, const float* in, size_t voxel, int n,
     multiply<VOXELS, BLOCKS>(in, VOXELS * WIDTH, op.pointwise + size_t(n) * op.depth, op.depth, sum);
     for (int b = 0; b < BLOCKS; ++b) {
         const int c = n + b * WIDTH;
-        Lanes total = {}, squares = {};  // of few values at first: float loses digits over many
+        Lanes total = {}, squares = {};  // over few values first: float32 loses precision over many
         for (int m = 0; m < VOXELS; ++m) {
             const size_t at = (voxel + m) * op.channels + c;
             Lanes value = sum[m][b];
@@ -341,7 +341,7 @@ INLINE void convolve(const Separable& op, const float* const* rows, size_t apart
     if (n < op.channels) pointwise<VOXELS, 1>(op, between, voxel, n, sums);
 }
 
-// A block of rows of one slice. Column by column: the rows that neighbours share stay in the first cache.
+// Convolve a block of rows of one slice, column by column, so that rows shared by neighbours stay in the L1 cache.
 template <int STRIDE_X>
 void convolve_rows(const Separable& op, const Window& window, int z, int y_begin, int y_end, float* between,
                    float* sums) {
@@ -374,12 +374,12 @@ int width() { return WIDTH; }
 
 void separable(const Separable* operation, int threads) {
     const Separable& op = *operation;
-    // Few rows to recompute at the borders of a block, and enough blocks for every thread.
+    // Few rows to recompute at block borders, yet enough blocks for every thread.
     const int rows = std::max(1, std::min(ROWS, op.shape[1] / 4)), slices = std::min(SLICES, op.shape[0]);
     const int blocks_y = (op.shape[1] + rows - 1) / rows, blocks_z = (op.shape[0] + slices - 1) / slices;
     const int all = op.sources[0].channels + (op.count > 1 ? op.sources[1].channels : 0);
     const int counts = 2 * op.channels;
-    // One for each block, added up in their order: the result does not depend on which thread took which.
+    // One set per block, added in block order: the result does not depend on the assignment of blocks to threads.
     std::vector<double> block_sums(size_t(blocks_y) * blocks_z * counts, 0.0);
 #pragma omp parallel num_threads(threads)
     {
@@ -398,7 +398,7 @@ void separable(const Separable* operation, int threads) {
                     convolve_rows<1>(op, window, z, y_begin, y_end, between.get(), sums.get());
                 else
                     convolve_rows<2>(op, window, z, y_begin, y_end, between.get(), sums.get());
-                // In double from here on: float loses digits over a million voxels.
+                // In float64 from here on: float32 loses precision over a million voxels.
                 for (int c = 0; c < counts; ++c) own[c] += sums[c];
             }
         }
