@@ -1,4 +1,4 @@
-"""The networks: one U-Net with two kinds of stage, and how a checkpoint describes one."""
+"""Networks: a U-Net with two kinds of stage, their registry, and reading and writing trained networks."""
 
 from dlunet.networks.bundle import Bundle, describe, read_description
 from dlunet.networks.checkpoint_files import load_bundle, save_safetensors

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: label set, plan and network, so that prediction needs nothing else."""
+"""The description in a checkpoint: label set, plan and network, so that prediction needs no other file."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from dlunet import __version__
 from dlunet.labels import LabelSet
 from dlunet.preparation import Plan
 
-#: The key in a checkpoint under which the description lies.
+#: The checkpoint key of the description.
 KEY = "dlunet"
 
-#: In the description of a checkpoint, what the names of the weights of the network that predicts begin with; a list for
-#: the members of an ensemble.
+#: The description key of the prefix of the predicting network's weights in the state dict; for an ensemble, a list.
 WEIGHTS = "weights"
 
-#: The same in files of version 0.1, and in those that hold one network.
+#: That prefix in files of version 0.1 and in files with a single network.
 FIRST = "networks.0."
 
-#: The version of the description. A file that says more than is known here is refused.
+#: The version of the description format. Files with a newer version are refused.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network with what is needed to use it.
+    """A trained network with its plan and labels.
 
     Attributes:
-        network: The network that predicts; None where it exists only in the form of another engine.
-        plan: How a CT is brought to what the network was trained on.
-        labels: The organs it segments.
-        digest: The same for the same weights.
-        description: What :func:`describe` made.
+        network: The network that predicts; None if it was exported in the format of another engine.
+        plan: How a CT is converted to the network's input.
+        labels: The classes it segments.
+        digest: Checksum of the weights.
+        description: The result of :func:`describe`.
     """
 
     network: nn.Module | None
@@ -45,12 +44,12 @@ class Bundle:
 
 
 def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str, Any]:
-    """The description stored beside the weights, in plain values.
+    """The description stored with the weights, as plain values.
 
     Args:
         network: The class name under ``kind`` and the arguments of its constructor.
         plan: The plan it was trained with.
-        labels: The organs it segments.
+        labels: The classes it segments.
     """
     return {
         "format": FORMAT,
@@ -65,8 +64,8 @@ def read_description(described: dict[str, Any]) -> tuple[Plan, LabelSet]:
     """The plan and the labels of a description.
 
     Raises:
-        KeyError, TypeError: It lacks something.
-        ValueError: It is of a newer version, or contradicts itself.
+        KeyError, TypeError: It is incomplete.
+        ValueError: It is of a newer version or inconsistent.
     """
     if described.get("format", FORMAT) > FORMAT:
         raise ValueError(f"it was written by DLUNet {described['version']}, this is {__version__}: install a newer one")

@@ -1,4 +1,4 @@
-"""Files with trained networks: checkpoints and .safetensors, read without running code from them."""
+"""Reads trained networks from checkpoints and .safetensors files, without executing code from them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dlunet.networks.registry import build_network
 from dlunet.networks.unet import UNet
 from dlunet.run_layout import RunLayout
 
-#: The ending of a file that holds weights and nothing else.
+#: The suffix of files with the weights of one network and no training state.
 SAFETENSORS = ".safetensors"
 
-#: A checkpoint, for messages.
+#: Example of a checkpoint path, for messages.
 EXAMPLE = RunLayout(Path("runs/…")).best
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Load the network that predicts from a checkpoint, without running code from it.
+    """Load the network that predicts from a checkpoint, without executing code from it.
 
     Raises:
-        UserError: The file is missing, damaged, or not a checkpoint of this project.
+        UserError: The file is missing, damaged, or not a DLUNet checkpoint.
     """
     values = read_safetensors(path) if path.suffix == SAFETENSORS else read_checkpoint(path)
     try:
@@ -50,7 +50,7 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint file, tensors on the CPU.
+    """The contents of a checkpoint file, with tensors on the CPU.
 
     Raises:
         UserError: The file is missing or is not a checkpoint.
@@ -77,10 +77,10 @@ def save_safetensors(bundle: Bundle, path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The values of a .safetensors file, arranged as in a checkpoint.
+    """The contents of a .safetensors file, arranged as in a checkpoint.
 
     Raises:
-        UserError: The file is missing, damaged, or not one of this project.
+        UserError: The file is missing, damaged, or not from DLUNet.
     """
     _check_exists(path)
     try:

@@ -1,6 +1,6 @@
-"""The layers of the light network, arranged so that a CPU computes them quickly.
+"""Layers of the light network, implemented to be fast on a CPU.
 
-Each is a drop-in for the PyTorch layer it derives from: same weights, same result, same state dict.
+Each is a drop-in replacement for the PyTorch layer it derives from: same weights, same result, same state dict.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def same_padding(kernel_size: Size3) -> Size3:
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """A convolution with one kernel a channel and 'same' padding.
+    """A convolution with one kernel per channel and 'same' padding.
 
-    On a CPU, PyTorch's own input gradient of a depthwise convolution is many times slower than the convolution itself.
-    That gradient is a depthwise convolution with the flipped kernel, so it is computed as one; a stride is first undone
-    by zeros between the voxels.
+    On a CPU, PyTorch's input gradient of a depthwise convolution is many times slower than the convolution itself. That
+    gradient is a depthwise convolution with the flipped kernel and is computed as such; for strides above 1, zeros are
+    first inserted between the voxels.
     """
 
     def __init__(self, channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
@@ -51,7 +51,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # The weight's gradient takes the fast path only if both of its inputs are channels-last.
+        # The weight gradient takes the fast path only if both of its inputs are channels-last.
         gradient, x = (t.contiguous(memory_format=torch.channels_last_3d) for t in (gradients[0], x))
         channels, stride, padding = weight.shape[0], ctx.stride, ctx.padding
         spread = _spread(gradient, x.shape, stride)
@@ -63,7 +63,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _spread(gradient: Tensor, shape: torch.Size, stride: Size3) -> Tensor:
-    """Put the voxels of a strided convolution's output where they lie in its input; zeros lie between them."""
+    """Place the output voxels of a strided convolution on its input grid, with zeros in between."""
     if set(stride) == {1}:
         return gradient
     spread = torch.empty(shape, dtype=gradient.dtype).to(memory_format=torch.channels_last_3d).zero_()
@@ -74,9 +74,9 @@ def _spread(gradient: Tensor, shape: torch.Size, stride: Size3) -> Tensor:
 class InstanceNorm3d(nn.InstanceNorm3d):
     """Affine instance normalisation.
 
-    Training computes it as a group normalisation with one group a channel: the sum is the same, and PyTorch's group
-    normalisation is several times faster in the channels-last layout on a CPU. That one adds up the squares of a whole
-    channel in float32, which is off by 1e-3 for a full patch; so prediction on a CPU has sums of its own.
+    Training computes it as group normalisation with one group per channel: the result is the same, and PyTorch's group
+    normalisation is several times faster in the channels-last layout on a CPU. However, it accumulates the squares of a
+    channel in float32, an error of 1e-3 for a full patch; prediction on a CPU therefore computes its own moments.
     """
 
     def __init__(self, channels: int) -> None:
@@ -93,9 +93,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (B, C) over the voxels, in float64 from the sums of each slice.
+    """Mean and variance (B, C) over the voxels, accumulated in float64 from per-slice means.
 
-    A slice's sums of squares are the diagonal of a matrix product, which needs no squared copy.
+    The sums of squares of a slice are the diagonal of a matrix product, which needs no squared copy.
     """
     slices = x.movedim(1, -1).flatten(2, 3)  # (B, z, y · x, C)
     squares = (slices.mT @ slices).diagonal(dim1=2, dim2=3) / slices.shape[2]
@@ -104,10 +104,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PointwiseConv3d(nn.Conv3d):
-    """A 1×1×1 convolution; on a CPU one matrix product over the channels of each voxel.
+    """A 1×1×1 convolution; on a CPU, one matrix product over the channels of each voxel.
 
-    Its result keeps the channels of a voxel together, also where the input has one channel and PyTorch, which cannot
-    tell the two layouts apart there, would go on in the slow one.
+    Its result is channels-last, even for an input with one channel, where PyTorch cannot distinguish the two layouts
+    and would continue in the slow one.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -121,17 +121,17 @@ class PointwiseConv3d(nn.Conv3d):
 
 
 class SeparableConv3d(nn.Sequential):
-    """Depthwise convolution, which carries the stride, then pointwise; both with bias."""
+    """Depthwise convolution with the stride, then pointwise convolution; both with bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
         super().__init__(DepthwiseConv3d(in_channels, kernel_size, stride), PointwiseConv3d(in_channels, out_channels))
 
 
 class SeparableUpsampling(nn.Sequential):
-    """Depthwise transposed convolution with kernel = stride, then pointwise; neither has a bias.
+    """Depthwise transposed convolution with kernel = stride, then pointwise convolution; neither has a bias.
 
-    Every voxel becomes a block of voxels of its own, so that the two are one matrix product, from a voxel's channels to
-    those of its block. A CPU computes that ten times faster than the transposed convolution alone.
+    Every voxel becomes a separate block of voxels, so that both layers are one matrix product, from the channels of a
+    voxel to those of its block. On a CPU this is ten times faster than the transposed convolution alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Size3) -> None:
@@ -146,11 +146,11 @@ class SeparableUpsampling(nn.Sequential):
             return super().forward(x)
         weight = self.combined_weight().permute(2, 3, 4, 1, 0)
         blocks = F.linear(x.movedim(1, -1), weight.flatten(0, 3)).unflatten(-1, weight.shape[:4])
-        # (B, z, y, x, i, j, k, out): each block's axis goes behind the voxels' axis that it divides.
+        # (B, z, y, x, i, j, k, out): move each block axis behind the voxel axis that it subdivides.
         blocks = blocks.permute(0, 1, 4, 2, 5, 3, 6, 7)
         return blocks.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
     def combined_weight(self) -> Tensor:
-        """The weight (in, out, *stride) of the one transposed convolution that both layers are together."""
+        """The weight (in, out, *stride) of the single transposed convolution equivalent to both layers."""
         depthwise, pointwise = (layer.weight for layer in cast(Iterable[nn.Conv3d], self))
         return torch.einsum("cijk,oc->coijk", depthwise[:, 0], pointwise.flatten(1))

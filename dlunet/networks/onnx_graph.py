@@ -1,7 +1,7 @@
-"""A network as an ONNX graph, which ONNX Runtime and OpenVINO run.
+"""Writes a network as an ONNX graph, which ONNX Runtime and OpenVINO run.
 
-Written node by node: the networks consist of a handful of operations, and a graph that says exactly these is what the
-engines fuse best. A light upsampling, two layers in training, is one transposed convolution here.
+The graph is written node by node: the networks consist of a few operations, and engines best fuse a graph of exactly
+these. A light upsampling, two layers in training, is one transposed convolution here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dlunet.networks.layers import SeparableConv3d, SeparableUpsampling
 from dlunet.networks.unet import LightStage, UNet
 
-#: The oldest versions of the format that have every operation used here.
+#: The oldest format versions with all operations used here.
 OPSET, IR_VERSION = 17, 8
 
 INPUT, OUTPUT = "image", "logits"
@@ -83,15 +83,15 @@ class _Writer:
         return self._light_stage(stage, self.emit(stage.conv1, value))
 
     def _light_stage(self, stage: LightStage, first: str) -> str:
-        """A light stage behind its first convolution."""
+        """A light stage after its first convolution."""
         second = self.emit(stage.conv2, self.emit(stage.activation, self.emit(stage.norm1, first)))
         return self.emit(stage.activation, self.emit(stage.norm2, self._node("Add", [first, second])))
 
     def _separable_of_two(self, layers: SeparableConv3d, *values: str) -> str:
-        """A separable convolution of two inputs' channels together.
+        """A separable convolution of two inputs, concatenated along the channels.
 
-        The convolution of a concatenation is the sum of the convolutions of its parts: the largest tensor of the
-        network, all channels at full resolution twice over, need not exist.
+        The convolution of a concatenation is the sum of the convolutions of its parts. This avoids the largest tensor
+        of the network: twice the channels at full resolution.
         """
         depthwise, pointwise = (cast(nn.Conv3d, layer) for layer in layers)
         assert depthwise.bias is not None

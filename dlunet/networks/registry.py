@@ -1,4 +1,4 @@
-"""The networks that a config or a checkpoint may name, and building one from its description."""
+"""The registry of networks that configs and checkpoints may name; builds a network from its description."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import nn
 
 from dlunet.networks.unet import LightUNet, PlainUNet
 
-#: The networks that a checkpoint may name; nothing else is ever built from a file.
+#: The networks that a checkpoint may name; no other class is ever built from a file.
 NETWORKS: dict[str, type[nn.Module]] = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
 
 Network = TypeVar("Network", bound=type[nn.Module])
 
 
 def register_network(network: Network) -> Network:
-    """A decorator of a network's class: configs and checkpoints may name it as their ``kind``.
+    """A class decorator for networks: configs and checkpoints may name the class as their ``kind``.
 
-    It is called with ``in_channels``, ``num_classes`` and the other settings of its config, maps patches
-    (B, in_channels, z, y, x) to logits (B, num_classes, z, y, x), in training mode also to a list of them, finest
-    first, and may have a ``total_stride`` (z, y, x) of which patches have to be multiples.
+    The class is called with ``in_channels``, ``num_classes`` and the other settings of its config. It maps patches
+    (B, in_channels, z, y, x) to logits (B, num_classes, z, y, x), or, in training mode, to a list of logits, finest
+    first. It may have a ``total_stride`` (z, y, x) of which patch sizes must be multiples.
 
     Raises:
-        ValueError: Another network has this name.
+        ValueError: Another network is registered under this name.
     """
     known = NETWORKS.setdefault(network.__name__, network)
     if (known.__module__, known.__qualname__) != (network.__module__, network.__qualname__):
@@ -33,7 +33,7 @@ def register_network(network: Network) -> Network:
 
 
 def build_network(description: dict[str, Any]) -> nn.Module:
-    """A fresh network from its description.
+    """A new network from its description.
 
     Raises:
         ValueError: The kind is unknown or the arguments do not fit.

@@ -1,4 +1,4 @@
-"""One U-Net, two kinds of stage: light (separable, residual; DLUNet, Fig. 2) and plain (nnU-Net)."""
+"""A U-Net with two kinds of stage: light (separable, residual; DLUNet, Fig. 2) and plain (nnU-Net)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAKY_SLOPE = 0.01
 
 
 class LightStage(nn.Module):
-    """Two separable convolutions; the skip starts at the first one's un-normalised output and needs no projection."""
+    """Two separable convolutions with a residual from the first one's un-normalised output, so without projection."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PlainUpsampling(nn.ConvTranspose3d):
 
 
 class UNet(nn.Module):
-    """An encoder, a decoder with skips, and one class head a decoder level.
+    """An encoder, a decoder with skips, and one class head per decoder level.
 
     Args:
         in_channels: Channels of the input.
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         deep_supervision: Whether a network in training mode returns the logits of every decoder level.
 
     Raises:
-        ValueError: The lengths of ``features``, ``strides`` and ``kernel_sizes`` do not fit together.
+        ValueError: The lengths of ``features``, ``strides`` and ``kernel_sizes`` do not match.
     """
 
     stage: type[LightStage] | type[PlainStage]
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         return z, y, x
 
     def check_size(self, patch_size: Sequence[int]) -> None:
-        """Refuse a patch (z, y, x) that the strides do not divide.
+        """Check that a patch (z, y, x) is divisible by the strides.
 
         Raises:
             ValueError: Its size is not a multiple of the total stride.
@@ -148,14 +148,14 @@ class UNet(nn.Module):
         return self.decode(self.encode(x))
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """What the stages make of ``x`` (B, in_channels, z, y, x): features (B, C, …), finest first.
+        """The encoder features (B, C, …) of ``x`` (B, in_channels, z, y, x), finest first.
 
         Raises:
             ValueError: The size of ``x`` is not a multiple of the network's total stride.
         """
         self.check_size(x.shape[2:])
         if x.is_cpu:
-            # A CPU computes depthwise convolutions several times faster when the channels of a voxel lie together.
+            # On a CPU, depthwise convolutions are several times faster in the channels-last layout.
             x = x.contiguous(memory_format=torch.channels_last_3d)
         features = []
         for stage in self.encoder:
@@ -166,7 +166,7 @@ class UNet(nn.Module):
     def decode(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The logits that :meth:`forward` returns, from the features of :meth:`encode`."""
         skips = list(features)
-        del features  # what a level has used is freed before the next one, unless the caller keeps it
+        del features  # features of a level are freed before the next one, unless the caller keeps them
         x = skips.pop()
         every_level = self.training and self.deep_supervision
         logits = []
@@ -179,14 +179,14 @@ class UNet(nn.Module):
 
 
 class LightUNet(UNet):
-    """The light network of DLUNet: 1,465,130 parameters at its defaults."""
+    """The light network of DLUNet: 1,465,130 parameters with default settings."""
 
     stage = LightStage
     upsampling = SeparableUpsampling
 
 
 class PlainUNet(UNet):
-    """The paper's baseline, nnU-Net's network of the same shape: 30,767,584 parameters at its defaults."""
+    """The paper's baseline, nnU-Net's network of the same shape: 30,767,584 parameters with default settings."""
 
     stage = PlainStage
     upsampling = PlainUpsampling
