@@ -1,4 +1,4 @@
-"""Losses: noise-robust Dice and Taylor cross entropy, Dice + cross entropy, and deep supervision around them."""
+"""Losses: noise-robust Dice, Taylor cross entropy, Dice + cross entropy, and deep supervision."""
 
 from dlunet.losses.segmentation import (
     DiceCrossEntropyLoss,

@@ -1,9 +1,9 @@
 """Losses between logits (B, C, z, y, x) and integer targets (B, z, y, x); each returns a scalar.
 
-Each also takes the weights of classes, (C,): a mean over classes counts each class's value as often, a mean over voxels
-weighs each voxel by its true class. And it takes the weights of voxels, (B, z, y, x), 0 or more, and a label whose
-voxels are ignored, which is to give them a weight of 0. Sums over voxels are weighted; a mean over voxels is
-Σ w·loss / Σ w, and 0 where all weights are.
+Each also accepts class weights, (C,): a mean over classes multiplies the value of each class by its weight, a mean over
+voxels weights each voxel by its true class. Each further accepts non-negative voxel weights, (B, z, y, x), and an
+ignored label, whose voxels get weight 0. Sums over voxels are weighted; a mean over voxels is Σ w·loss / Σ w, and 0 if
+all weights are 0.
 
 NRD and TCE are DLUNet's noise-robust pair (eq. 7 and 8); Dice + cross entropy is nnU-Net's.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class VoxelLoss(nn.Module):
-    """What all losses of this module take; each says in :meth:`compare` what it makes of it."""
+    """Base class with the common arguments of all losses of this module; subclasses implement :meth:`compare`."""
 
     def forward(
         self,
@@ -33,12 +33,12 @@ class VoxelLoss(nn.Module):
         Args:
             logits: (B, C, z, y, x).
             target: Labels (B, z, y, x).
-            weight: Weights of the voxels, as ``target``.
-            ignore: A label whose voxels do not count.
-            class_weight: Weights of the classes, (C,).
+            weight: Voxel weights, shaped like ``target``.
+            ignore: A label whose voxels are ignored.
+            class_weight: Class weights, (C,).
 
         Raises:
-            ValueError: The sizes do not fit together.
+            ValueError: The shapes do not match.
         """
         target, weight = _without_ignored(target, weight, ignore)
         return self.compare(logits, target, weight, class_weight)
@@ -51,14 +51,14 @@ class VoxelLoss(nn.Module):
 class NoiseRobustDiceLoss(VoxelLoss):
     """NRD: Σ|p − y|^γ / (Σp² + Σy² + ε) for each class, then the mean over classes (DLUNet, eq. 7).
 
-    The printed denominator punishes a class that is absent from the patch the more, the less of it is predicted. The
-    published figures were made with Σp + Σy + ε, which does not; it is the default.
+    With the printed denominator, a class that is absent from the patch costs more the less of it is predicted. The
+    published results were obtained with Σp + Σy + ε, which does not have this property; it is the default.
 
     Args:
         gamma: The exponent γ, between 1 (mean absolute error) and 2 (Dice).
         denominator: ``"linear"`` for Σp + Σy + ε, ``"squared"`` for the printed Σp² + Σy² + ε.
-        batch_dice: Whether the sums run over the batch as well as over the voxels.
-        include_background: Whether class 0 counts.
+        batch_dice: Whether the sums run over the batch in addition to the voxels.
+        include_background: Whether class 0 is included.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TaylorCrossEntropyLoss(VoxelLoss):
             difference = p - y
             return _mean(difference.abs() + difference.square(), weight) / 2
         _check_same_size(logits, target)
-        # The loss needs one probability a voxel: log-softmax and gather avoid a one-hot volume.
+        # The loss needs one probability per voxel: log-softmax and gather avoid a one-hot volume.
         log_q = F.log_softmax(at_least_float32(logits), dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
         return _mean(miss + miss.square() / 2, weight)
@@ -138,7 +138,7 @@ class RobustSegmentationLoss(VoxelLoss):
 class DiceCrossEntropyLoss(VoxelLoss):
     """nnU-Net's loss: soft Dice over the foreground, summed over batch and voxels, plus cross entropy.
 
-    The Dice part is 1 − Dice, so that a perfect prediction gives 0; nnU-Net prints it without the 1.
+    The Dice term is 1 − Dice, so that a perfect prediction gives 0; nnU-Net omits the 1.
     """
 
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
@@ -160,7 +160,7 @@ _EPSILON = 1e-5
 
 
 def _without_ignored(target: Tensor, weight: Tensor | None, ignore: int | None) -> tuple[Tensor, Tensor | None]:
-    """Targets and weights in which ignored voxels are background of weight 0."""
+    """Targets and weights with ignored voxels set to background of weight 0."""
     if weight is not None and weight.shape != target.shape:
         raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(target.shape)} as the target")
     if ignore is None:
@@ -171,7 +171,7 @@ def _without_ignored(target: Tensor, weight: Tensor | None, ignore: int | None) 
 
 
 def _by_true_class(target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor | None:
-    """The weights of voxels, each times that of its true class."""
+    """The voxel weights, each times the weight of its true class."""
     if class_weight is None:
         return weight
     of_voxels = class_weight[target.long()]
@@ -179,7 +179,7 @@ def _by_true_class(target: Tensor, weight: Tensor | None, class_weight: Tensor |
 
 
 def _mean_over_classes(values: Tensor, class_weight: Tensor | None) -> Tensor:
-    """The mean of values (…, C), each times the weight of its class; without background if there is one value fewer."""
+    """The class-weighted mean of values (…, C), or (…, C − 1) without background."""
     return values.mean() if class_weight is None else (values * class_weight[-values.shape[-1] :]).mean()
 
 
@@ -189,14 +189,14 @@ def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """The mean over classes of values (B, C, z, y, x), and their weighted mean over voxels."""
+    """The mean of values (B, C, z, y, x) over classes and their weighted mean over voxels."""
     if weight is None:
         return values.mean()
     return _weighted(values, weight).sum() / (weight.sum() * values.shape[1]).clamp_min(_EPSILON)
 
 
 def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:
-    """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum a patch."""
+    """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum over a patch."""
     _check_same_size(logits, target)
     p = torch.softmax(at_least_float32(logits), dim=1)
     y = torch.zeros_like(p).scatter_(1, target.long()[:, None], 1)
@@ -204,7 +204,7 @@ def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_backgroun
 
 
 def _check_same_size(logits: Tensor, target: Tensor) -> None:
-    """Refuse what scatter and gather would take without a word: a target smaller than the logits."""
+    """Check the target's size: scatter and gather silently accept a target smaller than the logits."""
     if target.shape != (expected := logits.shape[:1] + logits.shape[2:]):
         raise ValueError(f"target is {tuple(target.shape)}, expected {tuple(expected)} as the logits")
 
@@ -215,5 +215,5 @@ def _summed_axes(p: Tensor, batch_dice: bool) -> list[int]:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits that can be summed over a patch, which those of half precision cannot."""
+    """Logits converted to float32 if in half precision, which cannot be summed over a patch."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

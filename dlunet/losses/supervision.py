@@ -1,4 +1,4 @@
-"""How a loss is applied to the outputs of a network, and how it changes over a training run."""
+"""Deep supervision, and loss schedules over a training run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class DeepSupervisionLoss(nn.Module):
-    """A loss at every decoder level: weights 1, 1/2, 1/4, … with none for the coarsest, normalised to sum 1.
+    """A loss at every decoder level: weights 1, 1/2, 1/4, …, 0 for the coarsest, normalised to sum to 1.
 
     Args:
-        loss: The loss of one level, ``(logits, target) → scalar``; with weights or an ignored label, one that takes
-            these as well.
+        loss: The loss of one level, ``(logits, target) → scalar``; it must also accept weights and an ignored label if
+            these are used.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -28,14 +28,14 @@ class DeepSupervisionLoss(nn.Module):
         ignore: int | None = None,
         class_weight: Tensor | None = None,
     ) -> Tensor:
-        """Weigh the levels.
+        """The weighted sum of the losses of all levels.
 
         Args:
             logits: The logits (B, C, …) of each level, finest first, or the finest alone.
-            target: One target (B, z, y, x), down-sampled here by nearest neighbour, or one a level.
-            weight: Weights of the voxels, as ``target``; None: all count the same.
-            ignore: A label whose voxels do not count.
-            class_weight: Weights of the classes (C,), at every level.
+            target: One target (B, z, y, x), downsampled here by nearest neighbour, or one per level.
+            weight: Voxel weights, as ``target``; None: all equal.
+            ignore: A label whose voxels are ignored.
+            class_weight: Class weights (C,), used at every level.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
         targets = _by_level(target, levels)
@@ -55,12 +55,12 @@ def _by_level(volumes: Tensor | Sequence[Tensor], levels: Sequence[Tensor]) -> S
 
 
 class LossSchedule(nn.Module):
-    """A loss that another takes over from, as in the published code, which starts with Dice + CE.
+    """Two consecutive losses, as in the published code, which starts with Dice + CE.
 
     Args:
         first: The loss of the first epochs.
         then: The loss after them.
-        epoch: The epoch, counted from 0, in which ``then`` takes over.
+        epoch: The first epoch of ``then``, counted from 0.
     """
 
     def __init__(self, first: nn.Module, then: nn.Module, epoch: int) -> None:
@@ -70,7 +70,7 @@ class LossSchedule(nn.Module):
         self.epoch = epoch
 
     def at(self, epoch: int) -> nn.Module:
-        """The loss in force in an epoch."""
+        """The loss of an epoch."""
         return self.first if epoch < self.epoch else self.then
 
 
@@ -83,7 +83,7 @@ def level_weights(levels: int) -> list[float]:
 
 
 def downsample(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring labels or a mask (B, z, y, x) to a coarser size by nearest neighbour."""
+    """Downsample labels or a mask (B, z, y, x) to a coarser size by nearest neighbour."""
     if tuple(target.shape[1:]) == tuple(size):
         return target
     return F.interpolate(target[:, None].float(), tuple(size), mode="nearest")[:, 0].to(target.dtype)
