@@ -1,4 +1,4 @@
-"""Training methods: how a batch becomes a loss. A new one is a file here and a file in ``conf/method``."""
+"""Training methods, which turn a batch into losses. A new one is a file here and a config in ``conf/method``."""
 
 from dlunet.methods.base import Averaged, Batch, Fixed, Method, Progress, Step, Stream, Terms, Trained
 from dlunet.methods.bcp import BidirectionalCopyPaste
@@ -16,7 +16,7 @@ from dlunet.methods.supervised import Supervised
 from dlunet.methods.ua_mt import UncertaintyAwareMeanTeacher
 from dlunet.methods.unimatch import UniMatch
 
-#: The methods of the package, by the names of their configs.
+#: The built-in methods, by the names of their configs.
 METHODS: dict[str, type[Method]] = {
     "bcp": BidirectionalCopyPaste,
     "cross_pseudo": CrossPseudo,

@@ -1,7 +1,7 @@
-"""What a training method is: it declares its networks and patches, and says how they become a loss.
+"""The interface of training methods: a method declares its networks and patches and computes the losses.
 
-The frame, :class:`dlunet.training.SegmentationModule`, builds, optimises, averages, logs, validates and checkpoints.
-A method knows no Lightning, and reads like the paper's equations.
+The training module, :class:`dlunet.training.SegmentationModule`, builds, optimises, averages, logs, validates and
+checkpoints. A method does not depend on Lightning and reads like the paper's equations.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dlunet.methods.side_by_side import side_by_side
 
 Result = TypeVar("Result")
 
-#: A step's patches by stream: views (B, 1, z, y, x) by name, and of a labelled stream the ``label`` (B, z, y, x).
+#: The patches of a step by stream: views (B, 1, z, y, x) by name, and for labelled streams ``label`` (B, z, y, x).
 Batch = Mapping[str, Mapping[str, Tensor]]
 
-#: For each trained network the weighted terms of its loss by name.
+#: The weighted loss terms by name, for each trained network.
 Terms = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that the optimiser changes.
+    """A network that is trained by the optimiser.
 
     Attributes:
-        config: The node of the composed config that describes it. A method whose networks are of different kinds adds
-            one of its own, see ``conf/method/cross_teaching.yaml``.
+        config: The node of the composed config that describes it. A method with different kinds of network adds its
+            own node, see ``conf/method/cross_teaching.yaml``.
     """
 
     config: str = "network"
@@ -39,11 +39,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Averaged:
-    """A network that is the exponential moving average of a trained one, and gets no gradient.
+    """The exponential moving average of a trained network; it gets no gradient.
 
     Attributes:
-        of: The trained network's role.
-        decay: How much of the average is kept in a step.
+        of: Role of the trained network.
+        decay: The fraction of the average that is kept in each step.
     """
 
     of: str
@@ -52,10 +52,10 @@ class Averaged:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A network that was trained before, and stays as it is.
+    """A pre-trained network whose weights stay fixed.
 
     Attributes:
-        checkpoint: Where it is loaded from. It must know the labels of the dataset.
+        checkpoint: The checkpoint to load. It must have the labels of the dataset.
     """
 
     checkpoint: str
@@ -63,15 +63,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Stream:
-    """Patches that a step needs.
+    """A stream of patches for the training steps.
 
     Attributes:
-        labelled: Whether they are cut from labelled cases, and come with their labels.
-        views: Names of the views of a patch. All share their geometry, so that a pseudo-label made of one fits the
-            others voxel by voxel. ``weak`` is the patch as it is augmented in any training; what begins with
-            ``strong`` is made of the weak view by the stronger transforms of ``conf/augmentation``.
-        other_than: A stream before this one, whose sample k never comes from the same case as this one's.
-        times: How many patches for one of the batch size.
+        labelled: Whether the patches are cut from labelled cases and come with their labels.
+        views: Names of the views of a patch. All share one geometry, so that a pseudo-label from one view matches the
+            others voxel by voxel. ``weak`` is the patch with the augmentation of every training; views whose names
+            begin with ``strong`` are made from the weak view by the stronger transforms of ``conf/augmentation``.
+        other_than: A stream declared before this one whose sample k never comes from the same case as sample k here.
+        times: Factor on the batch size.
     """
 
     labelled: bool
@@ -82,12 +82,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        step: Steps done.
-        epoch: Epochs done.
-        fraction: The part of the run that is done, 0 to 1.
+        step: Completed steps.
+        epoch: Completed epochs.
+        fraction: The completed fraction of the run, 0 to 1.
     """
 
     step: int
@@ -97,15 +97,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method sees of one step.
+    """The input of a method for one step.
 
     Attributes:
-        networks: By role.
-        batch: By stream, see :data:`Batch`.
-        loss: For true labels.
-        pseudo_loss: For pseudo-labels.
-        progress: How far the run is.
-        generator: The source of the step's own draws.
+        networks: The networks by role.
+        batch: The patches by stream, see :data:`Batch`.
+        loss: The loss for true labels.
+        pseudo_loss: The loss for pseudo-labels.
+        progress: The progress of the run.
+        generator: The random generator of the step.
     """
 
     networks: Mapping[str, nn.Module]
@@ -116,17 +116,17 @@ class Step:
     generator: torch.Generator
 
     def from_labels(self, network: nn.Module) -> dict[str, Tensor]:
-        """The term that every method has: the loss on the labelled patches."""
+        """The loss on the labelled patches, a term of every method."""
         labelled = self.batch["labelled"]
         return {"labelled": self.loss(network(labelled["weak"]), labelled["label"])}
 
     def each(self, function: Callable[..., Result], roles: Sequence[str], *arguments: Sequence) -> dict[str, Result]:
-        """Call ``function(network, …)`` for some networks, at the same time where that is faster.
+        """Call ``function(network, …)`` for several networks, in parallel where that is faster.
 
         Args:
-            function: What a network does; it must not touch another's parameters.
-            roles: The networks.
-            arguments: Further arguments, an entry a network.
+            function: The function; it must not touch the parameters of another network.
+            roles: The roles of the networks.
+            arguments: Further arguments, each a sequence with one entry per network.
         """
         networks = [self.networks[role] for role in roles]
         device = next(iter(self.batch["labelled"].values())).device
@@ -134,17 +134,17 @@ class Step:
 
 
 class Method(nn.Module):
-    """A way to train. A module, so that a method's own state is moved and checkpointed.
+    """A training method. It is a module so that its own state is moved to the device and checkpointed.
 
     Attributes:
-        networks: What each network is, by role.
-        predicts: The role that is validated and used for prediction; of several roles, the mean of their logits is.
-        streams: The patches of a step by name; ``labelled`` is always there.
-        supervised_epochs: Epochs in which only labelled streams are drawn. The paper has none; a short run needs some,
-            since networks that know nothing teach nothing.
+        networks: The kind of each network, by role.
+        predicts: The role that is validated and used for prediction. With several roles, the mean of their logits is.
+        streams: The streams of patches by name; ``labelled`` is always present.
+        supervised_epochs: Initial epochs with labelled streams only. The paper has none; a short run needs some, since
+            untrained networks give no useful pseudo-labels.
 
     Args:
-        supervised_epochs: As above.
+        supervised_epochs: See above.
     """
 
     networks: Mapping[str, Trained | Averaged | Fixed]
@@ -157,17 +157,17 @@ class Method(nn.Module):
 
     @property
     def trained(self) -> dict[str, Trained]:
-        """The roles that the optimiser changes."""
+        """The roles that the optimiser trains."""
         return {role: kind for role, kind in self.networks.items() if isinstance(kind, Trained)}
 
     @property
     def averaged(self) -> dict[str, Averaged]:
-        """The roles that are averages of others."""
+        """The roles that are moving averages of others."""
         return {role: kind for role, kind in self.networks.items() if isinstance(kind, Averaged)}
 
     @property
     def fixed(self) -> dict[str, Fixed]:
-        """The roles that nothing changes."""
+        """The roles whose weights stay fixed."""
         return {role: kind for role, kind in self.networks.items() if isinstance(kind, Fixed)}
 
     @property
@@ -177,11 +177,11 @@ class Method(nn.Module):
 
     @property
     def needs_unlabelled(self) -> bool:
-        """Whether a run must have unlabelled cases."""
+        """Whether a run requires unlabelled cases."""
         return any(not stream.labelled for stream in self.streams.values())
 
     def streams_in(self, epoch: int) -> dict[str, Stream]:
-        """The streams of an epoch's steps."""
+        """The streams of an epoch."""
         supervised = epoch < self.supervised_epochs
         return {name: stream for name, stream in self.streams.items() if stream.labelled or not supervised}
 
@@ -189,11 +189,11 @@ class Method(nn.Module):
         """Called once before training, for state that depends on the number of classes, background included."""
 
     def after_step(self, step: Step) -> None:
-        """Called after the optimiser's step, once the averages are up to date."""
+        """Called after the optimiser step and the update of the moving averages."""
 
     def losses(self, step: Step) -> Terms:
-        """For each trained network the weighted terms of its loss by name; their sum is what it minimises.
+        """The weighted loss terms by name, for each trained network, which minimises their sum.
 
-        A network's terms depend on its own parameters alone.
+        The terms of a network depend on its own parameters only.
         """
         raise NotImplementedError

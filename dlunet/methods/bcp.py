@@ -1,4 +1,4 @@
-"""Bidirectional copy-paste: labelled and unlabelled patches in one image (Bai et al. 2023, arXiv 2305.00673)."""
+"""Bidirectional copy-paste between labelled and unlabelled patches (Bai et al. 2023, arXiv 2305.00673)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dlunet.methods.outputs import pseudo_labels
 
 
 class BidirectionalCopyPaste(Method):
-    """The student segments unlabelled patches with a labelled box in them, and labelled ones with an unlabelled box.
+    """The student segments labelled patches with an unlabelled box in them, and unlabelled ones with a labelled box.
 
-    A box with an edge of β of the patch's is cut from one patch and pasted into the other, in both directions (eq. 1
-    to 3), the labels likewise, with those of the average teacher on unlabelled voxels (eq. 4 and 5). Of each mixed
-    patch the loss on its labelled voxels counts fully and the loss on its unlabelled voxels α (eq. 6 and 7). The
-    student predicts. Before unlabelled patches come, the same is done with two labelled ones, the paper's pre-training.
-    The paper keeps the largest component of each class of the pseudo-labels, which is meant for whole organs; a patch
-    here may hold parts of one, and nothing is removed.
+    A box with β times the edges of the patch is cut from one patch and pasted into the other, in both directions (eq. 1
+    to 3). Labels are mixed likewise, with those of the moving-average teacher on unlabelled voxels (eq. 4 and 5). In
+    each mixed patch, the loss on labelled voxels has weight 1 and the loss on unlabelled voxels weight α (eq. 6 and 7).
+    The student predicts. During the supervised epochs, two labelled patches are mixed: the paper's pre-training.
+    The paper keeps the largest connected component of each class in the pseudo-labels, which presumes complete organs;
+    a patch here may contain disconnected parts of one, so nothing is removed.
 
     Args:
         unlabelled_weight: α.
-        box: β, the edge of the box as a part of the patch's.
-        decay: Of the teacher, in a step.
+        box: β, the edges of the box as a fraction of those of the patch.
+        decay: Decay of the teacher's moving average per step.
         supervised_epochs: See :class:`Method`.
     """
 
@@ -46,7 +46,7 @@ class BidirectionalCopyPaste(Method):
         self.box = box
 
     def losses(self, step: Step) -> Terms:
-        """The loss on labelled voxels and, once the supervised epochs are over, that on unlabelled ones."""
+        """The loss on labelled voxels and, after the supervised epochs, that on unlabelled voxels."""
         i, j = step.batch["labelled"], step.batch["labelled_j"]
         student = step.networks["student"]
         box = self.draw_boxes(len(i["weak"]), i["weak"].shape[2:], step.generator).to(i["weak"].device)
@@ -72,7 +72,7 @@ class BidirectionalCopyPaste(Method):
         }
 
     def draw_boxes(self, batch: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Masks (B, z, y, x), true in a box at a place that is drawn for each sample."""
+        """Masks (B, z, y, x), true in a box at a random position for each sample."""
         masks = torch.zeros((batch, *shape), dtype=torch.bool)
         edges = [round(size * self.box) for size in shape]
         for mask in masks:

@@ -1,4 +1,4 @@
-"""Pseudo-labels that count only where the network is sure of them."""
+"""Pseudo-labels restricted to voxels where the network is confident."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SurePseudoLabels:
 
     Attributes:
         labels: (B, z, y, x).
-        sure: The same shape, 1 or 0.
+        sure: 1 or 0, same shape.
     """
 
     labels: Tensor
@@ -27,10 +27,10 @@ class SurePseudoLabels:
     @classmethod
     @torch.no_grad()
     def of(cls, outputs: Tensor | Sequence[Tensor], threshold: float) -> SurePseudoLabels:
-        """Those of a network's outputs."""
+        """The pseudo-labels of a network's outputs."""
         confidence, labels = probabilities(outputs).max(1)
         return cls(labels, (confidence >= threshold).to(confidence.dtype))
 
     def teach(self, outputs: Tensor | Sequence[Tensor], loss: DeepSupervisionLoss) -> Tensor:
-        """The mean over all voxels of 1(sure)·loss. A loss averages over the sure ones: times their share."""
+        """The mean of 1(sure)·loss over all voxels: the loss, a mean over the sure voxels, times their fraction."""
         return self.sure.mean() * loss(outputs, self.labels, weight=self.sure)

@@ -11,7 +11,7 @@ from dlunet.methods.cutmix import cut_mix, draw_masks
 
 
 class CrossPseudo(Method):
-    """Each network learns from the labels, and from the other's pseudo-labels on a mixed unlabelled patch.
+    """Each network learns from the labels and from the other network's pseudo-labels on a mixed unlabelled patch.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms, from the published code; it has no ramp-up.
@@ -33,7 +33,7 @@ class CrossPseudo(Method):
         self.num_boxes = num_boxes
 
     def losses(self, step: Step) -> Terms:
-        """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
+        """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         if "unlabelled_i" not in step.batch:
             return step.each(step.from_labels, "ab")
         x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
@@ -53,16 +53,16 @@ class CrossPseudo(Method):
 
 @torch.no_grad()
 def mixed_pseudo_labels(network: nn.Module, x_i: Tensor, x_j: Tensor, masks: Tensor) -> list[Tensor]:
-    """What a network sees in both patches, cut and mixed like the patches themselves (eq. 2 and 3).
+    """The pseudo-labels of both patches, mixed like the patches themselves (eq. 2 and 3).
 
     Args:
-        network: The network that teaches; it gets no gradient.
-        x_i: Patches (B, 1, z, y, x) outside the boxes.
-        x_j: Patches (B, 1, z, y, x) inside the boxes, from other cases.
+        network: The teaching network; it gets no gradient.
+        x_i: Patches (B, 1, z, y, x) used outside the boxes.
+        x_j: Patches (B, 1, z, y, x) used inside the boxes, from other cases.
         masks: Booleans (B, z, y, x).
 
     Returns:
-        Labels (B, …) a decoder level, finest first, each from that level's own output.
+        Labels (B, …), one tensor per decoder level, finest first, each from the output of that level.
     """
     outputs = network(torch.cat([x_i, x_j]))
     levels = [outputs] if isinstance(outputs, Tensor) else outputs

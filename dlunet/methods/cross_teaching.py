@@ -12,9 +12,9 @@ from dlunet.methods.ramps import sigmoid_ramp
 
 
 class CrossTeaching(Method):
-    """Each network learns from the labels, and on unlabelled patches from the other's classes (eq. 2 to 4).
+    """Each network learns from the labels and, on unlabelled patches, from the other's pseudo-labels (eq. 2 to 4).
 
-    What they learn from each other differs because the networks do; no patch is mixed.
+    The pseudo-labels differ because the architectures do; patches are not mixed.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms at the end of their ramp, 0.1 in the paper.
@@ -32,7 +32,7 @@ class CrossTeaching(Method):
         self.ramp = ramp
 
     def losses(self, step: Step) -> Terms:
-        """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
+        """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         if "unlabelled" not in step.batch:
             return step.each(step.from_labels, "ab")
         x = step.batch["unlabelled"]["weak"]

@@ -1,4 +1,4 @@
-"""CutMix for volumes: boxes of one patch pasted into another (DLUNet, eq. 3)."""
+"""CutMix for volumes: pastes boxes of one patch into another (DLUNet, eq. 3)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: The part of the patch that a box would cover before it is divided among the boxes: s ~ U(low, high).
+#: The fraction of the patch that a box would cover before division among the boxes: s ~ U(low, high).
 SIZE_RANGE = (0.25, 0.5)
 
 
 def draw_box(shape: Sequence[int], num_boxes: int, generator: torch.Generator | None = None) -> tuple[slice, ...]:
-    """Draw one box inside a patch, by the law of the published code.
+    """Draw one box inside a patch, with the distribution of the published code.
 
     With s ~ U(0.25, 0.5) and a, b ~ U(0, 1), the edges are the fractions y = s^a, x = s^(1−a) and z = s^b of the patch,
-    each times √(1/num_boxes), rounded; the box lies uniformly inside the patch.
+    each times √(1/num_boxes), rounded; the position is uniform inside the patch.
 
     Args:
         shape: The patch (z, y, x).
-        num_boxes: How many boxes share the patch.
-        generator: The source of the draws.
+        num_boxes: Number of boxes in the patch.
+        generator: The random generator.
 
     Returns:
         Slices along z, y and x.
@@ -37,7 +37,7 @@ def draw_box(shape: Sequence[int], num_boxes: int, generator: torch.Generator | 
 def place_box(
     shape: Sequence[int], edges: Sequence[int], generator: torch.Generator | None = None
 ) -> tuple[slice, ...]:
-    """Slices along z, y and x of a box with these edges that lies uniformly inside a patch."""
+    """Slices along z, y and x of a box with these edges at a uniformly random position in a patch."""
     starts = [
         int(torch.randint(0, size - edge + 1, (), generator=generator)) for size, edge in zip(shape, edges, strict=True)
     ]
@@ -47,7 +47,7 @@ def place_box(
 def draw_masks(
     batch: int, shape: Sequence[int], num_boxes: int = 3, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw one mask (z, y, x) for each sample: true inside the boxes; where boxes overlap they toggle.
+    """Draw one mask (z, y, x) per sample: true inside the boxes; overlapping boxes toggle the mask.
 
     Returns:
         Booleans (B, z, y, x).

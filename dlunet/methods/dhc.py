@@ -1,4 +1,4 @@
-"""DHC: two networks with differently weighted classes teach each other (Wang and Li 2023, arXiv 2307.11960)."""
+"""DHC: two networks with different class weights teach each other (Wang and Li 2023, arXiv 2307.11960)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _EPSILON = 1e-8
 
 
 class DualDebiasedCoTraining(Method):
-    """Cross pseudo supervision whose networks are told apart by what they hold important.
+    """Cross pseudo supervision of two networks with different class weights.
 
-    Network ``a`` weighs a class by how hard it is to learn: (1 − λ)·(u/l)^(1/5), with λ its Dice on the labelled
-    patches, l and u the sums of Δλ·ln(λ_t/λ_{t−1}) over the steps in which it was learnt (Δλ > 0) and unlearnt.
-    Network ``b`` weighs it by how rare it is in its own pseudo-labels, ln(max N/N) divided by the largest. Both are
-    moving averages, as in the authors' code, times the number of classes, and hold for labels and pseudo-labels. A
-    class that the labelled patches of a step do not show keeps its difficulty.
+    Network ``a`` weights a class by its difficulty: (1 − λ)·(u/l)^(1/5), with λ its Dice on the labelled patches, and
+    l and u the sums of Δλ·ln(λ_t/λ_{t−1}) over the steps in which it was learnt (Δλ > 0) and unlearnt. Network ``b``
+    weights it by its rarity in the network's own pseudo-labels: ln(max N/N) divided by the largest such value. Both
+    weights are moving averages, as in the authors' code, times the number of classes, and apply to labels and
+    pseudo-labels. A class that is absent from the labelled patches of a step keeps its difficulty.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms at the end of their ramp.
         ramp: See :func:`sigmoid_ramp`.
-        decay: Of the average of the rarity.
-        window: τ, the steps over which the difficulty is averaged.
+        decay: Decay of the moving average of the rarity.
+        window: τ, the number of steps over which the difficulty is averaged.
         supervised_epochs: See :class:`Method`.
     """
 
@@ -56,12 +56,12 @@ class DualDebiasedCoTraining(Method):
         self.window = window
 
     def setup(self, num_classes: int) -> None:
-        """All classes are equally rare and hard until something is seen of them."""
+        """Initially, all classes are equally rare and difficult."""
         for name, value in {"rarity": 1.0, "dice": _EPSILON, "missed": 1.0, "learnt": 0.0, "unlearnt": 0.0}.items():
             self.register_buffer(name, torch.full((num_classes,), value))
 
     def losses(self, step: Step) -> Terms:
-        """The labelled terms of both networks and, once the supervised epochs are over, the unlabelled ones."""
+        """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         labelled = step.batch["labelled"]
         patches = [labelled["weak"]]
         if "unlabelled" in step.batch:

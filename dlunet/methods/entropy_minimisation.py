@@ -10,7 +10,7 @@ from dlunet.methods.ramps import sigmoid_ramp
 
 
 class EntropyMinimisation(Method):
-    """One network, which also lowers the entropy of its output on unlabelled patches.
+    """One network that also minimises the entropy of its output on unlabelled patches.
 
     The entropy of a voxel is −Σ p·log p / log C (Vu et al., eq. 2), and its mean over voxels is minimised (eq. 3).
 
@@ -30,7 +30,7 @@ class EntropyMinimisation(Method):
         self.ramp = ramp
 
     def losses(self, step: Step) -> Terms:
-        """The labelled term and, once the supervised epochs are over, the entropy."""
+        """The labelled term and, after the supervised epochs, the entropy."""
         network = step.networks["a"]
         terms = step.from_labels(network)
         if "unlabelled" in step.batch:

@@ -1,4 +1,4 @@
-"""FixMatch: what is sure in a weak view is the label of a strong one (Sohn et al. 2020, arXiv 2001.07685)."""
+"""FixMatch: confident predictions on a weak view label a strong view (Sohn et al. 2020, arXiv 2001.07685)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dlunet.methods.confidence import SurePseudoLabels
 
 
 class FixMatch(Method):
-    """One network teaches itself: the weak view's classes, where they are sure, are the targets of the strong view.
+    """One network teaches itself: confident predictions on the weak view are the targets for the strong view.
 
-    Equation 4, voxel by voxel: the mean over all voxels of 1(max q ≥ τ)·H(argmax q, p).
+    Equation 4 per voxel: the mean of 1(max q ≥ τ)·H(argmax q, p) over all voxels.
 
     Args:
         threshold: τ.
@@ -32,7 +32,7 @@ class FixMatch(Method):
         self.unlabelled_weight = unlabelled_weight
 
     def losses(self, step: Step) -> Terms:
-        """The labelled term and, once the supervised epochs are over, that of the sure voxels."""
+        """The labelled term and, after the supervised epochs, that of the confident voxels."""
         network = step.networks["a"]
         terms = step.from_labels(network)
         if "unlabelled" in step.batch:

@@ -1,4 +1,4 @@
-"""Mean Teacher: the student agrees with its own moving average (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+"""Mean Teacher: consistency with the student's moving average (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dlunet.methods.ramps import sigmoid_ramp
 
 
 class MeanTeacher(Method):
-    """The student learns from the labels, and to see in a strong view what its teacher sees in the weak one.
+    """The student learns from the labels, and to predict on a strong view what its teacher predicts on the weak view.
 
     The consistency is the mean squared difference of the two softmax outputs (eq. 1), on unlabelled patches; the
     teacher's weights are θ' ← α·θ' + (1 − α)·θ after each step (eq. 2), and the teacher predicts.
 
     Args:
         consistency_weight: Weight of the consistency at the end of its ramp.
-        ramp: The part of the run over which the weight rises, by exp(−5(1 − t)²).
+        ramp: The fraction of the run over which the weight rises, by exp(−5(1 − t)²).
         decay: α.
         supervised_epochs: See :class:`Method`.
     """
@@ -38,7 +38,7 @@ class MeanTeacher(Method):
         self.ramp = ramp
 
     def losses(self, step: Step) -> Terms:
-        """The labelled term and, once the supervised epochs are over, the consistency."""
+        """The labelled term and, after the supervised epochs, the consistency."""
         student = step.networks["student"]
         terms = step.from_labels(student)
         if "unlabelled" in step.batch:

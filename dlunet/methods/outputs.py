@@ -1,4 +1,4 @@
-"""What networks return, as methods use it."""
+"""Converts network outputs to probabilities, entropy and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dlunet.losses import at_least_float32
 
 
 def probabilities(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Softmax of the finest logits, (B, C, z, y, x), of a network that may return a level for each decoder stage."""
+    """Softmax of the finest logits, (B, C, z, y, x); the network may return one level per decoder stage."""
     return at_least_float32(outputs if isinstance(outputs, Tensor) else outputs[0]).softmax(1)
 
 
 def entropy(p: Tensor) -> Tensor:
-    """−Σ p·log p over the classes of probabilities (B, C, z, y, x); its gradient is finite where p is 0."""
+    """−Σ p·log p over the classes of probabilities (B, C, z, y, x); the gradient is finite where p is 0."""
     return -torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(1)
 
 
 def pseudo_labels(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """The most probable class (B, z, y, x) by the finest logits."""
+    """The most probable class (B, z, y, x) of the finest logits."""
     return (outputs if isinstance(outputs, Tensor) else outputs[0]).argmax(1)

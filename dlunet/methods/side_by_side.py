@@ -1,4 +1,4 @@
-"""Networks that share no gradient, each on its own cores: on a CPU, small patches do not fill several cores."""
+"""Runs networks without shared gradients in parallel on separate CPU cores, since small patches do not fill all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Result = TypeVar("Result")
 
 
 def side_by_side(function: Callable[..., Result], *arguments: Sequence[Any], device: torch.device) -> list[Result]:
-    """Call a function for each network at the same time where that is faster: on a CPU with a core for each.
+    """Call a function for all networks, in parallel where that is faster: on a CPU with at least one core per network.
 
     Args:
-        function: What a network does; it must not touch another's parameters.
-        arguments: As for :func:`map`, an entry a network.
-        device: Where the networks are.
+        function: The function; it must not touch the parameters of another network.
+        arguments: As for :func:`map`, one entry per network.
+        device: The device of the networks.
 
     Returns:
-        The results in order, the same as those of calls in turn.
+        The results in order, identical to those of sequential calls.
     """
     count, cores = len(arguments[0]), torch.get_num_threads()
     if device.type != "cpu" or not 1 < count <= cores:
@@ -41,5 +41,5 @@ def _threads(count: int, cores_each: int) -> ThreadPoolExecutor:
 
 
 def _take_cores(count: int) -> None:
-    torch.get_num_threads()  # a thread takes the process's number when it first asks: not after it has got its own
+    torch.get_num_threads()  # the first query sets the process's count: it must not come after the thread's own
     torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Training on labelled patches alone."""
+"""Supervised training on labelled patches only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 
 
 class Supervised(Method):
-    """One network, labelled patches."""
+    """One network, trained on labelled patches."""
 
     networks = {"a": Trained()}  # noqa: RUF012
     predicts = "a"
     streams = {"labelled": Stream(labelled=True)}  # noqa: RUF012
 
     def losses(self, step: Step) -> Terms:
-        """The loss on the labelled patch."""
+        """The loss on the labelled patches."""
         return {"a": step.from_labels(step.networks["a"])}

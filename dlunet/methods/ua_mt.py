@@ -15,16 +15,16 @@ from dlunet.methods.ramps import sigmoid_ramp
 
 
 class UncertaintyAwareMeanTeacher(MeanTeacher):
-    """A Mean Teacher whose student agrees only where the teacher is certain.
+    """A Mean Teacher with the consistency restricted to voxels where the teacher is certain.
 
-    The teacher sees the weak view ``passes`` times with noise (and dropout, if the network has any); the entropy of the
-    mean prediction, u = −Σ μ·log μ (eq. 2), is its uncertainty. The consistency is the squared difference summed over
-    the voxels with u < H, divided by their number (eq. 3). H rises from 3/4 of the largest entropy to all of it, over
-    the same ramp as the weight.
+    The teacher predicts the weak view ``passes`` times with noise (and dropout, if the network has any). Its
+    uncertainty is the entropy of the mean prediction, u = −Σ μ·log μ (eq. 2). The consistency is the squared difference
+    summed over the voxels with u < H, divided by their number (eq. 3). H rises from 3/4 of the maximum entropy to the
+    maximum, over the same ramp as the weight.
 
     Args:
-        passes: T, how often the teacher looks.
-        noise: Standard deviation of the noise on the prepared intensities, cut off at twice that.
+        passes: T, the number of forward passes of the teacher.
+        noise: Standard deviation of the noise on the prepared intensities, clipped at two standard deviations.
         settings: See :class:`MeanTeacher`.
     """
 
@@ -34,7 +34,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
         self.noise = noise
 
     def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
-        """Equation 3: the mean squared difference over the voxels of which the teacher is certain."""
+        """Equation 3: the mean squared difference over the voxels where the teacher is certain."""
         weak = step.batch["unlabelled"]["weak"]
         mean = self._mean_prediction(step.networks["teacher"], weak, step.generator)
         uncertainty = entropy(mean)

@@ -1,4 +1,4 @@
-"""UniMatch: one weak view teaches two strong ones and a perturbation of its features (Yang et al. 2023, 2208.09910)."""
+"""UniMatch: a weak view teaches two strong views and perturbed features (Yang et al. 2023, arXiv 2208.09910)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from dlunet.methods.confidence import SurePseudoLabels
 
 
 class TwoParts(Protocol):
-    """A network in two parts, as :class:`dlunet.networks.UNet`."""
+    """A network with separate encoder and decoder, such as :class:`dlunet.networks.UNet`."""
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features (B, C, …) of a patch."""
+        """The features (B, C, …) of a patch."""
         ...
 
     def decode(self, features: list[Tensor]) -> Tensor | list[Tensor]:
-        """The logits that belong to them."""
+        """The logits of these features."""
         ...
 
 
 class UniMatch(Method):
-    """FixMatch with more that is to agree with the weak view where that is sure.
+    """FixMatch with two strong views and a feature perturbation that agree with the weak view where it is confident.
 
     The unlabelled loss (eq. 5) is the mean over voxels of 1(max p ≥ τ)·(λ·H(p, p_fp) + μ/2·(H(p, p_s1) + H(p, p_s2))),
-    with p_fp decoded from the weak view's features after dropout of whole channels, and p_s1, p_s2 from two strong
-    views. Here λ and μ are a half of the unlabelled weight each, as in the paper.
+    with p_fp decoded from the weak view's features after channel dropout, and p_s1, p_s2 from two strong views. Here λ
+    and μ are each half of the unlabelled weight, as in the paper.
 
     Args:
         threshold: τ.
         unlabelled_weight: λ + μ.
-        dropout: The part of the channels of every encoder stage that the perturbation drops.
+        dropout: The fraction of channels dropped in every encoder stage.
         supervised_epochs: See :class:`Method`.
     """
 
@@ -58,7 +58,7 @@ class UniMatch(Method):
         self.dropout = dropout
 
     def losses(self, step: Step) -> Terms:
-        """The labelled term and, once the supervised epochs are over, those of the features and of the strong views."""
+        """The labelled term and, after the supervised epochs, those of the perturbed features and the strong views."""
         network = step.networks["a"]
         terms = step.from_labels(network)
         if "unlabelled" in step.batch:
@@ -74,7 +74,7 @@ class UniMatch(Method):
         return {"a": terms}
 
     def _perturbed(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Dropout of channels by the step's own draws, which a resumed run repeats."""
+        """Channel dropout drawn from the step's generator, so that a resumed run repeats it."""
         kept = torch.rand((*features.shape[:2], 1, 1, 1), generator=generator) >= self.dropout
         return features * kept.to(features) / (1 - self.dropout)
 
