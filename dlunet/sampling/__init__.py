@@ -1,4 +1,4 @@
-"""From prepared cases to batches: class-balanced sampling, augmentation, TorchIO queues, the data module."""
+"""Sampling of batches from prepared cases: class-balanced crops, augmentation, TorchIO queues, the data module."""
 
 from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomContrast, RandomGamma
 from dlunet.sampling.datamodule import PatchDataModule

@@ -1,6 +1,7 @@
-"""Augmentation of crops: nnU-Net's list, by TorchIO's transforms where it has them.
+"""Augmentation of crops: nnU-Net's transforms, from TorchIO where available.
 
-Prepared intensities lie around 0. TorchIO has no brightness, contrast and gamma for such images, so they are here.
+Prepared intensities are distributed around 0. TorchIO has no brightness, contrast and gamma transforms for such images,
+so they are implemented here.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import torchio as tio
 
 
 class Augmentation:
-    """What is done to a crop before the patch is cut out of its middle.
+    """The transforms of a crop, before the patch is cut from its centre.
 
     Args:
-        affine: Rotation and scaling. They need a margin around the patch, so they are drawn apart from the rest: a
-            patch without them is read without the margin.
-        affine_probability: How often a patch is turned, and, independently of that, how often it is scaled.
-        intensity: Transforms of the image's values, in order.
-        flip: Mirroring.
-        strong: Transforms of the image's values that make a strong view of a patch out of the patch.
+        affine: Rotation and scaling. They need a margin around the patch, so they are drawn separately: a patch without
+            them is read without the margin.
+        affine_probability: Probability of rotation and, independently, of scaling.
+        intensity: Intensity transforms, in order.
+        flip: Random flips.
+        strong: Intensity transforms that turn a patch into its strong view.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Augmentation:
         self.strong = tio.Compose(list(strong))
 
     def strengthen(self, image: tio.Image) -> tio.ScalarImage:
-        """A strong view of a patch that is augmented already: the same geometry, other values."""
+        """A strong view of an already augmented patch: same geometry, different intensities."""
         return self.strong(tio.ScalarImage(tensor=image.data.clone(), affine=image.affine))
 
     def draw_affine(self) -> tio.Affine | None:
@@ -64,12 +65,12 @@ class Augmentation:
 
 
 def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
-    """The crop (z, y, x) around a patch from which a rotation and scaling fills the whole patch.
+    """The size (z, y, x) of the crop that fills the complete patch after rotation and scaling.
 
     Args:
-        affine: The transform, around the middle of the image.
+        affine: The transform, about the image centre.
         patch_size: (z, y, x), in voxels.
-        spacing: Voxel size (z, y, x) in mm: a rotation turns millimetres, not voxels.
+        spacing: Voxel size (z, y, x) in mm: the rotation acts in mm, not in voxels.
     """
     image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2))
     source_of = affine.get_affine_transform(image).TransformPoint
@@ -77,7 +78,7 @@ def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[f
     half = np.array(patch_size) * spacing / 2
     corners = [middle + half * signs for signs in product((-1, 1), repeat=3)]
     reach = np.abs([np.array(source_of(corner.tolist())) - middle for corner in corners]).max(axis=0)
-    # Even margins keep the patch in the middle; one more voxel for the interpolation.
+    # Equal margins keep the patch centred; one extra voxel is for the interpolation.
     margins = [max(0, math.ceil(r - h)) for r, h in zip(reach / spacing + 1, np.array(patch_size) / 2, strict=True)]
     z, y, x = (size + 2 * margin for size, margin in zip(patch_size, margins, strict=True))
     return z, y, x
@@ -99,7 +100,7 @@ class RandomBrightness(tio.transforms.augmentation.RandomTransform, tio.transfor
 
 
 class RandomContrast(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):
-    """Stretch the image around its mean by a factor drawn from ``factors``, within the range it had."""
+    """Scale the image about its mean by a factor drawn from ``factors``, clipped to its original range."""
 
     def __init__(self, factors: tuple[float, float] = (0.75, 1.25), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -116,11 +117,11 @@ class RandomContrast(tio.transforms.augmentation.RandomTransform, tio.transforms
 
 
 class RandomGamma(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):
-    """Raise the image, brought to the range 0 to 1, to a power; then give it back its mean and standard deviation.
+    """Rescale the image to 0 to 1 and raise it to a power; then restore its mean and standard deviation.
 
     Args:
-        powers: The range of the power. Powers below and above 1 are equally likely.
-        inverted: Apply it to the negative, which changes the bright tissues instead of the dark ones.
+        powers: The range of powers. Powers below and above 1 are equally likely.
+        inverted: Apply it to the negated image, which affects bright tissue instead of dark tissue.
         kwargs: See :class:`torchio.Transform`.
     """
 
@@ -140,7 +141,7 @@ class RandomGamma(tio.transforms.augmentation.RandomTransform, tio.transforms.In
     @staticmethod
     def _raised(data: torch.Tensor, power: float) -> torch.Tensor:
         low, extent = data.min(), data.max() - data.min()
-        if extent == 0:  # nothing to stretch: a patch of air
+        if extent == 0:  # constant patch, such as air
             return data
         raised = ((data - low) / extent) ** power
         return (raised - raised.mean()) / raised.std() * data.std() + data.mean()

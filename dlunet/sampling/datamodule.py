@@ -1,4 +1,4 @@
-"""A step's patches, a batch of each stream that the method asks for."""
+"""The data module: a batch of each of the method's streams for every step."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
 
-#: The view that a patch has in any training.
+#: The view that every training uses.
 WEAK = "weak"
 
 logger = logging.getLogger(__name__)
 
 
 class PatchDataModule(lightning.LightningDataModule):
-    """Each step gets a batch of every :class:`dlunet.methods.Stream` that the method wants in the current epoch.
+    """Yields, for each step, a batch of every :class:`dlunet.methods.Stream` that the method uses in the current epoch.
 
-    Loaders are made anew every epoch, and what they yield depends on the seed and the epoch alone: a resumed run sees
-    what an uninterrupted one would have seen. Each process of a distributed run has its own cases.
+    Loaders are created every epoch, and their patches depend only on the seed and the epoch: a resumed run gets the
+    same patches as an uninterrupted one. Each process of a distributed run has its own cases.
 
     Args:
         prepared: The prepared cases and their plan.
-        method: Its streams say what a step holds, and which must come from different cases.
+        method: The method; its streams define the patches of a step and which of them must come from different cases.
         augmentation: Applied to every training crop.
-        batch_size: Patches a step of a stream; a multiple where the stream says so.
-        steps_per_epoch: Steps an epoch.
+        batch_size: Patches per step and stream, times the stream's own factor.
+        steps_per_epoch: Steps per epoch.
         foreground_fraction: See :class:`ClassBalancedSampler`.
-        num_workers: Processes a stream that read and augment; 0 does so in the main process.
-        seed: Seed of all draws.
+        num_workers: Processes per stream that read and augment; 0: the main process does so.
+        seed: Random seed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PatchDataModule(lightning.LightningDataModule):
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
 
     def check_cases(self, processes: int) -> None:
-        """Check that every process gets the cases that it needs, and say how unlabelled patches are cut.
+        """Check that every process gets enough cases, and log how unlabelled patches are cropped.
 
         Raises:
             UserError: There are too few cases.
@@ -88,11 +88,11 @@ class PatchDataModule(lightning.LightningDataModule):
         return CombinedLoader({name: self._loader(name, stream) for name, stream in wanted.items()}, mode="min_size")
 
     def val_dataloader(self) -> DataLoader:
-        """Whole prepared cases, one at a time."""
+        """Complete prepared cases, one at a time."""
         return DataLoader(_WholeCases(self.prepared.validation), batch_size=None)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn the streams' subjects into a :data:`Batch`."""
+        """Convert the streams' subjects to a :data:`Batch`."""
         if "labelled" not in batch:
             return batch
         return {name: self._views(subjects, self.method.streams[name]) for name, subjects in batch.items()}
@@ -103,7 +103,7 @@ class PatchDataModule(lightning.LightningDataModule):
         return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.labelled else views
 
     def _group(self, name: str) -> list[str]:
-        """The streams that must differ in their cases from a stream, itself included, in the order of the method."""
+        """A stream and the streams that must differ from it in their cases, in the method's order."""
         streams = self.method.streams
         first = streams[name].other_than or name
         return [other for other, stream in streams.items() if first in (other, stream.other_than)]
@@ -132,9 +132,9 @@ class PatchDataModule(lightning.LightningDataModule):
             views=[view for view in stream.views if view != WEAK],
             seed=[self.seed, names.index(name), epoch, rank],
         )
-        # TorchIO's queue spreads the patches of a batch over the workers, where a plain loader would leave the whole
-        # batch to one. An item is a finished patch, already in random order: there is one sample of it, and nothing to
-        # shuffle. The queue holds one batch because filling it waits for all that it holds; the workers read on.
+        # TorchIO's queue spreads the patches of a batch over the workers; a plain loader would assign a complete batch
+        # to one worker. An item is a finished patch, already in random order: one sample per item, no shuffling. The
+        # queue holds one batch, because filling it waits for all of its patches; the workers continue reading.
         queue = tio.Queue(
             dataset,
             max_length=batch_size,

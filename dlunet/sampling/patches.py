@@ -1,4 +1,4 @@
-"""Patches as a TorchIO dataset: an item is a patch, drawn, read and augmented on its own."""
+"""A TorchIO dataset of patches: each item is drawn, read and augmented independently."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dlunet.sampling.sampler import ClassBalancedSampler, crop, cut_middle
 
 
 class PatchDataset(tio.SubjectsDataset):
-    """One epoch's patches of one stream. Item k depends on the seed and k alone, however many workers read.
+    """The patches of one stream in one epoch. Item k depends only on the seed and k, not on the number of workers.
 
     Args:
         cases: The prepared cases.
-        order: For each item, the case it is cut from.
+        order: The index of the case from which each item is cut.
         sampler: Draws the centre of a patch.
         augmentation: Applied to the crop.
         spacing: Voxel size (z, y, x) in mm.
         with_labels: Whether label maps are read.
-        views: Names of stronger views of each patch, made of the patch itself.
-        seed: Seeds of the stream: run, stream, epoch, rank.
+        views: Names of the strong views made from each patch.
+        seed: Seeds of the stream: run, stream, epoch and rank.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PatchDataset(tio.SubjectsDataset):
         seed: Sequence[int],
         views: Sequence[str] = (),
     ) -> None:
-        # TorchIO's constructor wants whole subjects; here a subject exists only once it is drawn.
+        # TorchIO's constructor expects complete subjects; here a subject exists only once it is drawn.
         self.cases = cases
         self.order = order
         self.sampler = sampler
@@ -89,16 +89,16 @@ class PatchDataset(tio.SubjectsDataset):
 def draw_order(
     num_cases: int, items: int, seed: Sequence[int], rank: int, world_size: int, shift: int = 0
 ) -> list[int]:
-    """The cases of an epoch's items: shuffled passes over the rank's own cases.
+    """The case index of each item of an epoch: shuffled passes over the cases of the rank.
 
     Args:
-        num_cases: Cases of all ranks together.
-        items: How many items.
+        num_cases: Number of cases of all ranks.
+        items: Number of items.
         seed: Seeds of the shuffle.
-        rank: This process; it sees the cases ``rank``, ``rank + world_size``, ….
-        world_size: How many processes.
-        shift: Each pass is rotated by this many cases: orders of one seed with different shifts, below the number of
-            cases, never name the same case at the same place.
+        rank: Rank of this process, which uses the cases ``rank``, ``rank + world_size``, ….
+        world_size: Number of processes.
+        shift: Each pass is rotated by this many cases: orders with the same seed and different shifts, below the number
+            of cases, never have the same case at the same position.
     """
     own = np.arange(rank, num_cases, world_size)
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Where patches are cut: class-balanced centres, a box around one, and the patch out of an augmented crop."""
+"""Draws class-balanced patch centres, reads crops around them, and cuts patches from augmented crops."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dlunet.preparation import PreparedCase
 
 
 class ClassBalancedSampler(tio.data.sampler.PatchSampler):
-    """A TorchIO sampler for prepared cases, which draws before anything is read.
+    """A TorchIO sampler for prepared cases that draws before anything is read.
 
-    TorchIO's own samplers are called by the queue, on volumes that were read and augmented whole. Here the dataset asks
-    :meth:`draw_centre` where to cut, and reads and augments a crop; its subjects are finished patches, which the queue
-    gets as they are.
+    The queue calls TorchIO's own samplers on volumes that were read and augmented completely. Here the dataset gets the
+    centre from :meth:`draw_centre`, and reads and augments only a crop; its subjects are finished patches, which are
+    passed to the queue unchanged.
 
     Args:
         patch_size: (z, y, x).
-        foreground_fraction: The part of the patches that is centred on a class of the case, each of its classes being
-            equally likely. The others are centred anywhere. The classes of an unlabelled case are those of its
-            pseudo-labels; without them, its patches are centred anywhere.
+        foreground_fraction: The fraction of patches centred on a foreground voxel, with all classes of the case equally
+            likely. The others are centred anywhere. The classes of an unlabelled case are those of its pseudo-labels;
+            without pseudo-labels, its patches are centred anywhere.
     """
 
     def __init__(self, patch_size: Sequence[int], foreground_fraction: float = 1 / 3) -> None:
@@ -31,7 +31,7 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
         self.foreground_fraction = foreground_fraction
 
     def draw_centre(self, case: PreparedCase, generator: np.random.Generator) -> tuple[int, int, int]:
-        """The voxel (z, y, x) on which the next patch of a case is centred."""
+        """The centre voxel (z, y, x) of the next patch of a case."""
         if case.ranges and generator.random() < self.foreground_fraction:
             voxels = case.class_voxels(int(generator.choice(list(case.ranges))))
             z, y, x = voxels[generator.integers(len(voxels))].tolist()
@@ -40,7 +40,7 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
         return z, y, x
 
     def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject]:
-        """For the queue: yield the finished patch."""
+        """Yield the finished patch, for the queue."""
         yield subject
 
     @property
@@ -49,26 +49,26 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
 
     @staticmethod
     def _anywhere(size: int, patch: int, generator: np.random.Generator) -> int:
-        """A centre whose patch lies inside the volume, or the volume's middle where the patch is larger."""
+        """A centre with the patch inside the volume, or the centre of the volume if the patch is larger."""
         return size // 2 if size <= patch else patch // 2 + int(generator.integers(size - patch + 1))
 
 
 def cut_middle(subject: tio.Subject, size: Sequence[int]) -> tio.Subject:
-    """The patch of a size (z, y, x) in the middle of a crop, whose margins before and behind it are equal."""
+    """The patch of a size (z, y, x) at the centre of a crop with equal margins on both sides."""
     z, y, x = ((n - p) // 2 for n, p in zip(subject.spatial_shape, size, strict=True))
     return tio.Crop((z, y, x))(subject) if z or y or x else subject
 
 
 def crop(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Read a box around a voxel; what lies outside the volume is 0.
+    """Read a box around a voxel; voxels outside the volume are 0.
 
     Args:
-        array: (…, z, y, x); only the box is read from a memory-mapped one.
-        centre: The voxel (z, y, x) that comes to lie at ``size // 2``.
+        array: (…, z, y, x); from a memory-mapped array, only the box is read.
+        centre: The voxel (z, y, x) at index ``size // 2`` of the box.
         size: (z, y, x) of the box.
 
     Returns:
-        (…, *size), of the array's type.
+        (…, *size), with the array's dtype.
     """
     starts = [c - n // 2 for c, n in zip(centre, size, strict=True)]
     inside = [slice(max(0, s), max(0, min(s + n, m))) for s, n, m in zip(starts, size, array.shape[-3:], strict=True)]

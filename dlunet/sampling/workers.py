@@ -1,4 +1,4 @@
-"""What the processes that read patches need of the machine, checked before there are any."""
+"""Checks the requirements of worker processes on the machine before any is started."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 from dlunet.errors import UserError
 from dlunet.parallel import POOL_BYTES, check_shared_memory
 
-#: Patches that a process has ready (PyTorch's default), and the bytes of one of their values.
+#: Prefetched patches per worker (PyTorch's default), and bytes per value.
 PREFETCHED, VALUE_BYTES = 2, 4
 
-#: Of the 107 bytes that the name of a socket may have, 32 are what Python adds to the folder of temporary files.
+#: A socket path may have 107 bytes, of which Python appends 32 to the folder of temporary files.
 LONGEST_SOCKET_FOLDER = 75
 
 
 def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], images: int) -> None:
-    """Check that processes can hand patches over, by sockets and in shared memory.
+    """Check that workers can pass patches to the main process, by sockets and shared memory.
 
-    Without room they fail one by one, and who waits for them waits for ever.
+    Without enough shared memory, workers fail one by one, and the main process waits for them forever.
 
     Args:
-        num_workers: Processes of each stream of patches.
-        batch_size: Patches of a batch.
+        num_workers: Worker processes per stream.
+        batch_size: Patches per batch.
         patch_size: (z, y, x).
-        images: Images and label maps in a step of batch size 1.
+        images: Number of images and label maps in a step of batch size 1.
 
     Raises:
-        UserError: There is too little shared memory, or the folder of temporary files has too long a name.
+        UserError: There is too little shared memory, or the path of the folder of temporary files is too long.
     """
     if num_workers == 0:
         return
