@@ -99,9 +99,9 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         ),
         (("predict", "checkpoint=gone.ckpt", "input=flare22", "output=x"), ("gone.ckpt", "no such checkpoint")),
         (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=gone", "output=x"), ("gone", "no such file")),
-        (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: holds no CT",)),
+        (("predict", "checkpoint=run/checkpoints/best.ckpt", "input=run", "output=x"), ("run: contains no CT",)),
         (("predict", "checkpoint=x", "input=x", "output=x", "flips=some"), ("flips", "some", "none, axes, full")),
-        (("predict", "checkpoint=x", "input=x", "output=x", "tile_step=0"), ("tile_step", "above 0")),
+        (("predict", "checkpoint=x", "input=x", "output=x", "tile_step=0"), ("tile_step", "greater than 0")),
         (
             ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "postprocess=nice"),
             ("largest, holes",),
@@ -111,7 +111,10 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
             ("engine", "openvino"),
         ),
         (("export", "checkpoint=run/checkpoints/best.ckpt", "format=keras", "output=x"), ("format", "keras", "onnx")),
-        (("predict", "checkpoint=run", "input=flare22/Testing/images", "output=x"), ("run: is no exported network",)),
+        (
+            ("predict", "checkpoint=run", "input=flare22/Testing/images", "output=x"),
+            ("run: is not an exported network",),
+        ),
         (("predict", "chekpoint=x"), ("dlunet: Could not override 'chekpoint'", "`dlunet predict --help`")),
         (("doctor", "data=folder"), ("data/folder", "folders")),
         (("doctor", "data=folders", "x"), ("Error parsing override 'x'",)),

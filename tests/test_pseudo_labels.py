@@ -95,7 +95,9 @@ def test_pseudo_labels_that_do_not_fit(place, tmp_path, caplog):
     with pytest.raises(UserError, match=r"no such folder"):
         with_pseudo_labels(dataset, tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"has no label map for any of the 4 unlabelled cases; expected files such as"):
+    with pytest.raises(
+        UserError, match=r"contains no label map for any of the 4 unlabelled cases; expected files such as"
+    ):
         with_pseudo_labels(dataset, tmp_path / "empty")
     folder = write_pseudo_labels(place, "stomach", 11)
     name = f"{dataset.unlabelled[0].name}.nii.gz"

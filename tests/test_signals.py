@@ -123,7 +123,7 @@ def test_self_training_that_is_stopped_says_so_and_goes_on(place, start_dlunet, 
     process = start_dlunet("self_train", *TINY, *settings, cwd=place)
     printed, alive = stop(process, (teacher / "checkpoints" / "last.ckpt").exists, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, printed
-    assert "the last epoch that was finished is kept" in printed and "stopped by SIGTERM" in printed
+    assert "the last finished epoch is kept" in printed and "stopped by SIGTERM" in printed
     assert "Traceback" not in printed and not alive
     dlunet_process("self_train", *TINY, *settings, cwd=place)
     assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()

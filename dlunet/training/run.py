@@ -91,7 +91,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             time.sleep(SIGNAL_DELAY)  # one that was sent to all processes comes first
             raise UserError(
                 f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
-                "fewer: sampling.num_workers=0; add resume=auto to continue from the last epoch that was finished"
+                "fewer: sampling.num_workers=0; add resume=auto to continue from the last finished epoch"
             ) from None
         finally:
             wandb.finish()  # else the next run of a sweep would go on writing into this one

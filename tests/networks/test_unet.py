@@ -215,7 +215,7 @@ def test_a_patch_that_is_no_multiple_of_the_total_stride_is_refused(size):
 
 @pytest.mark.parametrize("wrong", [{"features": (8, 8)}, {"strides": STRIDES[:4]}, {"kernel_sizes": [CUBE] * 5}])
 def test_settings_that_do_not_fit_together_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected one kernel size a stage"):
+    with pytest.raises(ValueError, match="expected one kernel size per stage"):
         LightUNet(**wrong)
 
 

@@ -103,7 +103,7 @@ def test_it_says_that_the_data_is_synthetic(report, page):
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     text = Page(write_report([run], tmp_path / "report")).text.lower()
-    assert "synthetic" not in text and "not all of the paper's scale" in text
+    assert "synthetic" not in text and "not all runs are at the paper's scale" in text
 
 
 def test_table_3_stands_beside_the_paper_s(page, scores):

@@ -25,9 +25,7 @@ def free(monkeypatch):
 
 def test_docker_s_default_is_too_little_for_the_paper_s_patches(free):
     free(64 * 2**20)
-    message = (
-        r"^/dev/shm: 64 MiB .* are free; sampling\.num_workers=4 needs up to \d+ MiB; .*--shm-size.*num_workers=0$"
-    )
+    message = r"^/dev/shm: 64 MiB .* is free; sampling\.num_workers=4 needs up to \d+ MiB; .*--shm-size.*num_workers=0$"
     with pytest.raises(UserError, match=message):
         check_workers(4, 1, PATCH, images=4)
     check_workers(0, 1, PATCH, images=4)
@@ -46,7 +44,7 @@ def test_what_is_needed_is_what_may_be_on_its_way(free):
 
 def test_processes_that_prepare_need_some_too(free):
     free(2**16)
-    with pytest.raises(UserError, match=r"64 KiB .* are free; reading in 2 processes needs .*data\.workers=1"):
+    with pytest.raises(UserError, match=r"64 KiB .* is free; reading in 2 processes needs .*data\.workers=1"):
         list(for_each_case("reading", len, ["a", "b"], workers=2))
     assert dict(for_each_case("reading", len, ["a", "bc"], workers=1)) == {"a": 1, "bc": 2}
 
@@ -63,7 +61,7 @@ def test_a_folder_for_sockets(monkeypatch, length, fits):
     if fits:
         check_workers(1, 1, (8, 8, 8), images=1)
     else:
-        with pytest.raises(UserError, match=f"^TMPDIR={folder}: found a name of 76 bytes; .*TMPDIR=/tmp"):
+        with pytest.raises(UserError, match=f"^TMPDIR={folder}: the name has 76 bytes; .*TMPDIR=/tmp"):
             check_workers(1, 1, (8, 8, 8), images=1)
 
 
