@@ -1,4 +1,4 @@
-"""A CT as files: reading, writing, geometry and orientation. Only this package knows that files say x, y, z."""
+"""Read and write CTs: formats, geometry, orientation. Only this package uses the x, y, z order of files."""
 
 from dlunet.volumes.dicom import is_series
 from dlunet.volumes.files import (

@@ -1,4 +1,4 @@
-"""Read and write CTs and label maps. Arrays leave this module as (z, y, x) in canonical orientation."""
+"""Read and write CTs and label maps; arrays are (z, y, x) in canonical orientation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dlunet.volumes.hounsfield import warning_of_units
 from dlunet.volumes.messages import times
 from dlunet.volumes.names import OTHER_SUFFIXES, SUFFIXES
 
-#: A scaled label map holds whole numbers up to this rounding.
+#: Values of a scaled label map may differ from whole numbers by this much.
 LABEL_ROUNDING = 0.01
 
-#: How wide a CT may be at its widest, in mm: from a small phantom to more than a whole patient.
+#: Limits of a CT's longest edge in mm: from a small phantom to more than a complete patient.
 WIDTH_LIMITS = (1.0, 3000.0)
 
 
@@ -29,10 +29,10 @@ class Volume:
     """A CT or label map in canonical orientation.
 
     Attributes:
-        array: Voxels, (z, y, x): z grows to superior, y to posterior, x to the patient's left.
+        array: Voxels, (z, y, x): z points to superior, y to posterior, x to the patient's left.
         spacing: Voxel size (z, y, x) in mm.
-        stored: The grid of the file it came from, so that a result can be written back on it.
-        warnings: What is most likely not meant so: a header without an orientation, values that are hardly HU.
+        stored: The grid of the source file, so that a result can be written back on it.
+        warnings: What looks wrong: a header without an orientation, values that are hardly HU.
     """
 
     array: np.ndarray
@@ -42,9 +42,9 @@ class Volume:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The volumes in a folder, by name: files, and folders of DICOM slices.
+    """The volumes in a folder, sorted by name: files, and folders of DICOM slices.
 
-    Hidden files, such as half-written ones, are left out.
+    Hidden files, such as partially written ones, are skipped.
 
     Raises:
         UserError: The folder is missing.
@@ -53,9 +53,9 @@ def list_volumes(folder: Path) -> list[Path]:
 
 
 def unreadable_volumes(folder: Path) -> dict[Path, str]:
-    """A message for each entry of a folder that seems meant as a volume and is not read as one.
+    """A message for each entry of a folder that looks like a volume but is not read as one.
 
-    Texts, tables and other such files are nobody's CT, and are passed over; of DICOM files, the first stands for all.
+    Unrelated files, such as texts and tables, are ignored; loose DICOM files share one message.
 
     Raises:
         UserError: The folder is missing.
@@ -77,20 +77,20 @@ def unreadable_volumes(folder: Path) -> dict[Path, str]:
 
 
 def is_meant_as_volume(path: Path) -> bool:
-    """Whether an entry that is not read as a volume must be one, by its name: not a folder of something else."""
+    """Whether an entry that is not read as a volume is meant as one, by its name, and not a folder of other files."""
     return not _is_slice(path) and (not path.is_dir() or dicom.is_meant_as_series(path))
 
 
 def read_ct(path: Path | str, keep_integers: bool = False) -> Volume:
-    """Read a CT, a file or a folder of DICOM slices, in Hounsfield units.
+    """Read a CT in Hounsfield units from a file or a folder of DICOM slices.
 
     Args:
         path: The file or folder.
-        keep_integers: Leave voxels that are whole numbers of at most 16 bits as they are: a read-only view of what was
-            read, in half the memory or less. By default, and else, they become float32.
+        keep_integers: Keep integer voxels of at most 16 bits: a read-only view of what was read, in half the memory or
+            less. Other voxels, and by default all, are converted to float32.
 
     Raises:
-        UserError: The file is missing, unreadable, not a 3-D scalar volume, or holds values that are not finite.
+        UserError: The file is missing, unreadable, not a 3-D scalar volume, or contains values that are not finite.
     """
     values, stored, warnings = _read_canonical(Path(path))
     warning = warning_of_units(values)
@@ -105,10 +105,10 @@ def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
 
     Args:
         path: The file.
-        num_classes: If given, the values must lie in 0 … num_classes − 1.
+        num_classes: If given, values must be in 0 … num_classes − 1.
 
     Raises:
-        UserError: As :func:`read_ct`, or a value is fractional, negative or too large.
+        UserError: See :func:`read_ct`; or a value is fractional, negative or too large.
     """
     values, stored, warnings = _read_canonical(Path(path))
     highest = 255 if num_classes is None else num_classes - 1
@@ -126,24 +126,24 @@ def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
 
 
 def write_labels(labels: np.ndarray, path: Path, stored: Geometry) -> None:
-    """Write canonical labels (z, y, x) as uint8 on the grid of the file that their CT was read from.
+    """Write canonical labels (z, y, x) as uint8 on the grid of their CT's source file.
 
     Raises:
-        UserError: As :func:`write_image`.
+        UserError: See :func:`write_image`.
     """
     image = sitk.GetImageFromArray(stored.from_canonical(labels).astype(np.uint8, copy=False))
     write_image(stored.apply_to(image), path)
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a ``.nii.gz``, which appears whole or not at all.
+    """Write a ``.nii.gz`` atomically.
 
     Raises:
         WriteError: The folder cannot be written.
-        UserError: The file's name cannot be used.
+        UserError: The file name cannot be used.
     """
     check_name(path)
-    with whole(path, ".nii.gz") as temporary:  # ITK goes by the ending
+    with whole(path, ".nii.gz") as temporary:  # ITK chooses the format by the ending
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True, compressionLevel=1)
         except RuntimeError as error:
@@ -159,12 +159,12 @@ def _entries(folder: Path) -> list[Path]:
 def _is_slice(path: Path) -> bool:
     try:
         return is_dicom(path)
-    except OSError:  # nobody's CT, as far as anybody can tell
+    except OSError:  # not recognisable as a CT
         return False
 
 
 def _is_volume(path: Path) -> bool:
-    """Whether it is read as a volume. What cannot be looked into is one, so that it is named where it is to be read."""
+    """Whether a path is read as a volume. An inaccessible one is, so that reading it reports the error."""
     try:
         if path.is_dir():
             return is_series(path)
@@ -202,7 +202,7 @@ def _why_unreadable(path: Path) -> str | None:
 
 
 def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
-    """The voxels as they are in the file, in canonical orientation; the file's grid; and what to warn of."""
+    """The voxels as stored, in canonical orientation; the file's grid; and warnings."""
     check_name(path)
     try:
         if not path.exists():

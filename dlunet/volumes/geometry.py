@@ -1,4 +1,4 @@
-"""Where a voxel array sits in the patient, and how its axes run."""
+"""Voxel grids in patient space: position, spacing and axis directions."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from itertools import product
 import numpy as np
 import SimpleITK as sitk
 
-#: The axis order every case is brought to: x grows to the patient's left, y to posterior, z to superior.
+#: The orientation every case is converted to: x points to the patient's left, y to posterior, z to superior.
 CANONICAL_ORIENTATION = "LPS"
 
-#: Descriptions of a grid that place no voxel further apart than this part of a voxel are the same up to rounding.
+#: Two grids are equal up to rounding if no voxel position differs by more than this fraction of a voxel.
 ROUNDING_VOXELS = 0.1
-#: By how much rounding in headers may change sizes of voxels, and shift a whole volume, in mm.
+#: How much header rounding may change the voxel size, and shift an entire volume, in mm.
 ROUNDING_SPACING_MM, ROUNDING_SHIFT_MM = 1e-4, 4e-3
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A voxel grid in patient space, in the file's own order x, y, z (only this package knows that order).
+    """A voxel grid in patient space, in the file's axis order x, y, z (used only inside this package).
 
     Attributes:
         size: Voxels along x, y, z.
         spacing: Voxel size along x, y, z in mm.
         origin: Centre of the first voxel in mm (LPS).
-        direction: Row-major 3×3 matrix whose columns are the axes' directions (LPS), at right angles.
+        direction: Row-major 3×3 matrix whose columns are the orthogonal axis directions (LPS).
     """
 
     size: tuple[int, ...]
@@ -39,20 +39,21 @@ class Geometry:
         """The geometry of a SimpleITK image.
 
         Raises:
-            ValueError: As :meth:`of_affine`.
+            ValueError: See :meth:`of_affine`.
         """
         matrix = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
         return cls.of_affine(image.GetSize(), matrix, image.GetOrigin())
 
     @classmethod
     def of_affine(cls, size: Sequence[int], matrix: np.ndarray, origin: Sequence[float]) -> Geometry:
-        """The grid whose voxel (x, y, z) lies at ``matrix @ (x, y, z) + origin``, in mm (LPS).
+        """The grid whose voxel (x, y, z) is at ``matrix @ (x, y, z) + origin``, in mm (LPS).
 
-        Axes that are not quite at right angles, as rounding in a header leaves them, are replaced by the nearest ones
-        that are; the volume's middle stays where it is.
+        Axes that are slightly non-orthogonal due to header rounding are replaced by the nearest orthogonal ones; the
+        centre of the volume stays fixed.
 
         Raises:
-            ValueError: An axis has no length, or a voxel would be moved by more than :data:`ROUNDING_VOXELS`.
+            ValueError: An axis is not finite or has no length, or a voxel would move by more than
+                :data:`ROUNDING_VOXELS`.
         """
         spacing = np.linalg.norm(matrix, axis=0)
         if not (np.isfinite(matrix).all() and np.isfinite(origin).all() and (spacing > 0).all()):
@@ -81,13 +82,13 @@ class Geometry:
 
     @property
     def canonical_spacing(self) -> tuple[float, float, float]:
-        """Voxel size (z, y, x) in mm, once in canonical orientation."""
+        """Voxel size (z, y, x) in mm in canonical orientation."""
         x, y, z = self.canonical.spacing
         return z, y, x
 
     @property
     def canonical(self) -> Geometry:
-        """The same voxels with their axes in the nearest canonical orientation."""
+        """The same voxels with axes permuted and flipped to the nearest canonical orientation."""
         order, flipped = self._turns()
         axes = [2 - axis for axis in reversed(order)]
         matrix, origin = self._matrix[:, axes], np.array(self.origin)
@@ -98,7 +99,7 @@ class Geometry:
         return Geometry.of_affine(size, matrix, origin.tolist())
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
-        """A view of an array of the file's axes, (z, y, x), in the nearest canonical orientation."""
+        """A view of an array in file orientation, (z, y, x), in the nearest canonical orientation."""
         order, flipped = self._turns()
         return np.flip(array.transpose(order), flipped)
 
@@ -108,7 +109,7 @@ class Geometry:
         return np.flip(array, flipped).transpose(np.argsort(order))
 
     def _turns(self) -> tuple[list[int], tuple[int, ...]]:
-        """Which array axis becomes the canonical z, y and x, and which of those are flipped then."""
+        """The array axes that become canonical z, y and x, and which of those are then flipped."""
         orient = sitk.DICOMOrientImageFilter()
         orient.SetDesiredCoordinateOrientation(CANONICAL_ORIENTATION)
         orient.Execute(self.apply_to(sitk.Image([1, 1, 1], sitk.sitkUInt8)))
@@ -116,18 +117,19 @@ class Geometry:
         return order, tuple(2 - axis for axis, flipped in enumerate(orient.GetFlipAxes()) if flipped)
 
     def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
-        """Whether both are the same voxels, in whatever order their axes are stored.
+        """Whether both grids have the same voxels, regardless of the stored axis order.
 
-        That is: in canonical orientation their sizes are equal, and their corners agree within ``tolerance`` voxels.
+        In canonical orientation, their sizes must be equal and their corners agree within ``tolerance`` voxels.
         """
         ours, theirs = self.canonical, other.canonical
         return ours.size == theirs.size and ours.voxels_apart(theirs) <= tolerance
 
     def fits(self, other: Geometry) -> bool:
-        """Whether labels on this grid are those of a CT on the other, up to the rounding of what wrote their headers.
+        """Whether labels on this grid match a CT on the other grid, up to header rounding.
 
-        Programs round origins and directions as they like: where they do, the nearest corners lie together, and the
-        furthest less than :data:`ROUNDING_VOXELS` apart. A shift of the whole volume by 0.005 mm is no rounding.
+        Software rounds origins and directions differently. If only rounding differs, the closest pair of corners
+        coincides, and the furthest pair is at most :data:`ROUNDING_VOXELS` apart. A shift of the entire volume by
+        0.005 mm is not rounding.
         """
         ours, theirs = self.canonical, other.canonical
         if ours.size != theirs.size or not np.allclose(ours.spacing, theirs.spacing, rtol=0, atol=ROUNDING_SPACING_MM):
@@ -138,18 +140,18 @@ class Geometry:
         )
 
     def voxels_apart(self, other: Geometry) -> float:
-        """How far apart two grids of the same size place a voxel at most, along any axis, in voxels."""
+        """Largest displacement of a voxel between two grids of the same size, along any axis, in voxels."""
         apart = self._corner_points - other._corner_points
         return float(np.abs(apart @ np.array(self.direction).reshape(3, 3) / self.spacing).max())
 
     def differences(self, other: Geometry, its: str = "expected") -> str:
-        """In which numbers two grids differ: ``size 512×512×129 (expected 512×512×130)``, …, this grid's first.
+        """The values in which two grids differ: ``size 512×512×129 (expected 512×512×130)``, …, this grid's first.
 
-        Grids whose axes are stored in different order are compared in canonical orientation.
+        Grids with different stored axis orders are compared in canonical orientation.
 
         Args:
             other: The other grid.
-            its: What to call the other's numbers.
+            its: Label of the other grid's values.
         """
         ours, theirs = self, other
         if self.orientation != other.orientation:
@@ -172,19 +174,19 @@ class Geometry:
 
     @property
     def orientation(self) -> str:
-        """Three letters for the directions in which x, y and z grow, such as ``LPS``."""
+        """Three letters for the directions in which x, y and z increase, such as ``LPS``."""
         return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
 
 
 def _corners(size: Sequence[int]) -> np.ndarray:
-    """The voxels (8, 3) at the corners, as x, y, z."""
+    """Indices (8, 3) of the corner voxels, as x, y, z."""
     return np.array(list(product(*((0, n - 1) for n in size))))
 
 
 def _different_parts(
     parts: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
 ) -> Iterator[tuple[str, str, str]]:
-    """The names of the parts that differ, and both as text, with as many digits as show it."""
+    """Name and both values of each part that differs, with enough digits to show the difference."""
     for name, ours, theirs, separator in parts:
         for digits in range(4, 8):
             one, other = (separator.join(f"{value:.{digits}g}" for value in part) for part in (ours, theirs))

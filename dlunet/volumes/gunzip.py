@@ -1,4 +1,4 @@
-"""The contents of files compressed by gzip or zlib, unpacked by ISA-L, which checks them against their checksum."""
+"""Decompress gzip and zlib streams with ISA-L, which verifies their checksums."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from isal.igzip_lib import DECOMP_GZIP, DECOMP_ZLIB, IgzipDecompressor, IsalErro
 #: The first bytes of a gzip stream.
 MAGIC = b"\x1f\x8b"
 
-#: No stream holds more than so many bytes for each of its own.
+#: Highest compression ratio: a stream expands to at most this many bytes per compressed byte.
 MOST_BYTES_PER_BYTE = 1032
 
-#: What reading a damaged or truncated stream raises.
-DAMAGE: tuple[type[Exception], ...] = (EOFError, IsalError)  # type: ignore[assignment]  # its stubs say instance
+#: Exceptions raised by reading a damaged or truncated stream.
+DAMAGE: tuple[type[Exception], ...] = (EOFError, IsalError)  # type: ignore[assignment]  # the stubs declare an instance
 
 _CHUNK_BYTES = 2**22
 
 
 class Gunzip(io.RawIOBase):
-    """The contents of a gzip stream, of all its members, or of a zlib stream; what follows is passed over.
+    """The contents of a gzip stream (all members) or a zlib stream; trailing bytes are ignored.
 
     Args:
-        file: The compressed file, open where the stream begins.
+        file: The compressed file, positioned at the start of the stream.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -35,11 +35,11 @@ class Gunzip(io.RawIOBase):
         self.ended = False
 
     def readable(self) -> bool:
-        """As of any file."""
+        """See :class:`io.RawIOBase`."""
         return True
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """As of any file."""
+        """See :class:`io.RawIOBase`."""
         while not self.ended:
             given = self.file.read(_CHUNK_BYTES) if self.member.needs_input else b""
             if self.member.needs_input and not given:
@@ -61,6 +61,6 @@ class Gunzip(io.RawIOBase):
 
 
 def read_to_the_end(file: BinaryIO) -> None:
-    """Read what is left of a stream, so that it is checked against its checksum."""
+    """Read the rest of a stream, so that its checksum is verified."""
     while file.read(_CHUNK_BYTES):
         pass

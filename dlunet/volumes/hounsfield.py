@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-#: A CT in Hounsfield units has voxels below: air around the patient or in the bowel.
+#: A CT in Hounsfield units has voxels below this: air around the patient or in the bowel.
 AIR_HU = -200
-#: Fat, water and soft tissue lie between, and make up at least this part of the voxels.
+#: Range of fat, water and soft tissue, which make up at least this fraction of the voxels.
 SOFT_TISSUE_HU, LEAST_SOFT_TISSUE = (-200, 300), 0.005
-#: Values above are no HU of any metal, even of a CT with an extended scale.
+#: No metal exceeds this value, even in a CT with an extended scale.
 HIGHEST_HU = 32767
-#: Of the voxels above lung, at most this part is denser than soft tissue: stored values, to which 1024 was added, lie
-#: there, while the padding around them looks like air.
+#: Of the voxels above lung, at most this fraction is denser than soft tissue. Stored values with an offset of 1024
+#: exceed it, while the padding around them looks like air.
 LUNG_HU, MOST_DENSE = -500, 0.35
-#: Every so many-th voxel along each axis of a large CT is enough to see that.
+#: In a CT with more voxels than LARGE, every n-th voxel along each axis is enough for these checks.
 SAMPLING, LARGE = 3, 10**6
 
 
 def warning_of_units(values: np.ndarray) -> str | None:
-    """Why the voxels (z, y, x) of a CT are most likely not in Hounsfield units; None where they seem to be."""
+    """Why the voxels (z, y, x) of a CT are probably not in Hounsfield units; None if they look like it."""
     reason = _reason(values)
     return f"{reason}; check how it was exported" if reason else None
 

@@ -1,7 +1,7 @@
-"""MetaImage and NRRD files: ITK reads their headers and plain voxels; compressed ones are unpacked here.
+"""MetaImage and NRRD files: ITK reads headers and plain voxels; compressed voxels are decompressed here.
 
-ITK fills in what it could not unpack without an error, takes voxels for 1 mm wide whose size is not stated or is in
-another unit, turns an axis round for a negative size, and takes axes that are not at right angles.
+ITK silently fills in voxels that it cannot decompress, assumes 1 mm for a missing voxel size, ignores the unit, flips
+an axis for a negative size, and accepts axes that are not at right angles.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from dlunet.volumes import gunzip
 from dlunet.volumes.geometry import Geometry
 from dlunet.volumes.messages import COPY_AGAIN, EXPORT_AGAIN, not_one_volume, not_scalar, wrong_unit, wrong_voxel_size
 
-#: File endings, and what ITK calls their readers.
+#: ITK's reader for each file ending.
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
 
-#: Where headers state the unit of voxel sizes, and what may stand there: ITK takes numbers as they are.
+#: Header fields with the unit of voxel sizes, and the values accepted there: ITK ignores the unit.
 UNIT_FIELDS = ("distanceunits", "space units", "units")
 MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none"}
 
-#: What says how the axes run: any of these fields of a MetaImage, and the field ``space`` of an NRRD if it is one of
-#: these. ITK takes a patient for LPS in other spaces, such as ``scanner-xyz``.
+#: What states the orientation: any of these fields of a MetaImage, and any of these values of the field ``space`` of
+#: an NRRD. ITK treats other spaces, such as ``scanner-xyz``, as LPS.
 ORIENTATION_FIELDS = ("transformmatrix", "rotation", "orientation")
 SPACES = ("right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps")
 
-#: Why a file is taken with a warning: left and right may be the other way round.
+#: Warning for a file without an orientation: left and right may be swapped.
 NO_ORIENTATION = (
     "its header states no orientation; its axes are assumed to point left, posterior and superior, as in ITK"
 )
 
-#: Letters of a file's name that a message shows at most: of a damaged header it may be anything.
+#: Maximum length of a file name in a message: in a damaged header it may be anything.
 LONGEST_NAME = 80
 
-#: What ITK calls types of voxels, and NumPy.
+#: NumPy's voxel type for each of ITK's.
 DTYPES = {
     sitk.sitkUInt8: "u1", sitk.sitkInt8: "i1", sitk.sitkUInt16: "u2", sitk.sitkInt16: "i2", sitk.sitkUInt32: "u4",
     sitk.sitkInt32: "i4", sitk.sitkUInt64: "u8", sitk.sitkInt64: "i8", sitk.sitkFloat32: "f4", sitk.sitkFloat64: "f8",
 }  # fmt: skip
 
 
-# What ITK warns of on the way is either harmless, or ends in an error that names the file.
+# ITK's warnings are either harmless or followed by an error that names the file.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
-    """Read a .mha or .nrrd file; its voxels may be in a file beside it.
+    """Read a .mha or .nrrd file; its voxels may be in a separate file.
 
     Returns:
-        The voxels (z, y, x) of the file's axes, as stored; the grid; and what to warn of.
+        The voxels (z, y, x) in file orientation, as stored; the grid; and warnings.
 
     Raises:
-        NotReadable: The file is damaged or truncated, its axes are sheared, or it is no 3-D scalar volume.
+        NotReadable: The file is damaged or truncated, its axes are sheared, or it is not a 3-D scalar volume.
         OSError: The file cannot be opened.
     """
     reader = sitk.ImageFileReader()
@@ -82,7 +82,7 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
 
 
 def last_line(error: Exception) -> str:
-    """What an error of ITK's says, without where in ITK it was raised."""
+    """The message of an ITK error without its location in ITK."""
     return str(error).strip().splitlines()[-1].strip()
 
 
@@ -93,10 +93,10 @@ def _unreadable(error: RuntimeError) -> NotReadable:
 
 
 def _read_header(file: BinaryIO) -> dict[str, str]:
-    """The fields, names in lower case; the file is left where the voxels begin, if they are in it.
+    """The header fields, names in lower case; the file is left at the start of the voxels, if it contains them.
 
-    A MetaImage header ends with its field ElementDataFile, an NRRD header with an empty line. In an NRRD, ``:=`` sets
-    a note that means nothing.
+    A MetaImage header ends with the field ElementDataFile, an NRRD header with an empty line. In an NRRD, ``:=`` sets
+    a free key/value pair, which is ignored.
     """
     fields: dict[str, str] = {}
     while line := file.readline().decode("latin-1").strip():
@@ -109,7 +109,7 @@ def _read_header(file: BinaryIO) -> dict[str, str]:
 
 
 def _check_sizes_are_mm(fields: dict[str, str]) -> None:
-    """Check voxel sizes, of which ITK makes up what is missing, and their unit."""
+    """Check voxel sizes, since ITK invents missing ones, and their unit."""
     sizes = (fields.get("elementspacing") or fields.get("elementsize") or fields.get("spacings", "")).split()
     if "space directions" not in fields and len(sizes) < 3:
         raise NotReadable(f"found no voxel size in its header; {EXPORT_AGAIN}")
@@ -129,7 +129,7 @@ def _is_size(text: str) -> bool:
 
 
 def _check_scalar_3d(reader: sitk.ImageFileReader) -> None:
-    """Check that there is one volume of one value per voxel; axes of one voxel beyond the third do not matter."""
+    """Check for a single volume with one value per voxel; further axes of length 1 are ignored."""
     values, size = reader.GetNumberOfComponents(), reader.GetSize()
     if values != 1 or reader.GetPixelID() not in DTYPES:
         raise not_scalar(max(values, 2))
@@ -154,7 +154,7 @@ def _read_plain(reader: sitk.ImageFileReader) -> np.ndarray:
 
 
 class _Pixels:
-    """An image's memory, for NumPy to look at: an array of it keeps the image alive."""
+    """An image's memory as seen by NumPy; an array made from it keeps the image alive."""
 
     def __init__(self, image: sitk.Image) -> None:
         self.image = image
@@ -162,7 +162,7 @@ class _Pixels:
 
 
 def _is_compressed(fields: dict[str, str]) -> bool:
-    # ITK takes a MetaImage for compressed whose field begins like this.
+    # ITK treats a MetaImage as compressed if its field begins like this.
     return fields.get("compresseddata", "").lower().startswith(("t", "1")) or _encoding(fields) in ("gz", "gzip")
 
 
@@ -176,7 +176,7 @@ def _states_orientation(fields: dict[str, str]) -> bool:
 
 
 def _unpack(path: Path, header: BinaryIO, fields: dict[str, str], dtype: str, count: int) -> np.ndarray:
-    """Compressed voxels; the header's file is open where they begin, if they are in it."""
+    """Decompress the voxels; the header's file is positioned at their start, if it contains them."""
     beside = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
     if beside.upper() == "LOCAL":
         return _unpack_file(header, path.stat().st_size, fields, dtype, count)
@@ -192,7 +192,7 @@ def _unpack_file(file: BinaryIO, most: int, fields: dict[str, str], dtype: str, 
     expected = count * np.dtype(dtype).itemsize
     if expected > most * gunzip.MOST_BYTES_PER_BYTE:
         raise NotReadable(f"found truncated voxels: less than {expected} bytes; {COPY_AGAIN}")
-    for _ in range(_whole_number(fields, "line skip", "lineskip")):  # which come before the stream; bytes lie in it
+    for _ in range(_whole_number(fields, "line skip", "lineskip")):  # lines precede the stream; bytes are in it
         file.readline()
     values = np.empty(count, np.dtype(dtype).newbyteorder(_byte_order(fields)))
     source = io.BufferedReader(gunzip.Gunzip(file))

@@ -1,21 +1,21 @@
-"""What names of files say: whether one is meant as a volume, and what the case is called."""
+"""File names: endings of volumes and names of cases."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from unicodedata import normalize
 
-#: File endings that are read as volumes; DICOM files are known by their contents.
+#: File endings that are read as volumes; DICOM files are recognised by content.
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
-#: File endings of volumes that are not read.
+#: File endings of unsupported volume formats.
 OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
 
 
 def case_name(path: Path) -> str:
-    """The file's name without its ending and without the channel suffix ``_0000``; a folder's name as it is.
+    """The file name without its ending and the channel suffix ``_0000``; a folder's name unchanged.
 
-    An umlaut is one letter, as which macOS does not write it: names that look the same are the same.
+    Names are normalised to NFC, because macOS stores umlauts as two characters: names that look equal are equal.
     """
     if path.is_dir():
         return normalize("NFC", path.name)

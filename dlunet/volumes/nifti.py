@@ -1,7 +1,7 @@
-"""NIfTI files: nibabel says what the header means, ISA-L unpacks the voxels.
+"""NIfTI files: nibabel interprets the header, ISA-L decompresses the voxels.
 
-ITK's own reader is not used: it fills in what it cannot read of a truncated file, turns NaN into 0, applies an
-intercept without a slope, places a CT by the qform where nibabel takes the sform, and does not know NIfTI-2.
+ITK's reader is not used: it fills in the missing part of a truncated file, turns NaN into 0, applies an intercept
+without a slope, places a CT by the qform where nibabel uses the sform, and does not support NIfTI-2.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ from dlunet.volumes.messages import (
     wrong_voxel_size,
 )
 
-#: Voxels that are scaled at a time.
+#: Voxels scaled at a time.
 CHUNK = 2**22
 
-#: The header's first field, which is its own size, tells the version.
+#: The header's first field, its own size, determines the version.
 HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
-#: From nibabel's axes, which grow to right, anterior and superior, to ours.
+#: From nibabel's axes, which point to right, anterior and superior, to LPS.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
-#: Voxel sizes are in mm where the header says so, or does not say.
+#: Voxel sizes are in mm if the header says so or states no unit.
 UNITS = {"mm", "unknown"}
 
-#: Numbers of a quaternion are stored in 4 bytes, which turns axes by up to so much, in radians, and more where its
-#: first number, which is not stored, is close to 0.
+#: A quaternion is stored in float32. Rounding may rotate the axes by up to the first value, in radians, where its
+#: first component, which is not stored, is below the second value.
 QUATERNION_ROUNDING, SMALL_QUATERNION = 2e-3, 1e-3
 
-#: Why a file is taken with a warning: left and right may be the other way round.
+#: Warning for a file without an orientation: left and right may be swapped.
 NO_ORIENTATION = (
     "its header states no orientation (qform and sform code 0); its axes are taken to run to the left, to anterior and "
     "to superior, as nibabel takes them"
 )
 
 _SILENT = logging.getLogger(f"{__name__}.nibabel")
-_SILENT.disabled = True  # what nibabel logs of a header either does not matter, or is raised
+_SILENT.disabled = True  # what nibabel logs about a header is either harmless or raised
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
-    """Read a NIfTI-1 or NIfTI-2 file in one part, compressed or not.
+    """Read a single-file NIfTI-1 or NIfTI-2, compressed or not.
 
-    Bytes behind the voxels are passed over, within the gzip stream and behind it.
+    Bytes after the voxels are ignored, both inside and after the gzip stream.
 
     Returns:
-        The voxels (z, y, x) of the file's axes: as stored, or float32 where the header scales them; the grid; and what
-        to warn of.
+        The voxels (z, y, x) in file orientation: as stored, or float32 if the header scales them; the grid; and
+        warnings.
 
     Raises:
-        NotReadable: The file is damaged or truncated, its header contradicts itself, or it is no 3-D scalar volume.
+        NotReadable: The file is damaged or truncated, its header contradicts itself, or it is not a 3-D scalar volume.
         OSError: The file cannot be opened.
     """
     with path.open("rb") as file:
@@ -114,14 +114,14 @@ def _read_header(file: BinaryIO) -> nib.Nifti1Header:
 
 
 def _check_sizes(header: nib.Nifti1Header) -> None:
-    """Check voxel sizes as they stand: nibabel takes them without their sign, and 0 for 1."""
+    """Check the raw voxel sizes: nibabel drops their sign and reads 0 as 1."""
     sizes = [float(mm) for mm in header["pixdim"][1:4]]
     if not all(mm > 0 and math.isfinite(mm) for mm in sizes):
         raise wrong_voxel_size(sizes)
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
-    """Voxels along x, y, z; axes of one voxel beyond these do not matter."""
+    """Voxels along x, y, z; further axes of length 1 are ignored."""
     shape = tuple(int(n) for n in header.get_data_shape())
     values = math.prod(shape[4:]) * len(header.get_data_dtype().names or "1")
     while len(shape) > 3 and shape[-1] == 1:
@@ -143,7 +143,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype:
 
 
 def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Geometry, tuple[str, ...]]:
-    """Where the voxels lie, as nibabel says, if the header says so once or twice the same."""
+    """The grid as nibabel interprets it, and warnings; sform and qform must agree if both are set."""
     try:
         forms = {"sform": header.get_sform(coded=True)[0], "qform": header.get_qform(coded=True)[0]}
         grids = {name: _of_affine(shape, affine) for name, affine in forms.items() if affine is not None}
@@ -164,12 +164,12 @@ def _grid(header: nib.Nifti1Header, shape: tuple[int, ...]) -> tuple[Geometry, t
 
 
 def _agree(sform: Geometry, qform: Geometry, header: nib.Nifti1Header) -> bool:
-    """Whether both forms place the voxels alike, up to the rounding of the qform's quaternion."""
+    """Whether both forms place the voxels equally, up to rounding of the qform's quaternion."""
     if sform.voxels_apart(qform) <= ROUNDING_VOXELS:
         return True
     w = float(header.get_qform_quaternion()[0])
     ours, theirs = (np.array(grid.direction).reshape(3, 3) for grid in (sform, qform))
-    turn = np.linalg.norm(ours - theirs, 2)  # of matrices that turn by little, the angle between them
+    turn = np.linalg.norm(ours - theirs, 2)  # for small rotations, the angle between them
     turned_back = dataclasses.replace(qform, direction=sform.direction)
     return bool(
         w < SMALL_QUATERNION and turn < QUATERNION_ROUNDING and sform.voxels_apart(turned_back) <= ROUNDING_VOXELS
@@ -186,7 +186,7 @@ def _data_offset(header: nib.Nifti1Header) -> int:
             "found a header without its voxels (a pair of .hdr and .img); expected one file with both; convert the pair"
         )
     offset = int(header.get_data_offset())
-    if offset < header.single_vox_offset:  # the standard takes it for 352, nibabel as it stands
+    if offset < header.single_vox_offset:  # the standard reads it as 352, nibabel literally
         raise NotReadable(
             f"found vox_offset {offset}, where the header is; expected {header.single_vox_offset} or more; export it "
             "again"
@@ -195,7 +195,7 @@ def _data_offset(header: nib.Nifti1Header) -> int:
 
 
 def _read_voxels(file: BinaryIO, count: int, dtype: np.dtype) -> np.ndarray:
-    """The voxels, in the machine's byte order."""
+    """The voxels in native byte order."""
     values = np.empty(count, dtype)
     found = file.readinto(values.view(np.uint8))  # type: ignore[attr-defined]
     if found < values.nbytes:
@@ -212,7 +212,7 @@ def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
 
 
 def _scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """The values that the header means, computed in double precision as nibabel does, a part at a time."""
+    """Apply slope and intercept, in double precision as nibabel does, chunk by chunk."""
     if (slope, inter) == (1, 0):
         return values
     scaled = np.empty(len(values), np.float32)

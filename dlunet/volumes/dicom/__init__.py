@@ -1,8 +1,8 @@
-"""A CT as DICOM: a folder of slices, or one file with many frames (enhanced CT).
+"""Read CTs from DICOM: a folder of slices, or one multi-frame file (enhanced CT).
 
-A series whose slices do not form an upright stack of even distances is refused, since no volume with a voxel size
-describes it. So is a folder in which a file is not what its neighbours are: a slice that was lost at the end of a stack
-leaves no gap by which it would be missed.
+A series whose slices do not form an orthogonal, evenly spaced stack is rejected, since no regular voxel grid describes
+it. So is a folder with a file among the slices that is not one: a slice lost at the end of a stack leaves no gap that
+would reveal it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["is_dicom", "is_meant_as_series", "is_series", "read"]
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
-    """Read a CT: a folder of the slices of one series, or a file.
+    """Read a CT from a folder with the slices of one series, or from one file.
 
     Returns:
-        The voxels (z, y, x) in HU, float32; the grid; and what to warn of.
+        The voxels (z, y, x) in HU, float32; the grid; and warnings.
 
     Raises:
-        UserError: The folder holds no series or several, a file cannot be read or is not CT, or the slices do not form
-            an upright stack of even distances.
+        UserError: The folder contains no series or several, a file cannot be read or is not CT, or the slices do not
+            form an orthogonal, evenly spaced stack.
     """
     headers = read_headers(path) if path.is_dir() else {path: read_header(path)}
     frames = [frame for at, header in headers.items() for frame in frames_of(at, header)]
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
 
 
 def _warnings(path: Path, frames: list[Frame]) -> Iterator[str]:
-    # Dual-energy scanners also store maps of other things than HU as CTs.
+    # Dual-energy scanners also store maps of other quantities than HU as CTs.
     for unit in sorted({frame.unit for frame in frames} - {"HU"}):
         yield f"its header states values in {unit}, not in HU"
     beside = volumes_beside(path) if path.is_dir() else []

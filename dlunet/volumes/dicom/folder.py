@@ -1,4 +1,4 @@
-"""A folder of DICOM files: one series, and nothing else that could be a slice of it."""
+"""Read a folder of DICOM files: one series, and nothing else that could be a slice of it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dlunet.files import check_name
 from dlunet.volumes.dicom.headers import Header, is_dicom, read_header, unreadable
 from dlunet.volumes.names import SUFFIXES
 
-#: Series that a message lists at most.
+#: Maximum number of series listed in a message.
 MOST_LISTED = 3
 
-#: Endings that are usual for slices, and those of slices that were not copied or downloaded to their end.
+#: Usual endings of slices, and endings of incompletely copied or downloaded ones.
 SLICE_SUFFIXES = (".dcm", ".ima")
 PARTIAL_SUFFIXES = ("", ".part", ".partial", ".filepart", ".crdownload", ".download", ".tmp", ".bak", ".htm", ".html",
                     ".txt")  # fmt: skip
 
-#: Files without an ending that lie beside slices and are nobody's slice.
+#: Files without an ending that are found beside slices and are not slices.
 OTHER_FILES = ("dicomdir", "lockfile", "version", "readme", "license", "copying", "autorun", "makefile")
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder is read as a series: it holds DICOM files, and no more volumes of other kinds than these."""
+    """Whether a folder is read as a series: it contains DICOM files, and at least as many as other volumes."""
     if not folder.is_dir():
         return False
     paths = _visible(folder)
@@ -35,20 +35,21 @@ def is_series(folder: Path) -> bool:
 
 
 def is_meant_as_series(folder: Path) -> bool:
-    """Whether a folder holds something by the name of a slice, whatever it is."""
+    """Whether a folder contains an entry named like a slice, whatever it is."""
     return folder.is_dir() and any(path.name.lower().endswith(SLICE_SUFFIXES) for path in _visible(folder))
 
 
 def volumes_beside(folder: Path) -> list[Path]:
-    """Volumes of other kinds in a folder of slices."""
+    """Volumes in other formats in a folder of slices."""
     return [path for path in _visible(folder) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
 
 
 def read_headers(folder: Path) -> dict[Path, Header]:
-    """The headers of the images of the one series in a folder.
+    """The headers of the images of the only series in a folder.
 
     Raises:
-        UserError: The folder holds no series or several, or something that is not what its neighbours are.
+        UserError: The folder contains no series or several, a file named like a slice that is not one, or slices that
+            are hidden or in a subfolder.
     """
     slices: list[Path] = []
     others: list[Path] = []
@@ -78,7 +79,7 @@ def read_headers(folder: Path) -> dict[Path, Header]:
 
 
 class _Slices:
-    """The names of slices; tells whether a file that is none is called like one."""
+    """The names of slices; determines whether another file is named like a slice."""
 
     def __init__(self, slices: list[Path]) -> None:
         self.names = {path.name.lower() for path in slices}
@@ -97,7 +98,7 @@ class _Slices:
 
 
 def _suffix(name: str) -> str:
-    """The ending; names that are unique identifiers have none."""
+    """The file ending; names that are unique identifiers have none."""
     suffix = Path(name).suffix
     return suffix if re.search("[a-z]", suffix) else ""
 
@@ -107,12 +108,12 @@ def _stem(name: str) -> str:
 
 
 def _pattern(stem: str) -> str:
-    """What the names of numbered files have in common."""
+    """The common pattern of numbered file names."""
     return re.sub(r"\d+", "0", stem)
 
 
 def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
-    """Whether slices are of one series; some scanners and anonymisers give each slice of one a number of its own."""
+    """Check that slices are of one series; some scanners and anonymisers give each slice its own series UID."""
     series = Counter(header.series[:2] for header in headers.values())
     nameless = [path for path, header in headers.items() if not header.series[0]]
     if 0 < len(nameless) < len(headers):
@@ -133,7 +134,7 @@ def _check_one_series(folder: Path, headers: dict[Path, Header]) -> None:
 
 
 def _check_nothing_aside(hidden: list[Path], folders: list[Path], headers: dict[Path, Header]) -> None:
-    """Check that no slice of the series is hidden, or lies in a folder within."""
+    """Check that no slice of the series is hidden or in a subfolder."""
     series = {header.series[0] for header in headers.values()}
     for path in [*hidden, *filter(None, map(_first_slice, folders))]:
         if _series_of(path) in series:
@@ -144,17 +145,17 @@ def _check_nothing_aside(hidden: list[Path], folders: list[Path], headers: dict[
 
 
 def _first_slice(folder: Path) -> Path | None:
-    """The first DICOM file of a folder, if it holds one."""
+    """The first DICOM file of a folder, if there is one."""
     try:
         return next((path for path in _visible(folder) if is_dicom(path)), None)
-    except OSError:  # what cannot be looked into is another's
+    except OSError:  # an inaccessible folder is not part of the series
         return None
 
 
 def _series_of(path: Path) -> str | None:
     try:
         header = read_header(path) if is_dicom(path) else None
-    except (OSError, UserError):  # what cannot be read is nobody's slice
+    except (OSError, UserError):  # an unreadable file is not a slice
         return None
     return header.series[0] if header and header.is_image else None
 

@@ -1,4 +1,4 @@
-"""Where the slices of a DICOM file lie and what their values mean, frame by frame."""
+"""Geometry and rescaling of the slices in a DICOM file, frame by frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pydicom
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.headers import Header, Layout, unreadable
 
-#: In which functional group an enhanced CT keeps an element of a frame.
+#: The functional group in which an enhanced CT stores an element of a frame.
 MACROS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -26,26 +26,26 @@ MACROS = {
     "RescaleType": "PixelValueTransformationSequence",
 }
 
-#: What a rescale type may say of Hounsfield units; US is unspecified.
+#: Rescale types accepted as Hounsfield units; US means unspecified.
 HOUNSFIELD = ("", "HU", "US", "HOUNSFIELD", "HOUNSFIELD UNIT", "HOUNSFIELD UNITS")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where one slice lies; x, y, z in mm (LPS).
+    """Geometry and rescaling of one slice; x, y, z in mm (LPS).
 
     Attributes:
         path: Its file.
-        number: Its place in the file, from 0.
+        number: Its index in the file, from 0.
         shape: Rows and columns.
         spacing: Pixel size along x and y.
         position: Centre of its first pixel.
-        direction: Columns: along x, along y, and the normal.
-        thickness: If stated.
+        direction: 3×3 matrix with the directions of x, y and the normal as columns.
+        thickness: Slice thickness or, without it, spacing between slices, if stated.
         rescale: Slope and intercept of this frame.
-        unit: Of its values, ``HU`` where no other is stated.
-        acquisition: The number of its acquisition, if stated.
-        decimals: Of its position: of the coordinates that tell slices apart, and of those across.
+        unit: Unit of its values, ``HU`` unless another is stated.
+        acquisition: Acquisition number, if stated.
+        decimals: Decimals of its position: of the coordinates that distinguish slices, and of the in-plane ones.
     """
 
     path: Path
@@ -62,20 +62,20 @@ class Frame:
 
     @property
     def height(self) -> float:
-        """Where the slice lies along its normal, in mm."""
+        """Position of the slice along its normal, in mm."""
         return float(self.direction[:, 2] @ self.position)
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Its name in messages."""
         return f"{self.path.name} (frame {self.number + 1})" if self.number else self.path.name
 
 
 def frames_of(path: Path, header: Header) -> list[Frame]:
-    """The slices of a CT's file.
+    """The slices of a CT file.
 
     Raises:
-        UserError: It is no CT, or does not say where its slices lie and what their values mean.
+        UserError: It is not a CT, or the geometry or rescaling of its slices is missing or invalid.
     """
     layout = _layout_of_ct(path, header)
     try:
@@ -87,12 +87,12 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
         return [_frame(path, k, layout, header.values) for k in range(layout.frames)]
     except UserError:
         raise
-    except Exception as error:  # what is damaged, empty or no number fails in as many ways
+    except Exception as error:  # damaged, empty or non-numeric values can fail in any way
         raise unreadable(path, error) from None
 
 
 def _layout_of_ct(path: Path, header: Header) -> Layout:
-    """How the pixels of a CT are stored. A file without a modality is a CT if its class says so."""
+    """How the pixels of a CT are stored. A file without a modality is a CT if its SOP class says so."""
     modality = header.series[1]
     if modality != "CT" and (modality or "CT Image Storage" not in header.kind):
         raise UserError(
@@ -146,9 +146,9 @@ def _frame(path: Path, number: int, layout: Layout, header: pydicom.Dataset) -> 
 
 
 def _value(header: pydicom.Dataset, number: int, keyword: str) -> Any:
-    """An element of a frame: in its functional group of that kind, else in the shared one, else in the file's own.
+    """An element of a frame: from its own functional group, else from the shared one, else from the top level.
 
-    A group of another kind may hold an element of the same name that means something else.
+    Only the group in :data:`MACROS` is searched: others may contain an element of the same name with another meaning.
     """
     for sequence, at in (("PerFrameFunctionalGroupsSequence", number), ("SharedFunctionalGroupsSequence", 0)):
         for groups in (header.get(sequence) or [])[at : at + 1]:
@@ -159,7 +159,7 @@ def _value(header: pydicom.Dataset, number: int, keyword: str) -> Any:
 
 
 def _number(path: Path, header: pydicom.Dataset, number: int, keyword: str) -> float | None:
-    """A value that may be absent or empty; if it is there, it must be a number."""
+    """A value that may be absent or empty; if present, it must be a number."""
     found = _numbers(path, header, number, keyword, 1, optional=True)
     return float(found[0]) if len(found) else None
 
@@ -167,7 +167,7 @@ def _number(path: Path, header: pydicom.Dataset, number: int, keyword: str) -> f
 def _numbers(
     path: Path, header: pydicom.Dataset, number: int, keyword: str, count: int, optional: bool = False
 ) -> np.ndarray:
-    """So many numbers, or none where they are optional."""
+    """Exactly ``count`` numbers, or none if they are optional."""
     try:
         values = _value(header, number, keyword)
         found = np.array([] if values is None else values, dtype=float).ravel()
@@ -185,13 +185,13 @@ def _numbers(
 
 
 def _raw_value(header: pydicom.Dataset, keyword: str) -> str:
-    """A value that is no number, as it stands in the file."""
+    """A non-numeric value as stored in the file."""
     value = header.get_item(keyword).value if keyword in header else b""
     return value.decode("latin-1").strip() if isinstance(value, bytes) else str(value)
 
 
 def _decimals(position: Sequence[Any], direction: np.ndarray) -> tuple[int, int]:
-    """Decimals of a position: of the coordinates that tell slices apart, and of those that change within a slice."""
+    """Decimals of a position: of the coordinates that distinguish slices, and of those that vary within a slice."""
     places = [
         -int(Decimal(str(getattr(value, "original_string", value)).strip()).normalize().as_tuple().exponent)
         for value in position

@@ -1,4 +1,4 @@
-"""What stands in a DICOM file before its pixels, read by pydicom, and where these are."""
+"""DICOM headers, read by pydicom, and the location of the pixels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pydicom.filereader import read_partial
 
 from dlunet.errors import UserError
 
-#: How a file without DICOM's preamble of 132 bytes begins: with an element of group 2 or 8, little or big endian.
+#: First bytes of a file without DICOM's preamble of 132 bytes: an element of group 2 or 8, little or big endian.
 BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
-#: Where the pixels are, and the length of an element that is stored in parts: compressed pixels.
+#: Tag of the pixels, and the length of an element that is stored in items: compressed pixels.
 PIXELS, UNDEFINED_LENGTH = 0x7FE00010, 0xFFFFFFFF
 
-#: Letters that a unique identifier has at most.
+#: Maximum length of a unique identifier.
 LONGEST_UID = 64
 
-#: How much of a library's error a message shows.
+#: Maximum length of a library's error in a message.
 LONGEST_REASON = 200
 
-#: An encoding in which all of a file is compressed, so that nothing lies where it would without.
+#: The transfer syntax that compresses the complete data set, so that byte offsets in the file do not apply.
 DEFLATED = pydicom.uid.DeflatedExplicitVRLittleEndian
 
-# A value that does not follow the standard is either not needed here, or ends in an error that names the file.
+# A value that violates the standard is either not needed here or leads to an error that names the file.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
@@ -38,13 +38,13 @@ class Layout:
     """How the pixels of an image are stored.
 
     Attributes:
-        frames: How many there are.
-        rows: Of each frame.
-        columns: Of each frame.
+        frames: Number of frames.
+        rows: Rows per frame.
+        columns: Columns per frame.
         samples: Values per pixel.
-        allocated: Bits of a value.
-        stored: How many of these count.
-        highest: The highest that counts.
+        allocated: Bits allocated per value.
+        stored: Bits used, of those allocated.
+        highest: Highest used bit.
         signed: Whether values are signed.
     """
 
@@ -59,29 +59,29 @@ class Layout:
 
     @property
     def values(self) -> int:
-        """How many values all pixels have."""
+        """Total number of values."""
         return self.frames * self.rows * self.columns * self.samples
 
     @property
     def bytes(self) -> int:
-        """What the pixels take if they are not compressed."""
+        """Size of the uncompressed pixels in bytes."""
         return self.values * self.allocated // 8
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before a file's pixels, and where these are.
+    """The header of a file, and the location of its pixels.
 
     Attributes:
-        values: The elements.
-        kind: The name of the object's class; empty where it is not stated.
-        series: The series, its modality, and the study and the frame of reference that say whether slices of several
-            series belong together.
+        values: The data elements.
+        kind: Name of the SOP class; empty if not stated.
+        series: UID of the series, its modality, and UIDs of the study and the frame of reference, which determine
+            whether slices of several series belong together.
         layout: How the pixels are stored; None for an object without pixels.
         syntax: The transfer syntax.
-        big_endian: The byte order.
-        offset: Where the pixels begin, in bytes.
-        length: Their bytes; undefined for compressed ones.
+        big_endian: Whether the byte order is big endian.
+        offset: Start of the pixels in the file, in bytes.
+        length: Length of the pixels in bytes; undefined if they are compressed.
     """
 
     values: pydicom.Dataset
@@ -95,30 +95,30 @@ class Header:
 
     @property
     def is_image(self) -> bool:
-        """Whether it belongs to a volume. Structures, reports, presentation states, segmentations and doses do not."""
+        """Whether it is part of a volume. Structures, reports, presentation states, segmentations and doses are not."""
         return "Image Storage" in self.kind or not self.kind or (self.layout is not None and self.kind[0].isdecimal())
 
     @property
     def is_compressed(self) -> bool:
-        """Whether its pixels have to be unpacked."""
+        """Whether its pixels must be decompressed."""
         return self.length == UNDEFINED_LENGTH or self.syntax == DEFLATED
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more is read than there is: a damaged length would have gigabytes of memory made ready."""
+    """A file whose reads are limited to its size: a damaged length would otherwise allocate gigabytes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
         self.end = path.stat().st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file."""
+        """See :class:`io.BufferedReader`."""
         left = max(0, self.end - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is one of DICOM, by its first bytes."""
+    """Whether a file is DICOM, by its first bytes."""
     if not path.is_file() or path.name.lower() == "dicomdir":
         return False
     with path.open("rb") as file:
@@ -129,20 +129,20 @@ def is_dicom(path: Path) -> bool:
 
 
 def _has_pixels_or_class(path: Path) -> bool:
-    """Whether what begins like a DICOM file without its preamble goes on like one."""
+    """Whether a file that begins like DICOM without its preamble continues like DICOM."""
     try:
         with _Bounded(path) as file:
             header = pydicom.dcmread(file, force=True, specific_tags=["SOPClassUID", "Rows"], stop_before_pixels=True)
         return "SOPClassUID" in header or "Rows" in header
-    except Exception:  # it is something else
+    except Exception:  # not DICOM
         return False
 
 
 def read_header(path: Path) -> Header:
-    """Read what stands before the pixels, of which there must be enough.
+    """Read the header, and check that no pixels are missing.
 
     Raises:
-        UserError: It is damaged, or pixels are missing.
+        UserError: The header is damaged, or pixels are missing.
     """
     places: list[tuple[int, int]] = []
 
@@ -184,7 +184,7 @@ def _header(values: pydicom.Dataset, offset: int, length: int) -> Header:
             _shown(values, "FrameOfReferenceUID"),
         ),
         _layout(values) if {"Rows", "Columns", "BitsAllocated"} <= set(values.dir()) else None,
-        # A file without a preamble does not say, and is not compressed.
+        # A file without a preamble states no transfer syntax and is not compressed.
         pydicom.uid.UID(values.file_meta.get("TransferSyntaxUID") or pydicom.uid.ImplicitVRLittleEndian),
         values.original_encoding[1] is False,
         offset,
@@ -202,20 +202,20 @@ def _layout(values: pydicom.Dataset) -> Layout:
         samples=int(values.get("SamplesPerPixel") or 1),
         allocated=allocated,
         stored=stored,
-        # Some writers leave the highest bit at 0: there are at least as many as are stored.
+        # Some writers leave HighBit at 0; it is at least BitsStored - 1.
         highest=max(int(values.get("HighBit") or 0), stored - 1),
         signed=bool(values.get("PixelRepresentation")),
     )
 
 
 def _shown(values: pydicom.Dataset, keyword: str) -> str:
-    """A value as a message can show it: of a damaged file it may be anything."""
+    """A value made printable for a message: in a damaged file it may be anything."""
     text = str(values.get(keyword) or "").strip()
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:LONGEST_UID]
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """The error of a file that begins like one of DICOM and cannot be read as one."""
+    """The error for a file that begins like DICOM and cannot be read as DICOM."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = "".join(letter if letter.isprintable() else "?" for letter in lines[-1].strip())[:LONGEST_REASON]
     return UserError(f"{path}: cannot be read as DICOM ({reason}); expected a complete slice; copy it again")

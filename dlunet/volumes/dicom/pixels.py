@@ -1,4 +1,4 @@
-"""The pixels of DICOM files in HU: read as they are, or, where they are compressed, unpacked by GDCM, in SimpleITK."""
+"""Read DICOM pixels in HU: directly or, if compressed, decoded by GDCM (through SimpleITK)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dlunet.volumes.dicom.headers import DEFLATED, Header, Layout, unreadable
 from dlunet.volumes.itk import last_line
 from dlunet.volumes.messages import times
 
-#: Compressed pixels lie in items: how each begins, and what follows the last one; the bytes of their length come next.
+#: Compressed pixels are stored in items: the tag of an item, and the tag after the last one; a length follows each.
 ITEM, END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
-#: The last bytes of a picture in any format of JPEG; one zero may follow.
+#: The last bytes of an image in any JPEG format; one zero byte may follow.
 END_OF_JPEG = b"\xff\xd9"
 
 
 def read_pixels(frames: list[Frame], headers: Mapping[Path, Header]) -> np.ndarray:
-    """The voxels (z, y, x) in HU of slices in their order; a file of many frames is unpacked once.
+    """The voxels (z, y, x) in HU, slices in the given order; a multi-frame file is decoded once.
 
     Raises:
         UserError: A file is damaged.
@@ -43,7 +43,7 @@ def read_pixels(frames: list[Frame], headers: Mapping[Path, Header]) -> np.ndarr
 
 
 def _stored_values(path: Path, header: Header) -> np.ndarray:
-    """The frames (n, y, x) of a file, in the file's order, before any rescale."""
+    """The frames (n, y, x) of a file, in file order, before rescaling."""
     layout = header.layout
     assert layout is not None
     if layout.allocated not in (8, 16, 32) or not 0 < layout.stored <= layout.highest + 1 <= layout.allocated:
@@ -64,7 +64,7 @@ def _read(path: Path, header: Header, layout: Layout) -> np.ndarray:
 
 
 def _inflate(path: Path, header: Header, layout: Layout) -> np.ndarray:
-    """The pixels of a file that is compressed as a whole."""
+    """The pixels of a file whose complete data set is compressed."""
     try:
         content = pydicom.dcmread(path).PixelData
         raw = np.frombuffer(content, _dtype(layout, "<"), layout.values)
@@ -78,17 +78,17 @@ def _dtype(layout: Layout, order: str) -> np.dtype:
 
 
 def _without_other_bits(raw: np.ndarray, layout: Layout) -> np.ndarray:
-    """Values without the bits that do not count, in which other things may be kept."""
+    """Values without their unused bits, which may contain other data."""
     if layout.stored == layout.allocated:
         return raw
     return (raw << (layout.allocated - 1 - layout.highest)) >> (layout.allocated - layout.stored)
 
 
 def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
-    """The pixels of a file that are compressed one by one.
+    """The pixels of a file whose frames are compressed one by one.
 
-    GDCM is given these alone, as a file of its own: it would go by the first frame's rescale for all, turn MONOCHROME1
-    upside down, and refuse a class or an element behind the pixels that it does not know.
+    GDCM gets only the pixels, in a temporary file: otherwise it would apply the first frame's rescale to all frames,
+    invert MONOCHROME1, and reject an unknown SOP class or an unknown element after the pixels.
     """
     items = _read_items(path, header, layout)
     try:
@@ -101,7 +101,7 @@ def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
             f"{path}: cannot be unpacked, because no temporary file can be written ({error.strerror}); expected space "
             "for a slice; free some, or set TMPDIR to another folder"
         ) from None
-    except ValueError as error:  # there is no such transfer syntax
+    except ValueError as error:  # unknown transfer syntax
         raise unreadable(path, error) from None
     except RuntimeError as error:
         raise UserError(
@@ -117,9 +117,9 @@ def _decode(path: Path, header: Header, layout: Layout) -> np.ndarray:
 
 
 def _read_items(path: Path, header: Header, layout: Layout) -> bytes:
-    """The items of compressed pixels, if they end within the file.
+    """The items of compressed pixels, which must end within the file.
 
-    GDCM makes memory ready for whatever a damaged length says, and fills in what is missing of a picture.
+    GDCM allocates memory for whatever a damaged length says, and fills in the missing part of an image.
     """
     damage = UserError(f"{path}: cannot be read as DICOM (its pixels are truncated or damaged); copy it again")
     size = path.stat().st_size
@@ -130,7 +130,7 @@ def _read_items(path: Path, header: Header, layout: Layout) -> bytes:
             lengths.append(int.from_bytes(start[4:], "little"))
             file.seek(lengths[-1], 1)
         end = header.offset + sum(8 + length for length in lengths)
-        # The first item is a table of the others. Some writers leave the end out.
+        # The first item is the offset table. Some writers omit the end marker.
         if end > size or len(lengths) <= layout.frames or (start and start[:4] != END_OF_ITEMS):
             raise damage
         file.seek(header.offset)
@@ -141,7 +141,7 @@ def _read_items(path: Path, header: Header, layout: Layout) -> bytes:
 
 
 def _bare_dataset(header: Header, layout: Layout, items: bytes) -> pydicom.Dataset:
-    """A DICOM file of nothing but pixels as they are stored."""
+    """A minimal DICOM file with nothing but the stored pixels."""
     bare = pydicom.Dataset()
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = header.syntax

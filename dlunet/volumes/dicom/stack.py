@@ -1,4 +1,4 @@
-"""Whether slices form an upright stack of even distances."""
+"""Check that slices form an orthogonal, evenly spaced stack."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 from dlunet.errors import UserError
 from dlunet.volumes.dicom.frames import Frame
 
-#: Distances between slices may differ by this part of a slice, or by what the decimals of their positions leave open.
+#: Distances between slices may differ by this fraction, or by the rounding of the slice positions.
 DISTANCE_TOLERANCE = 0.01
-#: However little distances differ, no slice lies further off than this part of their distance.
+#: However little distances differ, no slice may be further off than this fraction of the distance.
 DRIFT_TOLERANCE = 0.1
-#: Slices may be shifted against each other by this part of a voxel; a tilted gantry shifts them by many.
+#: Slices may be shifted in-plane by this fraction of a voxel; a tilted gantry shifts them by many voxels.
 SHIFT_TOLERANCE = 0.1
-#: However coarsely positions are rounded, slices further off than this part of their distance are not evenly stacked.
+#: However coarsely positions are rounded, slices further off than this fraction of the distance are not evenly spaced.
 ROUNDING_LIMIT = 0.3
 
-#: Where more distances differ, slices are not missing but stacked in another way.
+#: If more distances than this differ, slices are not missing but spaced differently.
 MOST_GAPS = 3
 
-#: Acquisitions that a message lists at most.
+#: Maximum number of acquisitions listed in a message.
 MOST_LISTED = 3
 
 
 def check_alike(frames: list[Frame]) -> None:
-    """Check that slices have the same pixels and are parallel.
+    """Check that slices have the same shape and pixel size and are parallel.
 
     Raises:
-        UserError: They have not, or are not.
+        UserError: They differ, or are not parallel.
     """
     first = frames[0]
     for other in frames[1:]:
@@ -48,10 +48,10 @@ def check_alike(frames: list[Frame]) -> None:
 
 
 def distance_of(path: Path, frames: list[Frame]) -> float:
-    """The distance between slices in mm, after checking that they are stacked evenly and upright.
+    """The distance between slices in mm, after checking that their stack is even and orthogonal.
 
     Raises:
-        UserError: They are not, or there is only one, of unknown thickness.
+        UserError: It is not, or there is only one slice, of unknown thickness.
     """
     first, last = frames[0], frames[-1]
     if len(frames) == 1:
@@ -76,13 +76,13 @@ def distance_of(path: Path, frames: list[Frame]) -> float:
 
 
 def _rounding(decimals: Iterable[int]) -> float:
-    """By how much positions may be rounded, in mm. Positions in whole mm are taken as they are."""
+    """Possible rounding of positions in mm. Positions in whole mm are assumed to be exact."""
     most = max(decimals)
     return 10.0**-most if most > 0 else 0.0
 
 
 def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoReturn:
-    """Say where slices share a place, or else where their distance is another than elsewhere."""
+    """Raise an error that names slices at the same position or, without any, a deviating distance."""
     apart = steps[steps > DISTANCE_TOLERANCE * steps.max(initial=0)]
     shared = np.flatnonzero(steps <= DISTANCE_TOLERANCE * (np.median(apart) if len(apart) else 1))
     if len(shared):
@@ -110,7 +110,7 @@ def _fail_as_uneven(path: Path, frames: list[Frame], steps: np.ndarray) -> NoRet
 
 
 def _is_even(heights: np.ndarray, distance: float, rounding: float) -> bool:
-    """Whether slices lie at even distances, up to a small part of these or to the rounding of their positions."""
+    """Whether slices are evenly spaced, up to a small fraction of the distance or the rounding of their positions."""
     off = np.abs(heights - heights[0] - distance * np.arange(len(heights))).max()
     if (np.abs(np.diff(heights) - distance) <= DISTANCE_TOLERANCE * distance).all():
         return bool(distance > 0 and off <= max(DRIFT_TOLERANCE * distance, rounding))
