@@ -1,4 +1,4 @@
-"""What a folder of CTs holds, by layout, and the synthetic abdomens that stand in where there is no data."""
+"""List the cases of a dataset by folder layout; synthetic abdomens serve as the default dataset."""
 
 from dlunet.datasets.cases import Case, Dataset, with_pseudo_labels
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json

@@ -1,4 +1,4 @@
-"""What a dataset is, whatever its folders look like."""
+"""Cases and datasets, independent of the folder layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Case:
         name: The case's name.
         image: The CT.
         label: Its label map, if it has one.
-        pseudo_label: What a network made of an unlabelled CT. It tells where to crop, and is never a target.
+        pseudo_label: A network's prediction for an unlabelled CT. It determines where to crop and is never a target.
     """
 
     name: str
@@ -30,16 +30,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The cases of a dataset by what they are for.
+    """The cases of a dataset by purpose.
 
     Attributes:
-        labels: The organs that label maps show.
+        labels: The classes of the label maps.
         labelled: Training cases with labels.
         unlabelled: Training cases without labels.
         validation: Cases with labels, used to choose the best checkpoint.
         test: Held-out cases; their labels, if any, are used for scores only.
-        problems: What is wrong with files that were left out, a message each.
-        pool: Where folds were drawn, the cases that they were drawn from.
+        problems: One message per skipped file.
+        pool: If folds were drawn, the cases they were drawn from.
     """
 
     labels: LabelSet
@@ -52,18 +52,17 @@ class Dataset:
 
     @property
     def fingerprinted(self) -> tuple[Case, ...]:
-        """The cases whose statistics the plan is made from: in nnU-Net's way those of all folds, which share it."""
+        """The cases whose statistics determine the plan: as in nnU-Net, those of all folds, which share one plan."""
         return self.pool or self.labelled
 
 
 def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[Case]:
-    """The CTs in a folder, each with the label map of its name in another folder, if there is one.
+    """The CTs in a folder, each with the label map of the same name in another folder, if there is one.
 
     Args:
         images: Folder of CTs.
         labels: Folder of label maps, if there is one.
-        problems: What is wrong with files that are left out is added to it: a name that several files have, or a file
-            of a kind that is not read.
+        problems: Receives a message for each skipped file: a name shared by several files, or an unsupported format.
 
     Raises:
         UserError: The folder of images is missing.
@@ -77,7 +76,7 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
 
 
 def list_labelled(images: Path, labels: Path, problems: list[str]) -> list[Case]:
-    """As :func:`list_cases`, where every CT must have its label map, and every label map its CT.
+    """Like :func:`list_cases`, but every CT must have a label map, and every label map a CT.
 
     Raises:
         UserError: A folder is missing.
@@ -104,13 +103,13 @@ def check_labels(images: Path, labels: Path, problems: list[str]) -> None:
 
 
 def unique_cases(cases: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
-    """The cases whose name is their own; of the others nobody can tell which is meant."""
+    """The cases with a unique name; cases that share a name are ambiguous."""
     paths = _by_name([case.image for case in cases], problems)
     return tuple(case for case in cases if case.name in paths)
 
 
 def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
-    """The unlabelled cases that are not at the same time labelled ones: by name, or because the file is the same."""
+    """The unlabelled cases that are not also labelled ones, by name or because the file is the same."""
     named = {case.name: case for case in labelled} | {str(case.image.resolve()): case for case in labelled}
     kept = []
     for case in unlabelled:
@@ -126,12 +125,12 @@ def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], probl
 
 
 def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
-    """The dataset, its unlabelled cases with the label maps of their names in a folder of predictions.
+    """Attach the label maps in a folder of predictions to a dataset's unlabelled cases, by name.
 
-    An unlabelled case without one stays without.
+    An unlabelled case without a prediction stays without.
 
     Raises:
-        UserError: The folder is missing, or has a label map for none of the unlabelled cases.
+        UserError: The folder is missing, or contains no label map for any unlabelled case.
     """
     by_name = _by_name(list_volumes(folder), [])
     if dataset.unlabelled and not any(case.name in by_name for case in dataset.unlabelled):
@@ -144,12 +143,12 @@ def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
 
 
 def first_problem(problems: Sequence[str]) -> str:
-    """What to add to a message that no case is left."""
+    """Addition to the message that no case is left: how many were skipped, and the first problem."""
     return f". {len(problems)} skipped; the first: {problems[0]}" if problems else ""
 
 
 def _by_name(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
-    """Files by case name; those that share a name are left out."""
+    """Files by case name; those that share a name are skipped."""
     grouped: dict[str, list[Path]] = {}
     for path in paths:
         grouped.setdefault(case_name(path), []).append(path)

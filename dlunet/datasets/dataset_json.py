@@ -1,4 +1,4 @@
-"""``dataset.json``, with which nnU-Net and the Medical Segmentation Decathlon (MSD) describe a dataset."""
+"""Read ``dataset.json``, the dataset description of nnU-Net and the Medical Segmentation Decathlon (MSD)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HIGHEST_ID = 255
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """The values of a description of CTs with one channel.
+    """The contents of a ``dataset.json`` that describes single-channel CTs.
 
     Raises:
-        UserError: The file is missing, is not a description, or describes images of several channels.
+        UserError: The file is missing, is not a dataset description, or does not describe a single CT channel.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the dataset.json that describes the dataset; check data.root")

@@ -1,4 +1,4 @@
-"""FLARE22's folders, as they unpack.
+"""The folder layout of FLARE22, as unpacked.
 
 ::
 
@@ -33,7 +33,7 @@ def read_flare22(root: Path | str) -> Dataset:
     """List the cases under ``root``.
 
     Raises:
-        UserError: The folder is missing, or has no labelled case.
+        UserError: The folder is missing, or contains no labelled case.
     """
     root = Path(root)
     if not root.is_dir():
@@ -68,6 +68,6 @@ def _labelled_cases(folder: Path, problems: list[str]) -> list[Case]:
 
 
 def _test_cases(folder: Path, problems: list[str]) -> list[Case]:
-    """Testing holds the images themselves; a copy with labels keeps them in images/ and labels/, like Tuning."""
+    """Testing contains the images directly; a copy with labels has images/ and labels/, like Tuning."""
     images = folder / "images"
     return list_cases(images if images.is_dir() else folder, folder / "labels", problems)

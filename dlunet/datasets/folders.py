@@ -1,4 +1,4 @@
-"""Two plain folders: CTs, and label maps of the same names for some of them."""
+"""Plain folders: one of CTs, one with label maps of the same names for some of them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def read_folders(
     """List the cases of two folders. A CT without a label map is an unlabelled case.
 
     Args:
-        root: The folder that holds both.
-        names: What the labels 1, 2, … show.
+        root: The folder that contains both.
+        names: Class names of the labels 1, 2, ….
         splits: The file of folds, see :func:`split_cases`.
         images: Name of the folder of CTs.
         labels: Name of the folder of label maps.
-        unlabelled: A further folder of unlabelled CTs, as it is or below ``root``; by default ``imagesUn``.
-        fold: The fold that validates, or ``all``.
-        folds: How many folds.
+        unlabelled: Another folder of unlabelled CTs, as given or below ``root``; by default ``imagesUn``, if it exists.
+        fold: The fold used for validation, or ``all``.
+        folds: Number of folds.
 
     Raises:
         UserError: A folder is missing, or no CT has a label map.

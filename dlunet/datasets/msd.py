@@ -23,16 +23,16 @@ from dlunet.volumes import case_name
 def read_msd(
     root: Path | str, splits: Path | str, unlabelled: Path | str | None = None, fold: Fold = 0, folds: int = 5
 ) -> Dataset:
-    """List the cases of a dataset of the decathlon.
+    """List the cases of a decathlon dataset.
 
-    Its test cases come without labels: ``unlabelled="imagesTs"`` trains on them as unlabelled cases.
+    Test cases have no labels: ``unlabelled="imagesTs"`` trains on them as unlabelled cases.
 
     Args:
         root: The folder with ``dataset.json``.
         splits: The file of folds, see :func:`split_cases`.
-        unlabelled: Folder of unlabelled CTs, as it is or below ``root``; by default ``imagesUn``, if it exists.
-        fold: The fold that validates, or ``all``.
-        folds: How many folds.
+        unlabelled: Folder of unlabelled CTs, as given or below ``root``; by default ``imagesUn``, if it exists.
+        fold: The fold used for validation, or ``all``.
+        folds: Number of folds.
 
     Raises:
         UserError: A file or folder is missing or does not fit the layout.

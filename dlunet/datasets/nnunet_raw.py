@@ -1,10 +1,10 @@
-"""nnU-Net's raw datasets.
+"""The folder layout of nnU-Net's raw datasets.
 
 ::
 
     dataset.json     imagesTr/NAME_0000.nii.gz     labelsTr/NAME.nii.gz
                      imagesTs/NAME_0000.nii.gz     labelsTs/NAME.nii.gz (if there are any)
-                     imagesUn/NAME_0000.nii.gz     unlabelled CTs; not nnU-Net's own, any folder can be named
+                     imagesUn/NAME_0000.nii.gz     unlabelled CTs; not part of nnU-Net, any folder can be given
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
 
-#: Where unlabelled CTs lie if nothing else is said.
+#: Default folder of unlabelled CTs.
 UNLABELLED = "imagesUn"
 
 
@@ -28,9 +28,9 @@ def read_nnunet_raw(
     Args:
         root: The folder with ``dataset.json``.
         splits: The file of folds, see :func:`split_cases`.
-        unlabelled: Folder of unlabelled CTs, as it is or below ``root``; by default ``imagesUn``, if it exists.
-        fold: The fold that validates, or ``all``.
-        folds: How many folds.
+        unlabelled: Folder of unlabelled CTs, as given or below ``root``; by default ``imagesUn``, if it exists.
+        fold: The fold used for validation, or ``all``.
+        folds: Number of folds.
 
     Raises:
         UserError: A file or folder is missing or does not fit the layout.
@@ -53,10 +53,10 @@ def read_nnunet_raw(
 
 
 def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:
-    """The CTs in a folder of unlabelled ones, given as it is or below ``root``; by default ``imagesUn``.
+    """The CTs in a folder of unlabelled cases, as given or below ``root``; by default ``imagesUn``, if it exists.
 
     Raises:
-        UserError: The folder was named and does not exist.
+        UserError: The given folder does not exist.
     """
     if folder is None:
         return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []

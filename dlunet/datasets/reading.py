@@ -1,4 +1,4 @@
-"""Reading a case, with the checks that make it fit for training."""
+"""Read a case and check that it is fit for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
     """Read a CT and its labels or, for an unlabelled case, its pseudo-labels, if it has any.
 
     Raises:
-        UserError: One of them cannot be read, the CT shows nothing, a label is unknown, or the two grids differ.
+        UserError: A file cannot be read, the CT is constant, a label is unknown, or the two grids differ.
     """
     image = read_ct(case.image)
     if image.array.min() == image.array.max():

@@ -1,4 +1,4 @@
-"""Which labelled cases train and which validate: folds, written to a file."""
+"""Split labelled cases into training and validation folds, kept in a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlunet.datasets.cases import Case
 from dlunet.errors import UserError
 from dlunet.files import write_text
 
-#: nnU-Net's seed: the same cases give the same folds there and here.
+#: nnU-Net's seed: the same cases give the same folds as in nnU-Net.
 SEED = 12345
 
 Fold = int | Literal["all"]
@@ -26,16 +26,16 @@ def split_cases(
     """Training and validation cases of a fold.
 
     The folds are nnU-Net's, in nnU-Net's format: a list of ``{"train": [names], "val": [names]}``. The file is written
-    if it does not exist; otherwise it is followed, so that a fixed split is a file written by hand.
+    if it does not exist and used unchanged otherwise, so that a fixed split can be written by hand.
 
     Args:
         cases: The labelled cases.
         file: The file of folds.
-        fold: Number of the fold, from 0; ``all`` trains on every case and validates on none.
-        folds: How many folds are drawn; no more than there are cases.
+        fold: Index of the fold, from 0; ``all`` trains on every case and validates on none.
+        folds: Number of folds to draw; at most one per case.
 
     Raises:
-        UserError: The file is damaged or names other cases, or there is no such fold.
+        UserError: The file is damaged or lists other cases, or there is no such fold.
     """
     if fold == "all" or len(cases) < 2:
         return tuple(cases), ()
@@ -56,10 +56,10 @@ def split_cases(
 
 
 def draw_folds(names: Sequence[str], folds: int = 5) -> list[dict[str, list[str]]]:
-    """nnU-Net's folds: the sorted names, shuffled with a fixed seed and cut into parts that differ by one at most.
+    """nnU-Net's folds: sorted names, shuffled with a fixed seed and split into parts whose sizes differ by at most one.
 
     Raises:
-        UserError: Fewer than two folds are wanted.
+        UserError: Fewer than two folds are requested.
     """
     if folds < 2:
         raise UserError(f"data.folds: found {folds}; expected 2 or more, or data.fold=all for no validation")

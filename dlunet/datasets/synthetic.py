@@ -1,4 +1,4 @@
-"""The embedded default dataset: synthetic abdomens in FLARE22's layout, generated on first use."""
+"""The built-in default dataset: synthetic abdomens in FLARE22's layout, generated on first use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def open_phantoms(
     test: int = 8,
     workers: int | None = None,
 ) -> Dataset:
-    """Generate the cases that are missing under ``root`` and list them.
+    """Generate the cases missing under ``root`` and list all cases.
 
     Raises:
-        UserError: ``root`` holds phantoms made with other arguments, or cannot be written.
+        UserError: ``root`` contains phantoms made with other arguments, or cannot be written.
     """
     from dlunet.phantom import write_phantoms
 
