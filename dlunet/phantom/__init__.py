@@ -1,4 +1,4 @@
-"""Synthetic abdominal CTs: a template anatomy under random smooth deformation, written in FLARE22's folders."""
+"""Synthetic abdominal CTs: a template anatomy under random smooth deformation, written in FLARE22's layout."""
 
 from dlunet.phantom.generator import Phantom, make_phantom
 from dlunet.phantom.writer import write_phantoms

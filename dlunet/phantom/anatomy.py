@@ -1,7 +1,7 @@
-"""The template anatomy as numbers: the course of every tube-shaped organ, one row a point.
+"""The template anatomy: the course of every tubular organ, one row per point.
 
 A row is (x, y, z, radius) in mm: x to the patient's left, y to posterior, z to superior, from an origin in front of
-the first lumbar vertebra. Organs that are no tubes (liver, spleen, kidneys) are composed where they are painted.
+the first lumbar vertebra. Organs that are not tubular (liver, spleen, kidneys) are composed where they are painted.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ VENA_CAVA = _course(
     (-20, -18, 112, 12.5),
 )
 
-#: Each gland as three sheets: the body, then the limbs from its back end. Rows without a radius.
+#: Each gland as three sheets: the body, then the limbs from its posterior end. The radius is not used.
 ADRENALS = {
     "Left adrenal gland": _course((38, -4, 38, 0), (42, 7, 34, 0), (37, 22, 29, 0), (51, 19, 30, 0)),
     "Right adrenal gland": _course((-31, 3, 36, 0), (-34, 13, 33, 0), (-30, 28, 29, 0), (-46, 25, 28, 0)),
@@ -113,7 +113,7 @@ COLON = (
     _course((104, -8, 2, 15), (112, 24, -12, 13), (112, 32, -50, 12), (111, 26, -90, 12), (104, 10, -150, 12)),
 )
 
-#: Regions through which the small bowel winds: lower corner, upper corner, and how many steps it takes there.
+#: Regions through which the small bowel winds: lower corner, upper corner, and number of steps.
 SMALL_BOWEL = (
     ((12, -64, -60), (92, 0, 0), 15),
     ((-84, -72, -145), (16, -8, -66), 24),
@@ -132,11 +132,11 @@ PORTAL_VEIN = _course((-8, -24, -4, 6.2), (-18, -20, 12, 6.6), (-38, -16, 28, 6.
 
 SPLENIC_VEIN = _course((-8, -24, -2, 4.8), (16, -24, 10, 4.5), (38, -12, 18, 4.3), (58, 6, 24, 4), (80, 22, 32, 3.6))
 
-#: Where the hepatic veins meet the vena cava, and where they come from.
+#: Confluence of the hepatic veins with the vena cava, and their peripheral ends.
 HEPATIC_VEINS_MOUTH = (-26, -10, 86)
 HEPATIC_VEINS_ENDS = ((-118, 24, 50), (-84, -52, 48), (18, -58, 66), (-96, 46, 20))
 
-#: The portal vein at the liver's gate, its right fork and what that feeds, and the way of its left branch.
+#: The portal vein at the porta hepatis, its right fork and the ends of that, and the course of its left branch.
 PORTA = (-38, -16, 28)
 PORTAL_FORK = (-66, -6, 34)
 PORTAL_RIGHT_ENDS = ((-120, 12, 16), (-106, -44, 14), (-104, 38, 58), (-86, -8, 74))

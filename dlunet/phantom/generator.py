@@ -1,4 +1,4 @@
-"""One synthetic CT: draw what is special about the case, paint it, add noise."""
+"""Generate one synthetic CT: draw its case-specific variation, paint it, add noise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dlunet.phantom.variation import Profile, Variation, draw_variation
 #: The range of a scanner's 12-bit values.
 HU_RANGE = (-1024, 3071)
 
-#: Distance between the knots of the smooth fields in mm: for the deformation of the patient, for coarse and fine bumps
-#: of organ surfaces, and for texture.
+#: Knot spacing of the smooth fields in mm: for the deformation of the patient, for coarse and fine bumps of organ
+#: surfaces, and for texture.
 _BEND_GRAIN, _COARSE_GRAIN, _FINE_GRAIN, _TEXTURE_GRAIN = 75.0, 30.0, 12.0, 7.0
 
 
@@ -30,9 +30,9 @@ class Phantom:
         spacing: Voxel size (z, y, x) in mm.
         direction: Row-major 3×3 matrix whose columns are the directions of the x, y, z axes (LPS); the identity unless
             the scan is oblique.
-        orientation: Axis letters under which the file is stored, such as ``RAS``.
+        orientation: Axis letters of the stored file, such as ``RAS``.
         phase: Contrast phase.
-        findings: What is special about the patient, such as ``gallstones``.
+        findings: Findings of the patient, such as ``gallstones``.
     """
 
     image: np.ndarray
@@ -47,13 +47,13 @@ class Phantom:
 def make_phantom(
     seed: int | np.random.Generator, profile: Profile = "labelled", shape: tuple[int, int, int] = (64, 128, 128)
 ) -> Phantom:
-    """Make one case.
+    """Generate one case.
 
-    The field of view has about the same size in millimetres whatever the shape: fewer voxels are larger voxels.
+    The field of view has about the same size in millimetres for every shape: fewer voxels are larger voxels.
 
     Args:
-        seed: Number or generator that settles everything about the case.
-        profile: ``labelled`` for the narrower kind of case that FLARE22's labelled ones are, ``varied`` for the rest.
+        seed: Number or generator that determines the case completely.
+        profile: ``labelled`` for the narrower variation of FLARE22's labelled cases, ``varied`` for the rest.
         shape: Voxels (z, y, x).
 
     Raises:
@@ -87,10 +87,10 @@ def make_phantom(
 def _template_coordinates(
     rng: np.random.Generator, variation: Variation, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each voxel (z, y, x) lies in the template: x, y and z in mm, float32.
+    """Template coordinates of each voxel (z, y, x): x, y and z in mm, float32.
 
-    From voxel to room to patient to template; the last step is bent by a smooth random field, which is what keeps every
-    relation between organs while it changes every shape.
+    From voxel to room to patient to template; the last step includes a smooth random deformation, which changes every
+    shape but preserves the relations between organs.
     """
     to_patient = np.diag(1 / variation.size) @ variation.pose.T
     matrix = to_patient @ variation.direction

@@ -1,4 +1,4 @@
-"""From tissue to Hounsfield units: contrast phase, texture and noise."""
+"""Hounsfield units of the tissues: contrast phase, texture and noise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENHANCEMENT: dict[str, tuple[float, float, float, float]] = {
     "marrow": (140, 148, 160, 155),
 }
 
-#: HU that no contrast medium changes.
+#: HU that do not depend on contrast medium.
 _FIXED: dict[str, float] = {
     "air": -1000,
     "gas": -960,
@@ -47,12 +47,12 @@ _FIXED: dict[str, float] = {
     "table": -30,
 }
 
-#: Standard deviation of each tissue's mean from case to case, as a share of its enhancement, and in HU.
+#: Standard deviation of each tissue's mean between cases, as a fraction of its enhancement, and in HU.
 _JITTER_SHARE, _JITTER_HU = 0.1, 4.0
 
 
 def draw_tissues(rng: np.random.Generator, phase: str) -> dict[str, float]:
-    """Mean HU of every tissue of one case in a phase: nobody's circulation and timing are the same."""
+    """Mean HU of every tissue of one case in a phase; circulation and timing vary between patients."""
     column = PHASES.index(phase)
     timing = rng.normal(1.0, _JITTER_SHARE)
     tissues = dict(_FIXED)
@@ -71,10 +71,10 @@ def smooth_field(
     """A random smooth field of mean 0 and standard deviation about 1, float32.
 
     Args:
-        rng: Source of the draw.
+        rng: Random generator.
         shape: Voxels (z, y, x).
         spacing: Voxel size (z, y, x) in mm.
-        grain: Distance between the knots of its cubic B-splines in mm; bumps are about twice as wide.
+        grain: Knot spacing of its cubic B-splines in mm; bumps are about twice as wide.
     """
     bases = [_spline_basis(n, s, grain) for n, s in zip(shape, spacing, strict=True)]
     field = rng.standard_normal([basis.shape[1] for basis in bases], np.float32)
@@ -87,14 +87,14 @@ def smooth_field(
 def add_noise(
     rng: np.random.Generator, hu: np.ndarray, center_distance: np.ndarray, level: float, in_body: np.ndarray
 ) -> np.ndarray:
-    """Add noise as a scanner makes it: correlated over neighbouring voxels, strongest where most tissue is crossed.
+    """Add scanner-like noise: correlated over neighbouring voxels, strongest where rays cross most tissue.
 
     Args:
-        rng: Source of the draw.
+        rng: Random generator.
         hu: The noiseless CT (z, y, x).
         center_distance: Distance of each voxel from the long axis of the torso in mm.
         level: Standard deviation in HU, averaged over the torso.
-        in_body: Share of each voxel that is body; outside, noise is weak.
+        in_body: Fraction of each voxel inside the body; outside, noise is weak.
 
     Returns:
         The noisy CT, float32.
@@ -106,10 +106,10 @@ def add_noise(
 
 
 def _spline_basis(voxels: int, spacing: float, grain: float) -> np.ndarray:
-    """Cubic B-splines (voxels, knots) with random phase left out: the knots are centred on the field of view."""
+    """Cubic B-splines (voxels, knots) without a random phase: the knots are centred on the field of view."""
     pieces = max(1, int(np.ceil(voxels * spacing / grain)))
     knots = np.arange(-3, pieces + 4, dtype=float)
     at = (np.arange(voxels) + 0.5) * pieces / voxels
     basis = BSpline.design_matrix(at, knots, 3).toarray().astype(np.float32)
-    # Independent weights of unit variance sum to a variance of Σ basis²: brought back to 1.
+    # Independent weights of unit variance sum to a variance of Σ basis², which is normalised to 1.
     return basis / np.sqrt((basis**2).sum(axis=1).mean())

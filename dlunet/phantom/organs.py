@@ -1,7 +1,7 @@
-"""The 13 organs, the bowel and the vessels, painted from back to front into the torso.
+"""Paint the 13 organs, the bowel and the vessels into the torso, from back to front.
 
-Every organ is a template made of tubes and blobs. Three things make a case's organ its own: the smooth deformation of
-the whole patient (already in the canvas's coordinates), a shift and a size of its own, and a wobble of its surface.
+Every organ is a template made of tubes and blobs. Three things vary it per case: the smooth deformation of the entire
+patient (already in the canvas's coordinates), a shift and scale of the organ, and a wobble of its surface.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dlunet.phantom.variation import Variation
 
 _ID = {label.name: label.id for label in FLARE22}
 
-#: Solids that a vessel outside every organ, or bowel, resets to background.
+#: Label of vessels outside the organs and of bowel: background.
 _BACKGROUND = 0
 
-#: Where the vessels of the small bowel fan out from, (x, y, z) in mm.
+#: Root from which the vessels of the small bowel fan out, (x, y, z) in mm.
 _MESENTERIC_ROOT = np.array([2.0, -24.0, -45.0])
 
 
@@ -30,12 +30,12 @@ class AbdomenPainter:
     """Paints one case's abdomen; its methods run in the order in which organs cover each other.
 
     Args:
-        canvas: Holds the torso already.
+        canvas: The canvas with the torso.
         torso: The space to fit into.
-        rng: Source of the case's own shapes.
-        variation: The case's draw.
+        rng: Random generator for the case's shapes.
+        variation: The case's variation.
         tissues: Mean HU by tissue.
-        surface: Smooth fields (z, y, x) of unit variance that move surfaces, coarse ones first.
+        surface: Smooth fields (z, y, x) of unit variance that displace surfaces, coarse ones first.
         grain: Fine smooth field (z, y, x) of unit variance for texture.
     """
 
@@ -53,7 +53,7 @@ class AbdomenPainter:
         self.tissues, self.surface, self.grain = tissues, surface, grain
         self.findings = variation.findings
         self.spread = variation.organ_spread
-        # Where neighbours that are painted later start from.
+        # Reference points for neighbours painted later.
         self.pylorus = anatomy.STOMACH[-1, :3]
         self.kidney_shift = {-1: np.zeros(3), 1: np.zeros(3)}
 
@@ -76,10 +76,10 @@ class AbdomenPainter:
         for side in (-1, 1):
             self._paint_adrenal(side)
 
-    # The case's own version of a template -----------------------------------------------------------------------
+    # Case-specific version of a template ------------------------------------------------------------------------
 
     def _own(self, course: np.ndarray, freedom: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """A course (n, 4) of the template, shifted, bent and scaled for this case: points (n, 3) and radii (n,)."""
+        """A template course (n, 4), shifted, bent and scaled for this case: points (n, 3) and radii (n,)."""
         template = course[:, :3]
         center = template.mean(axis=0)
         size = 1 + np.clip(self.rng.normal(0, self.spread / 100 * freedom), -0.12, 0.12)
@@ -103,7 +103,7 @@ class AbdomenPainter:
         return np.float32(self.tissues[tissue]) + np.float32(strength) * self.grain[where]
 
     def _vessel(self, course: np.ndarray, tissue: str) -> None:
-        """A vessel that no organ owns, along a course (n, 4)."""
+        """A vessel outside the labelled organs, along a course (n, 4)."""
         where = self.canvas.around(course[:, :3], course[:, 3].max() + 4)
         vessel = tube(self.canvas, where, course[:, :3], course[:, 3])
         self.canvas.paint(where, vessel, self.tissues[tissue], label=_BACKGROUND)
@@ -111,7 +111,7 @@ class AbdomenPainter:
     # Bowel ------------------------------------------------------------------------------------------------------
 
     def _paint_small_bowel(self) -> None:
-        """Loops of jejunum and ileum that wander through the middle of the belly, and the vessels that feed them."""
+        """Loops of jejunum and ileum in the central abdomen, and the vessels that supply them."""
         for _ in range(9):
             end = np.array([self.rng.uniform(-70, 85), self.rng.uniform(-65, -15), self.rng.uniform(-125, -40)])
             middle = (end + _MESENTERIC_ROOT) / 2 + self.rng.normal(0, 6, 3)
@@ -167,7 +167,7 @@ class AbdomenPainter:
         bubbles = self._wobble(where, 0.0, 1.0) * np.sin(x / 2.7) * np.sin(z / 3.1 + y / 2.9)
         stool = stool - 420 * np.clip((bubbles - self.rng.uniform(0.2, 0.8)) * 2, 0, 1)
         canvas.paint(where, colon + 3.2, stool)
-        # Gas lies on top: in a patient on the back, in front of a level.
+        # Gas rises: in a supine patient, it is anterior to a level.
         level = points[:, 1].mean() - self.rng.uniform(-4, 14)
         gas_level = y - level - 0.3 * (z - points[:, 2].mean()) * float(self.rng.normal(0, 0.3))
         canvas.paint(where, np.maximum(colon + 3.6, gas_level), self.tissues["gas"])
@@ -191,7 +191,7 @@ class AbdomenPainter:
         )
         caudate = blob(canvas, where, shift + np.array([-14, -14, 54]), np.array([22, 22, 32]) * size)
         liver = join(join(right, left, 18), caudate, 8)
-        # The visceral surface looks down, back and to the left; below it lie kidney, colon and stomach.
+        # The visceral surface faces down, back and to the left; kidney, colon and stomach are below it.
         slope = np.array([0.60, 0.30, -0.74])
         through = np.array([-66, 0, -22 - self.rng.normal(0, 5)]) + shift
         visceral = slope[0] * (x - through[0]) + slope[1] * (y - through[1]) + slope[2] * (z - through[2])
@@ -201,7 +201,7 @@ class AbdomenPainter:
         liver = cut(liver, medial, 12)
         liver = liver + self._wobble(where, 2.6, 0.6)
         liver = clip(liver, np.maximum(self.torso.cavity[where] + 2.0, self.torso.diaphragm[where] + 1.2), 3)
-        # The fissure of the round ligament parts the left lobe from the right.
+        # The fissure of the round ligament separates the left lobe from the right.
         bent = x - shift[0] + 26 - 0.12 * (y + 50) + self._wobble(where, 3.0)
         fissure = np.maximum(np.abs(bent) - 2.4, np.maximum(y + 40, z - 22 - shift[2]))
         parenchyma = self._texture(where, "liver", 4)
@@ -334,7 +334,7 @@ class AbdomenPainter:
         home = np.array([70.0, 30, -10]) if side > 0 else np.array([-68.0, 30, -24])
         self.kidney_shift[side] = np.clip(self.rng.normal(0, 1, 3), -1.5, 1.5) * self.spread * (0.6, 0.6, 1.2)
         center = home + self.kidney_shift[side]
-        # The upper pole leans towards the spine and back; the hilum looks inwards and forward.
+        # The upper pole leans towards the spine and back; the hilum faces inwards and forward.
         lean = turned(self.rng.normal(10, 3), side * self.rng.normal(14, 3), side * self.rng.normal(32, 5))
         where = canvas.around(center, 76 * size)
         inward = np.array([-side, 0, 0])
@@ -380,7 +380,7 @@ class AbdomenPainter:
     def _paint_kidney_mass(
         self, name: str, center: np.ndarray, lean: np.ndarray, size: float, radii: tuple[float, float], hu: float
     ) -> None:
-        """A mass that may bulge out of the kidney; it counts as kidney, as in FLARE22."""
+        """A mass that may bulge out of the kidney; it is labelled as kidney, as in FLARE22."""
         canvas = self.canvas
         direction = self.rng.normal(0, 1, 3)
         direction[0] = abs(direction[0]) * np.sign(center[0])
@@ -393,7 +393,7 @@ class AbdomenPainter:
         canvas.paint(where, mass, hu + 6 * self.grain[where], label=_ID[name], within=free & (canvas.hu[where] > -300))
 
     def _paint_adrenal(self, side: int) -> None:
-        """Thin upright sheets: a body with two limbs that open to the back, like an inverted Y."""
+        """Thin vertical sheets: a body with two limbs that open to the back, like an inverted Y."""
         canvas = self.canvas
         name = "Left adrenal gland" if side > 0 else "Right adrenal gland"
         points, _ = self._own(anatomy.ADRENALS[name], 0.45)
@@ -476,7 +476,7 @@ class AbdomenPainter:
         flat = self.rng.uniform(0.66, 0.92)
         where = canvas.around(points, 26)
         vein = tube(canvas, where, points, radii, (1.14, flat, 1)) + self._wobble(where, 0.7)
-        # Below the renal veins, blood has met no contrast medium yet in the early phases.
+        # In the early phases, blood below the renal veins is not enhanced yet.
         mixing = np.clip((canvas.z[where] + 30) / 50, 0, 1)
         hu = self.tissues["ivc"] + (self.tissues["renal vein"] - self.tissues["ivc"]) * 0.6 * mixing
         for leg in (-1, 1):
@@ -517,7 +517,7 @@ class AbdomenPainter:
     # Lesions ----------------------------------------------------------------------------------------------------
 
     def _paint_lesions(self, organ: str, count: int, radii: tuple[float, float], hu: float, rim: float = 0.0) -> None:
-        """Round masses at random places inside an organ; they stay part of it."""
+        """Round masses at random positions inside an organ; they keep its label."""
         canvas = self.canvas
         seats = np.flatnonzero(canvas.labels == _ID[organ])
         if seats.size == 0:

@@ -1,8 +1,8 @@
 """Signed distances to the solids that organs are built from: tubes and blobs, joined, cut and clipped.
 
-Every function works on one region of a :class:`~dlunet.phantom.canvas.Canvas`, so that a small organ costs
-little. Distances are in millimetres of template space and negative inside. Points and radii are (x, y, z): x grows to
-the patient's left, y to posterior, z to superior.
+Every function works on one region of a :class:`~dlunet.phantom.canvas.Canvas`, so that small organs are cheap.
+Distances are in millimetres of template space and negative inside. Points and radii are (x, y, z): x points to the
+patient's left, y to posterior, z to superior.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from dlunet.phantom.canvas import Canvas, Region
 
-#: Distance given to voxels that lie too far from a tube to matter, in mm.
+#: Distance assigned to voxels too far from a tube to matter, in mm.
 FAR = 30.0
 
-#: How far around a thick tube distances are exact, in mm: more than any wobble, fat plane or partial volume needs.
+#: Distances are exact up to this far from a thick tube, in mm: more than any wobble, fat plane or partial volume needs.
 REACH = 12.0
 
-#: Up to so many voxels times pieces, a tube is computed in one go; above, each piece near it only.
+#: Up to this many voxels times pieces, a tube is computed in one pass; above, each piece only in its neighbourhood.
 _AT_ONCE = 30_000
 
 
@@ -33,7 +33,7 @@ def tube(
     """Distance to a tube of varying radius along a smooth curve.
 
     Args:
-        canvas: Holds the coordinates.
+        canvas: Provides the coordinates.
         where: The voxels to evaluate.
         points: Control points (n, 3) of the centre line, in mm.
         radii: The radius at each control point, in mm.
@@ -115,7 +115,7 @@ def _resample(points: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _catmull_rom(points: np.ndarray, travelled: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Cubic Hermite curve with central-difference tangents: passes through every point, never overshoots far."""
+    """Cubic Hermite curve with central-difference tangents: passes through every point with little overshoot."""
     if len(points) == 2:
         return points[0] + (points[1] - points[0]) * (at / travelled[-1])[:, None]
     tangents = np.gradient(points, travelled, axis=0)
@@ -139,7 +139,7 @@ def _capsules(
     end_radii: np.ndarray,
     stretch: np.ndarray,
 ) -> np.ndarray:
-    """Distances (k, z, y, x) to k straight pieces with round ends, whose radius changes evenly along them."""
+    """Distances (k, z, y, x) to k straight pieces with round ends, whose radius changes linearly along them."""
     starts, along = (starts / stretch).astype(np.float32), ((ends - starts) / stretch).astype(np.float32)
 
     def each(values: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ def _capsules(
 
 
 def _overlap(near: Region, where: Region) -> tuple[Region, Region]:
-    """The voxels common to both regions: first counted from the start of ``where``, then from the canvas's."""
+    """The voxels common to both regions: relative to the start of ``where``, and relative to the canvas."""
     outer = tuple(
         slice(max(n.start, w.start), max(n.start, w.start, min(n.stop, w.stop)))
         for n, w in zip(near, where, strict=True)

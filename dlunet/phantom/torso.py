@@ -1,7 +1,7 @@
-"""The container: skin, fat, muscles, spine, ribs, lungs and diaphragm.
+"""Paint the torso around the organs: skin, fat, muscles, spine, ribs, lungs and diaphragm.
 
-Template space is in millimetres, x to the patient's left, y to posterior, z to superior; the origin lies in front of
-the first lumbar vertebra, at the height of the pancreas.
+Template space is in millimetres, x to the patient's left, y to posterior, z to superior; the origin is in front of the
+first lumbar vertebra, at the height of the pancreas.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dlunet.phantom.canvas import Canvas, Region
 from dlunet.phantom.solids import blob, clip, join, tube
 from dlunet.phantom.variation import TORSO_HALF_WIDTH
 
-#: From front to back, the torso is this deep to either side of its axis at the outside of its muscles, in mm.
+#: Half-depth of the torso (anterior to posterior) at the outer surface of its muscles, in mm.
 _HALF_DEPTH = 93.0
 
 #: Height of one vertebra with its disc, and of the disc alone, in mm.
 _VERTEBRA, _DISC = 35.0, 9.0
 
-#: Distance from rib to rib, measured up the wall, in mm.
+#: Distance between ribs, measured upwards along the wall, in mm.
 _RIB_STEP = 27.0
 
 
 @dataclass(frozen=True)
 class Torso:
-    """What the organs are fitted into. All arrays (z, y, x), float32, distances in mm.
+    """The space the organs are fitted into. All arrays are (z, y, x), float32, with distances in mm.
 
     Attributes:
-        wall: Signed distance to the outside of the muscles.
-        cavity: Signed distance to the inside of the wall, negative inside.
+        wall: Signed distance to the outer surface of the muscles.
+        cavity: Signed distance to the inner surface of the wall, negative inside.
         diaphragm: Signed distance to the underside of the diaphragm, negative below.
         axis_distance: Distance from the long axis of the torso.
     """
@@ -62,8 +62,8 @@ def paint_torso(
     """Paint everything that is not an abdominal organ.
 
     Args:
-        canvas: Still empty.
-        rng: Source of the case's own measures.
+        canvas: The canvas, still empty.
+        rng: Random generator for the case's dimensions.
         tissues: Mean HU by tissue.
         grain: Fine smooth field (z, y, x) of unit variance, the texture of fat and muscle.
         fat: Thickness of the subcutaneous fat at the side in mm.
@@ -98,7 +98,7 @@ def paint_torso(
 
 
 def _wall_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the outside of the muscles along the ray from the axis, and how far out a voxel lies (1: there)."""
+    """Distance to the outer surface of the muscles along the ray from the axis, and relative radius (1: on it)."""
     # The chest narrows a little upwards; the back is flatter than the belly.
     half_width = TORSO_HALF_WIDTH * (1 - 0.05 * np.clip(z / 120, -1, 1.5) ** 2)
     half_depth = np.where(y > 0, np.float32(_HALF_DEPTH - 3), np.float32(_HALF_DEPTH + 3))
@@ -109,7 +109,7 @@ def _wall_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: np.ndarr
 
 
 def _wall_thickness(x: np.ndarray, y: np.ndarray, z: np.ndarray, back: np.ndarray, build: float) -> np.ndarray:
-    """Thickness of the muscular wall in mm: flank muscles, two straight muscles in front, the linea alba between."""
+    """Thickness of the muscular wall in mm: flank muscles, the rectus muscles in front, the linea alba between."""
     in_front = _smoothstep((-back - 0.55) / 0.3)
     flank = (12.0 + 4 * _smoothstep((0.4 - np.abs(back + 0.1)) / 0.4)) * build * (1 - in_front)
     straight = 9.5 * build * np.clip(1.15 - (np.abs(np.abs(x) - 34) / 34) ** 2, 0.28, 1) * in_front
@@ -120,7 +120,7 @@ def _wall_thickness(x: np.ndarray, y: np.ndarray, z: np.ndarray, back: np.ndarra
 def _diaphragm_distance(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, extent: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Two domes that fall towards the wall, furthest at the back. Negative below."""
+    """Signed distance to two domes that descend towards the wall, furthest at the back; negative below."""
     right, left = rng.normal(105, 6), rng.normal(97, 6)
     to_right = 1 / (1 + np.exp(np.clip(x / 22, -30, 30)))
     top = right * to_right + left * (1 - to_right) - 9 * np.exp(-(((x - 4) / 26) ** 2))
@@ -137,7 +137,7 @@ def _diaphragm_distance(
 def _paint_chest(
     canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues: dict[str, float], findings: frozenset[str]
 ) -> None:
-    """Lungs above the diaphragm, heart and vessels between them, perhaps fluid at their backs."""
+    """Lungs above the diaphragm, heart and vessels between them, and pleural effusion if the case has it."""
     where = canvas.region(np.array([-170, -120, 15]), np.array([170, 120, 260]))
     x, y, z = canvas.x[where], canvas.y[where], canvas.z[where]
     if x.size == 0:
@@ -159,13 +159,13 @@ def _paint_chest(
 
 
 def turned_heart() -> np.ndarray:
-    """How the heart lies: its apex to the left, down and forward."""
+    """Rotation of the heart: its apex to the left, down and forward."""
     turn = np.deg2rad(-30)
     return np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
 
 
 def _paint_lung_vessels(canvas: Canvas, where: Region, lung: np.ndarray, rng: np.random.Generator) -> None:
-    """Branches that run down and outwards from the hila, seen as dots and short lines."""
+    """Branches that run down and outwards from the hila, visible as dots and short lines."""
     for side in (-1, 1):
         for _ in range(7):
             start = np.array([side * rng.uniform(30, 45), rng.uniform(-5, 25), 150.0])
@@ -184,10 +184,10 @@ def _paint_ascites(
     """Free fluid: a rim inside the flanks and under the diaphragm, thickest at the sides.
 
     Returns:
-        The torso with the space that is left for the organs.
+        The torso with the space left for the organs.
     """
     depth = rng.uniform(9, 20)
-    # The space behind the peritoneum stays dry.
+    # The retroperitoneal space stays dry.
     thickness = depth * (0.5 + 0.6 * np.clip(np.abs(canvas.x) / 110, 0, 1)) * _smoothstep((52 - canvas.y) / 24)
     fluid = np.maximum(torso.cavity + 1, -torso.cavity - thickness - 1.5 * grain)
     fluid = np.maximum(fluid, torso.diaphragm + 1)
@@ -224,7 +224,7 @@ def _paint_muscle(
 ) -> None:
     where = canvas.around(points, float(radii.max()) * max(squash) + 4)
     muscle = tube(canvas, where, points, radii, squash) + 0.8 * grain[where]
-    # A thin sheath of fat keeps neighbouring muscles apart.
+    # A thin sheath of fat separates neighbouring muscles.
     canvas.paint(where, muscle - 2, tissues["fat"] + 15, within=canvas.hu[where] > -600)
     canvas.paint(where, muscle, np.float32(tissues["muscle"]) + 9 * grain[where])
 
@@ -260,15 +260,15 @@ def _paint_spine(canvas: Canvas, rng: np.random.Generator, tissues: dict[str, fl
 
 
 def _paint_ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues: dict[str, float]) -> None:
-    """Arcs inside the wall that fall from the spine to the front, where they turn into cartilage."""
+    """Arcs inside the wall that descend from the spine to the front, where they turn into cartilage."""
     shell = (torso.wall < 6) & (torso.wall > -18) & (canvas.z > -75)
     x, y, z, wall = canvas.x[shell], canvas.y[shell], canvas.z[shell], torso.wall[shell]
-    # 0 at the spine, 1 at the breastbone, along the wall.
+    # 0 at the spine, 1 at the sternum, along the wall.
     around = np.arctan2(np.abs(x), y * np.float32(TORSO_HALF_WIDTH / _HALF_DEPTH)) / np.float32(np.pi)
     fall = 118 * np.clip(around, 0, 0.72) - 75 * np.clip(around - 0.72, 0, 1)
     up = z + fall + np.float32(rng.uniform(0, _RIB_STEP))
     from_rib = (up + _RIB_STEP / 2) % _RIB_STEP - _RIB_STEP / 2
-    # The costal margin: low at the back, high in front. Whole ribs end there.
+    # The costal margin, where each rib ends: low at the back, high in front.
     lowest = np.round((up - from_rib) / _RIB_STEP)
     reach = np.clip(0.30 + 0.17 * (lowest - 1.0), 0, 0.98)
     rib = (np.sqrt((from_rib / 6.3) ** 2 + ((wall + 7) / 4.0) ** 2) - 1) * 4.2
@@ -283,7 +283,7 @@ def _paint_ribs(canvas: Canvas, torso: Torso, rng: np.random.Generator, tissues:
 
 
 def _paint_hip_bones(canvas: Canvas, tissues: dict[str, float]) -> None:
-    """The wings of the ilium, which only the lowest slices reach."""
+    """The wings of the ilium, which appear in the lowest slices only."""
     for side in (-1.0, 1.0):
         crest = np.array([[58, 62, -150], [88, 48, -146], [112, 16, -143], [118, -18, -148]]) * (side, 1, 1)
         where = canvas.around(crest, np.array([10.0, 10, 50]))

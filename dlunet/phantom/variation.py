@@ -1,7 +1,7 @@
-"""What differs from case to case, drawn at once so that a case can be described before it is painted.
+"""Case-specific variation, drawn in advance so that a case can be described before it is painted.
 
-The two profiles mirror FLARE22: the ``labelled`` cases come from few scanners, mostly in portal venous phase, with
-pancreas disease; the ``varied`` ones from many, in every phase, with other diseases, poses and fields of view.
+The two profiles mirror FLARE22: ``labelled`` cases come from few scanners, mostly in the portal venous phase, with
+pancreatic disease; ``varied`` cases come from many, in every phase, with other diseases, poses and fields of view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Profile = Literal["labelled", "varied"]
 #: Contrast phases, in the order of the tables below.
 PHASES = ("non-contrast", "arterial", "portal venous", "late")
 
-#: How often a finding occurs, by profile: (labelled, varied).
+#: Probability of each finding by profile: (labelled, varied).
 FINDINGS: dict[str, tuple[float, float]] = {
     "pancreas tumour": (0.5, 0.08),
     "pancreas cyst": (0.15, 0.05),
@@ -41,21 +41,21 @@ FINDINGS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Variation:
-    """One case's draw. Vectors are (x, y, z), lengths in mm, unless said otherwise.
+    """The variation of one case. Vectors are (x, y, z), lengths in mm, unless stated otherwise.
 
     Attributes:
         spacing: Voxel size (z, y, x).
-        direction: How the voxel axes lie in the room, 3×3, columns x, y, z.
-        orientation: Axis letters under which the file is stored.
-        view_center: Where the middle of the field of view lies in the room.
+        direction: Directions of the voxel axes in the room, 3×3, columns x, y, z.
+        orientation: Axis letters of the stored file.
+        view_center: Centre of the field of view in the room.
         pose: Rotation of the patient in the room, 3×3.
-        size: Factors by which the patient is larger than the template.
+        size: Scale factors of the patient relative to the template.
         bend: Standard deviation of the smooth deformation.
         fat: Thickness of the subcutaneous fat at the side.
-        organ_spread: Standard deviation of an organ's own shift and, in percent, of its own size.
+        organ_spread: Standard deviation of each organ's shift and, in percent, of its size.
         phase: One of :data:`PHASES`.
         noise: Standard deviation of the noise in HU.
-        findings: Which of :data:`FINDINGS` the case has.
+        findings: Findings of the case, out of :data:`FINDINGS`.
     """
 
     spacing: tuple[float, float, float]
@@ -73,7 +73,7 @@ class Variation:
 
 
 def draw_variation(rng: np.random.Generator, profile: Profile, shape: tuple[int, int, int]) -> Variation:
-    """Draw a case of a profile for a grid of ``shape`` voxels (z, y, x)."""
+    """Draw the variation of a case for a grid of ``shape`` voxels (z, y, x)."""
     varied = profile == "varied"
     column = 1 if varied else 0
     size = rng.normal(1.0, 0.05 if varied else 0.03) * np.clip(rng.normal((1.0, 1.06, 1.0), 0.035), 0.92, 1.14)
@@ -99,14 +99,14 @@ def draw_variation(rng: np.random.Generator, profile: Profile, shape: tuple[int,
     )
 
 
-#: Half the width of the template's torso at the outside of its muscles, in mm.
+#: Half-width of the template's torso at the outer surface of its muscles, in mm.
 TORSO_HALF_WIDTH = 142.0
 
 _ORIENTATION_SHARES = ((0.7, 0.15, 0.15, 0.0, 0.0), (0.45, 0.2, 0.15, 0.1, 0.1))
 
 
 def _draw_direction(rng: np.random.Generator, varied: bool) -> np.ndarray:
-    """The room's axes, or for some cases axes up to ten degrees oblique to them."""
+    """The room's axes or, for some cases, axes oblique to them by up to ten degrees."""
     oblique = rng.random() < (0.15 if varied else 0.05)
     angles = rng.uniform(-1, 1, 3)
     return turned(*(angles * 10 / np.linalg.norm(angles))) if oblique else np.eye(3)

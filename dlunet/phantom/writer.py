@@ -1,4 +1,4 @@
-"""A whole synthetic dataset on disk, in FLARE22's folders and under its names."""
+"""Write a synthetic dataset to disk, with FLARE22's folders and file names."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dlunet.phantom.generator import Phantom, make_phantom
 from dlunet.phantom.variation import Profile
 from dlunet.volumes import write_image
 
-#: Raised whenever the same seed would give other voxels, so that two versions never share a folder.
+#: Incremented whenever the same seed gives other voxels, so that two versions never share a folder.
 GENERATOR_VERSION = 1
 
-#: The file in the dataset's folder that says how it was made.
+#: The file in the dataset's folder that records how it was made.
 RECORD_NAME = "phantom.json"
 
 
@@ -39,7 +39,7 @@ class _Split:
 
 
 _LABELLED_FOLDER = "Training/FLARE22_LabeledCase50"
-# A split's place in this tuple goes into its cases' seeds: add new ones at the end.
+# A split's index in this tuple is part of its cases' seeds: append new splits at the end.
 _SPLITS = (
     _Split(
         "labelled",
@@ -55,7 +55,7 @@ _SPLITS = (
 
 @dataclass(frozen=True)
 class _Case:
-    """One case to make. Paths are final ones; ``seed`` settles everything about the case but its shape."""
+    """One case to make. Paths are final; ``seed`` determines everything about the case but its shape."""
 
     seed: tuple[int, int, int]
     profile: Profile
@@ -64,7 +64,7 @@ class _Case:
 
     @property
     def finished(self) -> bool:
-        """Files appear whole or not at all, and the image last: where it is, its label is too."""
+        """Whether all files of the case exist. They are written atomically, the image last."""
         return self.image.exists() and (self.label is None or self.label.exists())
 
 
@@ -80,21 +80,21 @@ def write_phantoms(
 ) -> None:
     """Write a dataset of synthetic CTs in FLARE22's layout.
 
-    A case depends on the seed, its split and its number only, so that more cases can be asked for later; cases that
-    are there already are left as they are.
+    A case depends only on the seed, its split and its number, so that more cases can be added later; existing cases
+    are kept.
 
     Args:
-        root: The dataset's folder; made if missing.
-        labelled: Training cases with labels, of the narrower kind.
+        root: The dataset's folder; created if missing.
+        labelled: Training cases with labels, of the narrower profile.
         unlabelled: Training cases without labels.
         validation: Cases with labels under ``Tuning``.
         test: Cases with labels under ``Testing``.
-        seed: Settles every case, 0 or more.
+        seed: Determines every case, 0 or more.
         shape: Voxels of each CT (z, y, x).
-        workers: Processes to use, all cores by default; 0 or 1 works in this process.
+        workers: Processes; by default one per core; 0 or 1 runs in this process.
 
     Raises:
-        UserError: The folder holds a dataset made with other arguments, or it cannot be written.
+        UserError: The folder contains a dataset made with other arguments, or cannot be written.
 
     Example:
         >>> write_phantoms(Path("data/phantoms"), labelled=10, unlabelled=40)
@@ -121,7 +121,7 @@ def _check_arguments(counts: dict[str, int], seed: int, shape: tuple[int, int, i
 
 
 def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int, int]) -> None:
-    """Write how the dataset is made, or compare with what an earlier call wrote."""
+    """Write the record of how the dataset is made, after comparing it with an existing one."""
     path = root / RECORD_NAME
     settings = {"generator_version": GENERATOR_VERSION, "seed": seed, "shape": list(shape)}
     if path.exists():
@@ -172,7 +172,7 @@ def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | No
 
 @contextmanager
 def _one_thread_per_process() -> Iterator[None]:
-    """Worker processes fill the cores already; more threads in each would only get in each other's way."""
+    """Limit worker processes to one thread each: the processes already use all cores."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -203,7 +203,7 @@ def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:
 
 
 def _origin(phantom: Phantom) -> tuple[float, ...]:
-    """Centre of the first voxel (x, y, z) in mm, so that the middle of the scan lies at 0."""
+    """Centre of the first voxel (x, y, z) in mm, so that the scan is centred at 0."""
     last = np.array(phantom.image.shape[::-1]) - 1
     half = last * np.array(phantom.spacing[::-1]) / 2
     return tuple(float(v) for v in -np.array(phantom.direction).reshape(3, 3) @ half)
