@@ -1,4 +1,4 @@
-"""From files to prepared cases: fingerprint, plan, clipping, normalisation, resampling, the store on disk."""
+"""Prepare cases for a network: fingerprint, plan, clipping, normalisation, resampling, storage on disk."""
 
 from dlunet.preparation.doctor import Diagnosis, examine
 from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint

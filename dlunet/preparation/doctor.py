@@ -1,4 +1,4 @@
-"""A look at every case before any work is done on it: what there is, and what is wrong with it."""
+"""Check every case before preparation, and report its properties and problems."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Diagnosis:
     """What :func:`examine` found.
 
     Attributes:
-        labels: The organs.
+        labels: The classes.
         parts: For each part of the dataset, its usable cases by name.
         problems: A message for each file or case that cannot be used.
-        warnings: A message for each thing that can be used and is most likely not meant so.
+        warnings: A message for each usable case or class that looks wrong.
     """
 
     labels: LabelSet
@@ -44,11 +44,11 @@ class Diagnosis:
 
 
 def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
-    """Read every case once, with the checks that preparation makes.
+    """Read every case once, with the checks of the preparation.
 
     Args:
         dataset: The cases.
-        workers: Processes; by default one a core.
+        workers: Processes; by default one per core.
     """
     named = {
         "labelled": (*dataset.labelled, *dataset.validation),
@@ -115,7 +115,7 @@ def _labels_table(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> T
 
 
 def _ranges(rows: Sequence[Sequence[float]], number: str, joined: bool = False) -> str:
-    """For each column its smallest and largest value, or, ``joined``, those of all columns together."""
+    """Smallest and largest value of each column or, if ``joined``, of all columns together."""
     if not rows:
         return "-"
     columns = [np.ravel(rows)] if joined else np.transpose(rows)

@@ -1,4 +1,4 @@
-"""What the labelled cases look like: the statistics that the plan is made from."""
+"""The fingerprint: statistics of the labelled cases, from which the plan is made."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dlunet.files import write_text
 from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
 
-#: Foreground voxels taken from a case at most; more do not move the percentiles.
+#: Maximum number of foreground voxels sampled per case; more do not change the percentiles.
 VOXELS_A_CASE = 200_000
 
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What one case is like.
+    """Properties of one case.
 
     Attributes:
         shape: Voxels (z, y, x) in canonical orientation.
         spacing: Voxel size (z, y, x) in mm.
-        orientation: Three letters for the directions in which the file's x, y and z grow, such as ``LPS``.
+        orientation: Three letters for the directions in which the file's x, y and z increase, such as ``LPS``.
         hu_range: Smallest and largest HU.
-        voxels: For each label that the case shows, its voxels; none for an unlabelled case.
-        foreground: HU of voxels under labels, float32, at most :data:`VOXELS_A_CASE` of them.
-        digest: The same for CTs of the same voxels, whatever their names.
-        warnings: What is most likely not meant so of the CT's file, see :class:`dlunet.volumes.Volume`.
+        voxels: Number of voxels of each label that the case contains; None for an unlabelled case.
+        foreground: HU of labelled voxels, float32, at most :data:`VOXELS_A_CASE` of them.
+        digest: Hash of the CT's voxels, independent of its name.
+        warnings: What looks wrong in the CT's file, see :class:`dlunet.volumes.Volume`.
     """
 
     shape: tuple[int, int, int]
@@ -50,7 +50,7 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the labelled cases together are like: shapes and spacings (z, y, x) a case, and the foreground's HU."""
+    """Properties of all labelled cases: shape and spacing (z, y, x) per case, and statistics of the foreground's HU."""
 
     shapes: tuple[tuple[int, int, int], ...]
     spacings: tuple[tuple[float, float, float], ...]
@@ -58,7 +58,7 @@ class Fingerprint:
 
 
 def read_facts(case: Case, num_classes: int) -> CaseFacts:
-    """Read a case and tell what it is like.
+    """Read a case and determine its properties.
 
     Raises:
         UserError: It is not fit for training, see :func:`dlunet.datasets.read_case`.
@@ -67,7 +67,7 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
     z, y, x = image.array.shape
     values, voxels = np.empty(0, np.float32), None
     if label is not None:
-        # Slice by slice: the whole label map as the integers that are counted takes eight times its memory.
+        # Slice by slice: bincount converts labels to int64, which takes eight times their memory.
         counts = np.sum([np.bincount(axial.ravel(), minlength=num_classes) for axial in label.array], axis=0)
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
         values = image.array[label.array > 0]
@@ -83,13 +83,13 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     """The statistics of labelled cases (nnU-Net's fingerprint).
 
     Args:
-        cases: Cases with labels; one that is not fit for training is left out.
-        num_classes: Labels lie in 0 … num_classes − 1.
-        cache: A JSON file in which the result is kept for as long as the cases' files do not change.
-        workers: Processes; by default one a core.
+        cases: Cases with labels; one that is not fit for training is skipped.
+        num_classes: Labels are in 0 … num_classes − 1.
+        cache: A JSON file that caches the result until the cases' files change.
+        workers: Processes; by default one per core.
 
     Raises:
-        UserError: No case is fit, or none shows an organ.
+        UserError: No case is fit, or none contains a class.
     """
     kept = _read_cache(cache, cases)
     if kept is not None:
@@ -106,7 +106,7 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
             read[case.name], files[case.name] = outcome
     if not read:
         raise UserError(f"none of the {len(cases)} labelled cases can be read; the first error: {failures[0]}")
-    # In the cases' own order, whichever was read first: the mean of the same voxels is the same to the last digit.
+    # In the order of the cases, not of reading, so that the mean is reproducible to the last digit.
     facts_in_order = [read[case.name] for case in cases if case.name in read]
     values = np.concatenate([facts.foreground for facts in facts_in_order])
     if not values.size:
@@ -134,12 +134,12 @@ def _sources(case: Case) -> list[Path]:
 def _stamps(case: Case) -> stamps.Stamps:
     try:
         return stamps.stamp(_sources(case))
-    except OSError:  # a case that cannot be read is left out, with a message
+    except OSError:  # an unreadable case is skipped with a message
         return []
 
 
 def _read_cache(path: Path, cases: Sequence[Case]) -> Fingerprint | None:
-    """What was found in the same files before; where they only lie elsewhere or have another time, that is noted."""
+    """The cached fingerprint of the same files; if they only moved or changed their times, the cache is updated."""
     try:
         values = json.loads(path.read_text())
         followed = {case.name: stamps.follow(values["cases"].get(case.name), _sources(case)) for case in cases}
@@ -148,8 +148,8 @@ def _read_cache(path: Path, cases: Sequence[Case]) -> Fingerprint | None:
         shapes, spacings = (tuple(tuple(row) for row in values[key]) for key in ("shapes", "spacings"))
         found = Fingerprint(shapes, spacings, Intensity(**values["intensity"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # it is computed again
+        return None  # recomputed
     if followed != values["cases"]:
-        with suppress(UserError):  # in a folder that cannot be written the files are read again next time
+        with suppress(UserError):  # in a read-only folder, the files are read again next time
             write_text(path, json.dumps({**values, "cases": followed}, indent=2))
     return found

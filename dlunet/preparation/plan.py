@@ -1,4 +1,4 @@
-"""The plan: what a case is brought to before a network sees it. It travels with the weights."""
+"""The plan: spacing, patch size and intensities that cases are converted to. It is stored with the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Intensity:
         lower: Percentile 0.5, below which values are clipped.
         upper: Percentile 99.5, above which values are clipped.
         mean: Subtracted after clipping.
-        std: Divided by after that.
+        std: Divisor after that.
     """
 
     lower: float
@@ -26,11 +26,11 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Plan:
-    """How cases are prepared and cut.
+    """How cases are prepared and cropped.
 
     Attributes:
         spacing: Voxel size (z, y, x) in mm.
-        patch_size: Voxels (z, y, x) a network sees at once.
+        patch_size: Voxels (z, y, x) of a network's input.
         intensity: Clipping and normalisation.
     """
 
@@ -50,6 +50,6 @@ class Plan:
 
     @classmethod
     def of(cls, spacing: Sequence[float], patch_size: Sequence[int], intensity: Intensity) -> Plan:
-        """A plan from any sequences of three."""
+        """A plan from any sequences of three values."""
         (z, y, x), (pz, py, px) = map(float, spacing), map(int, patch_size)
         return cls((z, y, x), (pz, py, px), intensity)

@@ -1,4 +1,4 @@
-"""A plan from a fingerprint, by the rules that nnU-Net v2 publishes for its ``3d_fullres`` configuration.
+"""Make a plan from a fingerprint by the published rules of nnU-Net v2 for its ``3d_fullres`` configuration.
 
 Source: Isensee et al., nnU-Net, Nature Methods 2021, supplementary note 2, with the constants of nnU-Net v2's planner.
 """
@@ -14,14 +14,14 @@ import numpy as np
 from dlunet.preparation.fingerprint import Fingerprint
 from dlunet.preparation.resampling import ANISOTROPY_THRESHOLD, target_shape
 
-#: The edge of a cube of as many voxels as the first guess of a patch.
+#: The edge of a cube with as many voxels as the first guess of a patch.
 FIRST_EDGE = 256
 #: No axis is halved below this many voxels.
 SMALLEST_EDGE = 4
-#: Features of the first stage; they double from stage to stage up to the last.
+#: Features of the first stage, doubled from stage to stage, and their maximum.
 FIRST_FEATURES, MOST_FEATURES = 32, 320
 CONVOLUTIONS_A_STAGE = 2
-#: So many values in the feature maps of one patch fill so much GPU memory, where a step has two patches.
+#: Number of values in the feature maps of one patch that fill this much GPU memory with two patches per step.
 REFERENCE_VALUES, REFERENCE_GB = 560e6, 8
 
 Shape = tuple[int, int, int]
@@ -33,7 +33,7 @@ class Topology:
 
     Attributes:
         patch_size: Voxels (z, y, x).
-        strides: (z, y, x) of each step down, one fewer than there are stages.
+        strides: (z, y, x) of each downsampling, one fewer than there are stages.
         kernel_sizes: (z, y, x) of each stage.
         features: Of each stage.
     """
@@ -45,10 +45,10 @@ class Topology:
 
 
 def plan_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
-    """The voxel size (z, y, x) in mm that cases are brought to: the median.
+    """The voxel size (z, y, x) in mm that cases are resampled to: the median.
 
-    Along an axis that is much coarser, and has many fewer voxels, than the others, the tenth percentile is taken: cases
-    with thinner slices would lose too much.
+    Along an axis that is much coarser and has far fewer voxels than the others, the tenth percentile is used, because
+    cases with thinner slices would lose too much detail.
     """
     target = np.median(fingerprint.spacings, axis=0)
     size = np.median(fingerprint.shapes, axis=0)
@@ -65,16 +65,17 @@ def plan_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
 def plan_topology(
     fingerprint: Fingerprint, spacing: Sequence[float], num_classes: int, memory_gb: float, patch: Shape | None = None
 ) -> Topology:
-    """The largest patch whose network trains in a memory budget, and that network.
+    """The largest patch whose network can be trained within a memory budget, and that network.
 
-    The budget is nnU-Net's, for its own network and two patches a step; two light networks with a patch each need less.
+    The budget is nnU-Net's, for its own network and two patches per step; two light networks with one patch each need
+    less.
 
     Args:
         fingerprint: Of the labelled cases.
         spacing: The target voxel size (z, y, x) in mm.
         num_classes: Network outputs.
         memory_gb: GPU memory in GB.
-        patch: A patch (z, y, x) that is to be kept, whatever the budget.
+        patch: A fixed patch (z, y, x), used regardless of the budget.
     """
     if patch is not None:
         return topology(spacing, patch)
@@ -85,15 +86,15 @@ def plan_topology(
     while feature_values(found, num_classes) > REFERENCE_VALUES / REFERENCE_GB * memory_gb:
         smaller = _reduced(found, spacing, median)
         if min(smaller.patch_size) < 1:
-            break  # nothing fits the budget: the smallest there is
+            break  # nothing fits the budget: use the smallest patch
         found = smaller
     return found
 
 
 def topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
-    """Halve axes for as long as they are long enough, the finest first, and round the patch up to what can be halved.
+    """Halve axes while they are long enough, the finest first, and round the patch up to a size that can be halved.
 
-    A kernel is 1 along an axis until voxels there are less than twice as large as along the finest one.
+    A kernel has size 1 along an axis until voxels there are less than twice as large as along the finest axis.
     """
     mm, size = list(map(float, spacing)), list(map(float, patch))
     kernel, halvings = [1, 1, 1], [0, 0, 0]
@@ -118,20 +119,20 @@ def topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
 
 
 def feature_values(planned: Topology, num_classes: int) -> int:
-    """The values in all feature maps of nnU-Net's network for one patch: its measure of memory."""
+    """The number of values in all feature maps of nnU-Net's network for one patch, its measure of memory."""
     sizes = [planned.patch_size]
     for stride in planned.strides:
         z, y, x = (n // step for n, step in zip(sizes[-1], stride, strict=True))
         sizes.append((z, y, x))
     voxels = [math.prod(size) for size in sizes]
     encoder = sum(CONVOLUTIONS_A_STAGE * f * n for f, n in zip(planned.features, voxels, strict=True))
-    # A decoder stage: its convolutions, and the transposed convolution before them; at last, the class head.
+    # A decoder stage: its convolutions and the transposed convolution before them; finally, the class head.
     decoder = sum((CONVOLUTIONS_A_STAGE + 1) * f * n for f, n in zip(planned.features[:-1], voxels[:-1], strict=True))
     return encoder + decoder + num_classes * voxels[0]
 
 
 def _reduced(found: Topology, spacing: Sequence[float], median: np.ndarray) -> Topology:
-    """A smaller patch: along the axis that covers most of a case, by the least that can still be halved as often."""
+    """A patch reduced along the axis that covers most of a case, by the smallest step that can be halved as often."""
     patch = list(found.patch_size)
     axis = max(range(3), key=lambda k: (patch[k] / median[k], k))
     step = math.prod(stride[axis] for stride in found.strides)

@@ -1,4 +1,4 @@
-"""From a dataset's files to prepared cases on disk: clip, normalise, resample."""
+"""Prepare the cases of a dataset and store them on disk: clip, normalise, resample."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from dlunet.volumes import times
 
 logger = logging.getLogger(__name__)
 
-#: A prepared case of more voxels than this is a mistake in a voxel size: the largest real ones have a tenth.
+#: A prepared case with more voxels than this has a wrong voxel size: the largest real cases have a tenth.
 MOST_VOXELS = 2**31
 
-#: Where things lie in a folder of prepared cases.
+#: Names in a folder of prepared cases.
 LABELLED, UNLABELLED, PSEUDO_LABELS, FINGERPRINT = "labelled", "unlabelled", "pseudo_labels", "fingerprint.json"
 
-#: Changes when cases prepared by an older version must be prepared again.
+#: Incremented when cases prepared by an older version must be prepared again.
 STORE_VERSION = 3
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """The training part of a dataset, prepared."""
+    """The prepared training and validation cases of a dataset."""
 
     labels: LabelSet
     plan: Plan
@@ -62,22 +62,22 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Prepare the training and validation cases; those that are up to date are kept.
 
-    A case that cannot be prepared is reported and left out.
+    A case that cannot be prepared is reported and skipped.
 
     Args:
         dataset: The cases.
-        folder: Where the prepared cases go.
+        folder: Destination of the prepared cases.
         spacing: Target voxel size (z, y, x) in mm.
         patch_size: (z, y, x), recorded in the plan.
-        workers: Processes; by default one a core.
-        strict: Raise an error, with every problem and warning, where there are some; the cases are prepared first.
-        found: The labelled cases' fingerprint; by default it is taken, and kept in ``folder``.
-        shared: Keeps other runs from replacing the cases for as long as it is open; by default, until this returns.
+        workers: Processes; by default one per core.
+        strict: Raise an error with all problems and warnings, if there are any; the cases are prepared first.
+        found: The labelled cases' fingerprint; by default it is computed and cached in ``folder``.
+        shared: Keeps other runs from replacing the cases while it is open; by default, until this function returns.
 
     Raises:
-        WriteError: The disk is full or cannot be written; what is finished is kept.
-        UserError: No labelled case can be used; or ``strict`` and some case cannot; or cases that another run is
-            reading would have to be replaced.
+        WriteError: The disk is full or cannot be written; finished cases are kept.
+        UserError: No labelled case can be used; or, with ``strict``, there is a problem or warning; or cases that
+            another run is reading would have to be replaced.
     """
     if strict and dataset.problems:
         raise UserError(_all_problems(dataset.problems))
@@ -135,12 +135,12 @@ def prepare_image(image: np.ndarray, spacing: Sequence[float], plan: Plan) -> np
 
 @dataclass(frozen=True)
 class _Preparation:
-    """How cases are prepared, and where.
+    """How cases are prepared, and where they are stored.
 
     Attributes:
         folder: The folder of prepared cases.
-        plan: What they are brought to.
-        num_classes: Their labels lie in 0 … num_classes − 1.
+        plan: Their spacing and intensities.
+        num_classes: Their labels are in 0 … num_classes − 1.
     """
 
     folder: Path
@@ -148,13 +148,13 @@ class _Preparation:
     num_classes: int
 
     def place(self, case: Case) -> Path:
-        """Where a case goes. Folds share the labelled ones, whichever of them validate."""
+        """The folder of a case. Folds share the labelled cases, whether they train or validate."""
         return self.folder / (UNLABELLED if case.label is None else LABELLED) / case.name
 
     def index_place(self, case: Case) -> Path | None:
-        """Where the index of a case's pseudo-labels goes, if it has some.
+        """The folder of the index of a case's pseudo-labels, if it has any.
 
-        Pseudo-labels of different folders have indexes of their own: several students may train at a time.
+        Pseudo-labels from different folders have separate indexes: several students may train at the same time.
         """
         if case.label is not None or case.pseudo_label is None:
             return None
@@ -166,23 +166,23 @@ class _Preparation:
         return PreparedCase.open(self.place(case), self.index_place(case))
 
     def case_is_up_to_date(self, case: Case) -> bool:
-        """Whether the case itself need not be prepared."""
+        """Whether the case itself is up to date, regardless of its index."""
         return is_up_to_date(self.place(case), self._settings, _sources(case))
 
     def index_is_up_to_date(self, case: Case) -> bool:
-        """Whether the index of its pseudo-labels need not be made, or there are none."""
+        """Whether the index of its pseudo-labels is up to date, or there are none."""
         place = self.index_place(case)
         return place is None or is_up_to_date(place, self._index_settings, _index_sources(case))
 
     def replaces(self, case: Case) -> bool:
-        """Whether something that is out of date, and that another run may be reading, makes way."""
+        """Whether preparing the case replaces something outdated that another run may be reading."""
         place = self.index_place(case)
         return (self.place(case).exists() and not self.case_is_up_to_date(case)) or (
             place is not None and place.exists() and not self.index_is_up_to_date(case)
         )
 
     def prepare(self, case: Case) -> None:
-        """Prepare a case, the index of its pseudo-labels, or both, whatever is out of date."""
+        """Prepare a case if it is out of date, and the index of its pseudo-labels if it has any."""
         image, label = read_case(case, self.num_classes)
         shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
         _check_size(case, image.spacing, shape, self.plan)
@@ -200,14 +200,14 @@ class _Preparation:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What a prepared case depends on, besides its files; the patch it does not."""
+        """What a prepared case depends on besides its files; the patch size does not matter."""
         plan = self.plan.to_dict()
         del plan["patch_size"]
         return {"version": STORE_VERSION, "plan": plan}
 
     @property
     def _index_settings(self) -> dict[str, Any]:
-        """What the index of pseudo-labels depends on, besides their file: values do not matter there."""
+        """What the index of pseudo-labels depends on besides its files; intensities do not matter."""
         return {"version": STORE_VERSION, "spacing": list(self.plan.spacing)}
 
 
@@ -217,7 +217,7 @@ def _sources(case: Case) -> list[Path]:
 
 
 def _index_sources(case: Case) -> list[Path]:
-    """The files that the index of its pseudo-labels is made from."""
+    """The files that the index of a case's pseudo-labels is made from."""
     return [path for path in (case.image, case.pseudo_label) if path is not None]
 
 
@@ -233,7 +233,7 @@ def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan
 def _prepare_all(
     cases: Sequence[Case], preparation: _Preparation, shared: SharedFolder, workers: int | None
 ) -> dict[Case, str]:
-    """Prepare what is out of date, and return what was wrong with the cases that failed."""
+    """Prepare outdated cases, and return an error message for each case that failed."""
     todo = [
         case for case in cases if not (preparation.case_is_up_to_date(case) and preparation.index_is_up_to_date(case))
     ]

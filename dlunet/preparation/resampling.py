@@ -1,7 +1,7 @@
-"""Resampling as nnU-Net does it, written as one matrix product an axis.
+"""Resample volumes and labels as nnU-Net does, with one matrix product per axis.
 
 Spline interpolation onto a regular grid is linear and separable: along one axis, the resampled values are a fixed
-matrix times the given ones. That matrix is the resampling of an identity matrix.
+matrix times the original ones. That matrix is the resampled identity matrix.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from scipy import ndimage
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-#: An axis is resampled on its own, without interpolation, where it is this many times coarser than the finest.
+#: An axis is resampled separately, without interpolation, if it is more than this many times coarser than the finest.
 ANISOTROPY_THRESHOLD = 3.0
 
-#: Parts of a voxel that differ by less are equal: products of interpolation weights are not exact.
+#: Fractions of a voxel that differ by less are equal: products of interpolation weights are not exact.
 ROUNDING = 1e-6
 
-#: Slices that are taken together.
+#: Slices processed at a time.
 SLAB = 16
 
 #: Weights below this change no value in float32.
@@ -36,7 +36,7 @@ def target_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequenc
 
 
 def separate_axis(spacing: Sequence[float], target: Sequence[float]) -> int | None:
-    """The axis that nnU-Net resamples on its own, if the volume or the target is anisotropic."""
+    """The axis that nnU-Net resamples separately, if the volume or the target is anisotropic."""
     for mm in (spacing, target):
         if max(mm) / min(mm) > ANISOTROPY_THRESHOLD:
             coarsest = [axis for axis in range(3) if mm[axis] == max(mm)]
@@ -57,12 +57,12 @@ def resample(
         volume: (C, z, y, x), a NumPy array or a tensor.
         shape: The new (z, y, x).
         order: Order of the spline: 3 for images, 1 for logits.
-        nearest_axis: An axis (0 to 2) along which the nearest voxel is taken instead.
-        before: What makes float32 of the voxels, a few slices at a time: a copy of a large CT is never made.
+        nearest_axis: An axis (0 to 2) that is resampled by nearest neighbour instead.
+        before: Converts voxels to float32, a few slices at a time, so that a large CT is never copied.
 
     Returns:
-        (C, *shape), float32, of the same kind as ``volume``. A spline overshoots at edges: no value leaves the range
-        of its channel, or, where an axis is apart, of the slice across it that the value comes from.
+        (C, *shape), float32, of the same type as ``volume``. Since splines overshoot at edges, values are clamped to
+        the range of their channel or, with ``nearest_axis``, of the slice across it that they come from.
     """
     before = before or _as_float
     along_z, *in_plane = (
@@ -96,17 +96,16 @@ def _as_float(voxels: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def resample_labels(labels: np.ndarray, shape: Sequence[int], nearest_axis: int | None = None) -> np.ndarray:
-    """Resample labels class by class: each mask linearly, and every voxel to the class with most of it.
+    """Resample labels class by class: each mask linearly; every voxel gets the class with the largest fraction.
 
-    Where classes share a voxel equally, as in the middle between two voxels, it gets the nearest voxel's class if that
-    is one of them, else the lowest id. This is nnU-Net's rule from batchgenerators 0.25.5 on. Before, every mask was
-    taken where it is at least a half, in ascending order of ids, which differs at such ties, and where three classes
-    meet and none has a half.
+    At a tie, as halfway between two voxels, a voxel gets the nearest voxel's class if that is among them, else the
+    lowest id. This is nnU-Net's rule since batchgenerators 0.25.5. Earlier versions thresholded every mask at 0.5, in
+    ascending order of ids, which differs at such ties, and where three classes meet and none reaches 0.5.
 
     Args:
         labels: (z, y, x), uint8.
         shape: The new (z, y, x).
-        nearest_axis: An axis along which the nearest voxel is taken instead.
+        nearest_axis: An axis that is resampled by nearest neighbour instead.
 
     Returns:
         (z, y, x), uint8, of the new shape.
@@ -122,7 +121,7 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], nearest_axis: int 
     for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        # Beyond the voxels that its own box reaches, a mask is 0.
+        # A mask is 0 beyond the voxels that its bounding box contributes to.
         reached = tuple(_reached(matrix, side) for matrix, side in zip(matrices, box, strict=True))
         parts = [matrix[rows, side] for matrix, rows, side in zip(matrices, reached, box, strict=True)]
         part = apply_matrices(torch.from_numpy((labels[box] == value)[None]).float(), parts)[0].numpy()
@@ -138,13 +137,13 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], nearest_axis: int 
 
 
 def nearest_voxels(old: int, new: int) -> torch.Tensor:
-    """For each voxel of the resampled axis the nearest one of the given axis."""
+    """For each voxel of the resampled axis, the nearest one of the original axis."""
     positions = ndimage.zoom(np.arange(old, dtype=float), new / old, order=0, mode="nearest", grid_mode=True)
     return torch.from_numpy(positions.astype(np.int64))
 
 
 def _reached(matrix: torch.Tensor, columns: slice) -> slice:
-    """The rows of a matrix that some columns have a part in."""
+    """The range of rows of a matrix in which the given columns are not 0."""
     rows = torch.nonzero(matrix[:, columns].any(1))
     return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0)
 
@@ -155,13 +154,13 @@ def resampling_matrix(old: int, new: int, order: int) -> torch.Tensor:
     if old == new:
         return torch.eye(old, dtype=torch.float64)
     matrix = ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True)
-    # A spline reaches on for ever; in float32 the last weights are denormal, which makes products 20 times slower.
+    # A spline has infinite support; in float32 its last weights are denormal, which makes products 20 times slower.
     matrix[np.abs(matrix) < NEGLIGIBLE_WEIGHT] = 0
     return torch.from_numpy(matrix)
 
 
 def apply_matrices(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Multiply the last three axes of ``volume`` (C, z, y, x) by a matrix each, in the volume's precision."""
+    """Multiply the last three axes of ``volume`` (C, z, y, x) by one matrix each, in the volume's precision."""
     return _along_z(_along_last_axes(volume, matrices[1:]), matrices[0])
 
 

@@ -1,4 +1,4 @@
-"""One folder of prepared cases, several runs at the same time.
+"""Share a folder of prepared cases between simultaneous runs.
 
 Runs that need the same cases share them: the first prepares them, while the others wait. A case that others may be
 reading is never replaced.
@@ -16,7 +16,7 @@ from dlunet.locks import FileLock
 
 logger = logging.getLogger(__name__)
 
-#: The lock files: held alone by the run that prepares, and together by all that read.
+#: Lock files: exclusive for the run that prepares, and shared by all runs that read.
 PREPARING, READING = ".preparing", ".reading"
 
 
@@ -26,7 +26,7 @@ class SharedFolder:
     From :meth:`preparing` on, until :meth:`close`, no other run replaces a case in it.
 
     Args:
-        folder: The folder; made if missing.
+        folder: The folder; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class SharedFolder:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """While the block runs, no other run prepares cases here; afterwards this one reads them."""
+        """During the block, no other run prepares cases here; afterwards, this run holds the reading lock."""
         own = FileLock(self.folder / PREPARING)
         try:
             if not own.take():
@@ -51,10 +51,10 @@ class SharedFolder:
             own.release()
 
     def replace(self, number: int) -> None:
-        """Make sure that no other run reads the cases, before some are replaced.
+        """Ensure that no other run reads the cases before some are replaced.
 
         Args:
-            number: How many cases have to be replaced, for the message.
+            number: Number of cases to be replaced, for the message.
 
         Raises:
             UserError: Another run reads them.
@@ -68,7 +68,7 @@ class SharedFolder:
             )
 
     def close(self) -> None:
-        """Stop reading."""
+        """Release the reading lock."""
         if self._reading is not None:
             self._reading.release()
             self._reading = None

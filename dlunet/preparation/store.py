@@ -1,17 +1,17 @@
-"""The prepared case on disk: memory-mapped arrays, so that a patch is read without reading the case.
+"""Prepared cases on disk: memory-mapped arrays, so that a patch is read without reading the complete case.
 
-A folder per case, which appears whole or not at all::
+One folder per case, written atomically::
 
     image.npy    (1, z, y, x) int16, in quantisation   label.npy    (z, y, x) uint8, if the case has labels
                  steps, see case.json
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
 
-The index of an unlabelled case's pseudo-labels, which say where to crop, lies in a folder of its own that holds
-index.npy and case.json: other pseudo-labels leave the case as it is. The pseudo-labels themselves are not stored, so
+The index of an unlabelled case's pseudo-labels, which determines where to crop, is in a separate folder with index.npy
+and case.json, so that other pseudo-labels leave the case unchanged. The pseudo-labels themselves are not stored, so
 that they can never become a target.
 
-Plain .npy because a patch comes from it 16 times faster than from blosc2's b2nd and 27 times faster than from zarr, for
-four times the space (``benchmarks/patch_store.py``).
+Arrays are plain .npy because reading a patch is 16 times faster than from blosc2's b2nd and 27 times faster than from
+zarr, at four times the space (``benchmarks/patch_store.py``).
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from dlunet.files import whole, write_text
 #: The files of a case.
 IMAGE, LABEL, INDEX, CASE = "image.npy", "label.npy", "index.npy", "case.json"
 
-#: What a case's values say of its image.
+#: Key of the image's quantisation step in case.json.
 STEP = "quantisation_step"
 
-#: Voxels of a class that are remembered at most; a crop centre is drawn from these.
+#: Maximum number of voxels stored per class; crop centres are drawn from these.
 VOXELS_A_CLASS = 10_000
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case as :func:`save_prepared` wrote it; the arrays are opened on demand and never read whole.
+    """A case written by :func:`save_prepared`; the arrays are opened on demand and never read completely.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its folder.
         shape: (z, y, x) of the prepared volume.
-        ranges: For each class that the case shows, its rows in the index.
+        ranges: For each class that the case contains, its rows in the index.
         quantisation_step: Normalised values are those of :attr:`image` times this.
-        index_folder: Where the index lies: with the case, or with its pseudo-labels.
-        warnings: What is most likely not meant so of its CT.
+        index_folder: Folder of the index: that of the case or of its pseudo-labels.
+        warnings: What looks wrong in its CT.
         labelled: Whether it has labels.
     """
 
@@ -69,18 +69,18 @@ class PreparedCase:
         """Open a prepared case.
 
         Args:
-            folder: Where it lies.
-            index_folder: Where the index of its pseudo-labels lies, for a case without labels.
+            folder: Its folder.
+            index_folder: Folder of the index of its pseudo-labels, for a case without labels.
 
         Raises:
-            UserError: A folder is not what it should be.
+            UserError: A folder is not a valid prepared case.
         """
         index_folder = index_folder or folder
         at = folder
         try:
             values = json.loads((folder / CASE).read_text())
             z, y, x = values["shape"]
-            step = float(values[STEP] if STEP in values else values["unit"])  # as version 0.1 called it
+            step = float(values[STEP] if STEP in values else values["unit"])  # its name in version 0.1
             labelled, warnings = bool(values["labelled"]), tuple(values["warnings"])
             at = index_folder
             ranges = json.loads((at / CASE).read_text())["ranges"]
@@ -101,7 +101,7 @@ class PreparedCase:
 
     @cached_property
     def label(self) -> np.ndarray | None:
-        """(z, y, x) uint8, memory-mapped; none for an unlabelled case."""
+        """(z, y, x) uint8, memory-mapped; None for an unlabelled case."""
         return _mapped(self.folder / LABEL, self.shape, np.uint8) if self.labelled else None
 
     def class_voxels(self, label: int) -> np.ndarray:
@@ -113,7 +113,7 @@ class PreparedCase:
         """Open every array.
 
         Raises:
-            UserError: One is missing, cut off, or not of this case's shape.
+            UserError: One is missing, truncated, or not of this case's shape.
         """
         _ = self.image, self.label, self._index
 
@@ -125,7 +125,7 @@ class PreparedCase:
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="c")  # a private map, though nothing is written: some disks have no others
+        array = np.load(path, mmap_mode="c")  # a private map, though nothing is written: some disks support no other
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and rerun the command") from None
     if array.shape != shape or array.dtype != dtype:
@@ -146,11 +146,11 @@ def save_prepared(
     """Write a prepared case.
 
     Args:
-        folder: Where; replaced if it exists.
+        folder: Destination; replaced if it exists.
         image: (z, y, x), normalised.
-        label: (z, y, x), uint8, or none.
+        label: (z, y, x), uint8, or None.
         made_from: What the case was made from, see :func:`is_up_to_date`.
-        warnings: What is most likely not meant so of its CT.
+        warnings: What looks wrong in its CT.
 
     Raises:
         WriteError: The folder cannot be written.
@@ -166,7 +166,7 @@ def save_prepared(
 
 
 def save_index(folder: Path, label: np.ndarray, made_from: dict[str, Any]) -> None:
-    """Write where the classes of a label map (z, y, x) lie, and nothing else of it; see :func:`save_prepared`."""
+    """Write only the class index of a label map (z, y, x); see :func:`save_prepared`."""
     index, ranges = _class_index(label)
     _save(folder, {INDEX: index}, {"ranges": ranges, "made_from": made_from})
 
@@ -181,9 +181,9 @@ def _save(folder: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -
 
 
 def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path]) -> bool:
-    """Whether a finished case or index stands in ``folder`` that was made with these settings from these files.
+    """Whether ``folder`` contains a finished case or index made with these settings from these files.
 
-    Where the files are the same and only lie elsewhere or have another time, that is noted in the folder.
+    If the files are the same and only moved or changed their times, the record in the folder is updated.
     """
     try:
         values = json.loads((folder / CASE).read_text())
@@ -197,7 +197,7 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
             _mapped(folder / INDEX, (rows, 3), np.int16)
         files = stamps.follow(made_from["files"], sources)
         if files is not None and files != made_from["files"]:
-            with suppress(UserError):  # in a folder that cannot be written the files are read again next time
+            with suppress(UserError):  # in a read-only folder, the files are read again next time
                 write_text(folder / CASE, json.dumps({**values, "made_from": {**made_from, "files": files}}))
         return files is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
@@ -205,16 +205,16 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
 
 
 def _quantisation_step(image: np.ndarray) -> float:
-    """The smallest power of two in which int16 holds an image: finer than float16 for all but the smallest values.
+    """The smallest power of two with which an image fits int16: finer than float16 for all but the smallest values.
 
-    Zero stays zero, so that what is padded with 0 needs no care, and a power of two adds no rounding of its own.
+    Zero stays zero, so that padding with 0 needs no special care, and a power of two adds no rounding of its own.
     """
     highest = float(np.abs(image).max(initial=0)) or 1.0
     return float(2.0 ** math.ceil(math.log2(highest / np.iinfo(np.int16).max)))
 
 
 def _class_index(label: np.ndarray | None) -> tuple[np.ndarray, dict[int, tuple[int, int]]]:
-    """Voxels of each class, drawn with a fixed seed where there are too many, and the rows of each class."""
+    """Voxels of each class, sampled with a fixed seed if there are too many, and the rows of each class."""
     rows: list[np.ndarray] = [np.empty((0, 3), np.int16)]
     ranges: dict[int, tuple[int, int]] = {}
     start = 0
