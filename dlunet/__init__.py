@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# Before PyTorch is imported: its threads shall sleep while they wait. By default they spin, and where another process
-# needs a core, a training step on two cores takes several times as long.
+# Must be set before PyTorch is imported: idle threads sleep instead of spinning. Spinning threads make a training step
+# on two cores several times slower when another process needs a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

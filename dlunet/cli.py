@@ -1,6 +1,6 @@
-"""The command line: ``dlunet VERB …``, and what ``train.py`` and ``predict.py`` call.
+"""The command line: ``dlunet COMMAND …`` and the entry points of ``train.py`` and ``predict.py``.
 
-Every verb takes Hydra overrides. Its config lies in ``conf/``, which the wheel carries.
+Every command accepts Hydra overrides. Its config is in ``conf/``, which is included in the wheel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dlunet.plugins import load_plugins, take_folder
 from dlunet.settings import check_config
 from dlunet.signals import Stopped, signals_raise
 
-#: What the disk says when a result cannot be written.
+#: Error numbers of the file system when a result cannot be written.
 OUT_OF_PLACE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -41,12 +41,12 @@ OUT_OF_PLACE = (
     errno.ENAMETOOLONG,
 )
 
-#: With this in the environment an error of Hydra's comes with its traceback.
+#: Environment variable that makes Hydra errors print a traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
-    """``dlunet VERB [OVERRIDES…]``."""
+    """Entry point of ``dlunet COMMAND [OVERRIDES…]``."""
     _print_whatever_comes()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def run_verb(verb: str, arguments: list[str] | None = None) -> None:
-    """Run one verb with Hydra overrides; by default those of the command line."""
+    """Run one command with Hydra overrides, by default those of the command line."""
     _print_whatever_comes()
     _find_a_home()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -74,7 +74,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     register_resolvers()
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
-    os.environ[FULL_ERROR] = "1"  # Hydra hands its errors on, and does not print them in its own words
+    os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them itself
     try:
         with signals_raise():
             task()
@@ -191,7 +191,7 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
 
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
-    """The organs to score: those that the user names, else those of the checkpoint that predicted, if one did."""
+    """The classes to score: those the user names, else those of the checkpoint that made the predictions, if known."""
     from dlunet.inference import OutputFolder
 
     if config.labels is None:
@@ -207,9 +207,9 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
     def guarded(config: DictConfig) -> None:
         logging.captureWarnings(True)
-        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its own caches
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports on its own caches
         try:
-            check_config(config)  # a pipeline does so too, but only after imports that take seconds
+            check_config(config)  # a pipeline checks too, but only after imports that take seconds
             task(config)
         except UserError as error:
             _fail(str(error))
@@ -222,20 +222,20 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
 
 def _in_short(error: Exception) -> str:
-    """Hydra's message without the parts that do not help users."""
+    """Hydra's message without the parts that are of no use to users."""
     lines = str(error).partition("Config search path")[0].splitlines()
     return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
 def _print_whatever_comes() -> None:
-    """A character that the terminal or the output file cannot show must not end a command."""
+    """Replace characters that the terminal or output file cannot encode, instead of failing on them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream.encoding.lower() == "utf-8" else "replace")
 
 
 def _find_a_home() -> None:
-    """A container's user may have no home folder; libraries that look for one get a temporary folder."""
+    """Provide a temporary home folder where the user has none, as in a container: some libraries require one."""
     try:
         if os.access(Path.home(), os.W_OK | os.X_OK):
             return

@@ -1,4 +1,4 @@
-"""The composed config: where ``conf/`` lies, what it asks of the program, and composing it from Python."""
+"""Composing configs: the location of ``conf/``, its custom resolvers, and composition from Python."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from dlunet.overrides import quote_literals
 from dlunet.plugins import load_plugins, search_path, take_folder
 
 PACKAGE = Path(__file__).parent
-#: In the wheel the configs lie inside the package, in a checkout beside it.
+#: The configs are inside the package in a wheel, and beside it in a checkout.
 CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
-#: Where Weights & Biases' own users say whether it is online, offline or disabled.
+#: Weights & Biases' own variable: online, offline or disabled.
 WANDB_MODE = "WANDB_MODE"
 
-#: Overrides that say how and where a run takes place, not what it tries.
+#: Overrides that determine how and where a run is executed, not what is trained.
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
 
-#: What an experiment consists of, in the order in which its name tells it.
+#: The parts of an experiment, in the order in which they appear in its name.
 PARTS = ("method", "network", "loss")
 
-#: What some experiments consist of besides; a name tells it where the command line chooses it.
+#: Optional parts of an experiment; they appear in its name only if chosen on the command line.
 FURTHER_PARTS = ("pseudo_loss", "network@other_network")
 
 
 def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None = None) -> DictConfig:
-    """The config of a command, as the command line would compose it.
+    """The config of a command, composed as on the command line.
 
     Args:
-        verb: Such as ``train`` or ``predict``.
-        settings: As on the command line, ``["experiment=ssl_light", "scale=tiny"]``.
-        plugins: A folder with configs and Python files of one's own, see ``docs/extending.md``.
+        verb: The command, such as ``train`` or ``predict``.
+        settings: Overrides as on the command line, such as ``["experiment=ssl_light", "scale=tiny"]``.
+        plugins: A folder with your own configs and Python files, see ``docs/extending.md``.
 
     Raises:
-        UserError: The folder of plug-ins cannot be used.
+        UserError: The plug-in folder cannot be used.
         hydra.errors.CompactHydraException: A setting does not exist.
     """
     _, folder = take_folder([] if plugins is None else [f"--config-dir={plugins}"])
@@ -60,16 +60,16 @@ def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None 
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
-    """A config that was composed with Hydra's node, named by its own choices, without that node."""
+    """The config without Hydra's node, with its name resolved from the choices recorded in that node."""
     OmegaConf.set_struct(config, False)
     if "name" in config:
-        config.name = config.name  # while the node still tells the choices
+        config.name = config.name  # resolved while the node still records the choices
     del config["hydra"]
     return config
 
 
 def register_resolvers() -> None:
-    """The values that configs ask of the program."""
+    """Register the OmegaConf resolvers used by the configs."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
@@ -78,20 +78,20 @@ def register_resolvers() -> None:
 
 
 def _readable_name(overrides: Sequence[str]) -> str:
-    """A folder name from what a run of a sweep sets, such as ``ssl_light_seed1``; how and where it runs is left out."""
+    """A folder name from a sweep run's overrides, such as ``ssl_light_seed1``, without :data:`RUN_SETTINGS`."""
     told = [word for word in overrides if not word.lstrip("+").startswith(RUN_SETTINGS)]
-    # Characters that would have to be quoted on a command line are kept out.
+    # Avoid characters that would need quoting on a command line.
     return "_".join(word.removeprefix("experiment=").replace("=", "").replace(",", "-") for word in told)
 
 
 def _run_folder(single: str) -> str:
-    """Where a run goes: its own place in a sweep, else ``single``."""
+    """The output folder of a run: Hydra's folder for the job in a sweep, else ``single``."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
     return HydraConfig.get().runtime.output_dir if in_sweep else single
 
 
 def _run_name(experiment: str, *, _root_: DictConfig) -> str:
-    """The experiment's name; the choices' own, where the command line chooses another part of an experiment."""
+    """The experiment's name, or the names of its parts where the command line replaces one of them."""
     if "hydra" in _root_:
         composed = _root_.hydra
     elif HydraConfig.initialized():
@@ -106,24 +106,24 @@ def _run_name(experiment: str, *, _root_: DictConfig) -> str:
 
 
 def _folder_stem(root: str) -> str:
-    """The name of a folder, such as ``Dataset042_Spleen``, fit to be a part of another folder's name."""
+    """The name of a folder, such as ``Dataset042_Spleen``, made safe for use in another folder's name."""
     return re.sub(r"[^\w.-]+", "-", Path(root).resolve().name)
 
 
 def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
-    """Choose the scale by what the machine has, where the user did not."""
+    """Choose the scale to suit the machine where the user did not."""
     if verb not in ("train", "prepare", "doctor", "self_train") or any(
         argument.startswith("scale=") for argument in arguments
     ):
         return arguments
     scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
-    # Hydra wants all overrides in one row: flags may stand before or after them.
+    # Hydra requires the overrides to be contiguous; flags may come before or after them.
     first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
     return [*arguments[:first], scale, *arguments[first:]]
 
 
 def _gpu_scale(verb: str, arguments: list[str]) -> str:
-    """The scale on a GPU that the chosen dataset's config names; of a sweep, its first run's."""
+    """The GPU scale named by the chosen dataset's config; in a sweep, by that of the first run."""
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
     _, plug_ins = take_folder(arguments)
     if plug_ins is not None:
@@ -136,5 +136,5 @@ def _gpu_scale(verb: str, arguments: list[str]) -> str:
         ]
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return hydra.compose(verb, first_run).data.get("gpu_scale", "auto")
-    except CompactHydraException:  # the command itself meets it as well, and says so
+    except CompactHydraException:  # the command itself fails on it too, and reports it
         return "auto"

@@ -1,4 +1,4 @@
-"""The error that a user can act on."""
+"""Exceptions for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used.
+    """Something provided by the user cannot be used.
 
     The message names the file or setting, what was found, what was expected, and what to do. The command line prints
     it without a traceback and exits with code 1.
@@ -14,15 +14,15 @@ class UserError(Exception):
 
 
 class WriteError(UserError):
-    """A result could not be written: no fault of the case at hand, and a reason to stop."""
+    """A result could not be written: not the fault of a single case, and a reason to stop."""
 
     @classmethod
     def of(cls, path: Path, reason: OSError | str) -> WriteError:
-        """The error for a file or folder, and why it could not be written."""
+        """The error for a file or folder and the reason why it could not be written."""
         if isinstance(reason, OSError):
             reason = reason.strerror or str(reason)
         return cls(f"{path}: could not be written ({reason}); check permissions and free space")
 
 
 class NotReadable(Exception):
-    """What is wrong with a file, as the part of a message that follows the file's name."""
+    """A file cannot be read; the message says why and is meant to follow the file's name."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: files and folders appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from dlunet.errors import UserError, WriteError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file as :func:`write_bytes` does."""
+    """Write a UTF-8 text file atomically, see :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a UTF-8 text file unless that is what is there: the folder may be one that is only to be read."""
+    """Write a UTF-8 text file unless it already has this content: the folder may be read-only."""
     if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears :func:`whole`, and only once it is on the disk.
+    """Write a file atomically (:func:`whole`), flushed to disk before it appears.
 
     Raises:
-        WriteError: The folder cannot be written.
+        WriteError: The file cannot be written.
     """
     with whole(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # else the name may outlive a crash of the machine, and the contents not
+        os.fsync(file.fileno())  # else the name may survive a crash of the machine without the contents
 
 
 @contextmanager
 def whole(path: Path, ending: str = "") -> Iterator[Path]:
-    """While the block runs, the place where it writes a file or folder, which then appears under its own name.
+    """Yield a temporary path for a file or folder, which is renamed to ``path`` when the block ends.
 
-    The place is beside it, hidden; of a block that fails nothing is left there. What a killed process leaves is removed
-    by :func:`remove_leftovers`.
+    The temporary path is a hidden file or folder beside ``path``; it is removed if the block fails. Leftovers of a
+    killed process are removed by :func:`remove_leftovers`.
 
     Args:
-        path: The file or folder; the folder above is made if missing. A folder of this name must be gone by the end of
-            the block.
-        ending: What the name of the place ends with, for those who go by it.
+        path: The file or folder; its parent is created if missing. An existing folder of this name must be removed
+            before the block ends.
+        ending: Suffix of the temporary name, for writers that choose the format by it.
 
     Raises:
         WriteError: It cannot be written.
     """
-    # The name does not grow with that of the file, which may be as long as names can be.
+    # A digest, because the file's own name may already have the maximum length.
     short = blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
     temporary = path.with_name(f".{platform.node()}.{os.getpid()}.{short}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)  # of an earlier process of the same number
+        _remove(temporary)  # left by an earlier process with the same id
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -68,7 +68,7 @@ def whole(path: Path, ending: str = "") -> Iterator[Path]:
 
 
 def check_name(path: Path) -> None:
-    """Check that a path is UTF-8: ITK, which gets it as text, ends the process over any other.
+    """Check that a path is valid UTF-8: ITK receives it as text and aborts the process on any other encoding.
 
     Raises:
         UserError: It is not.
@@ -81,7 +81,7 @@ def check_name(path: Path) -> None:
 
 
 def read_any_text(path: Path) -> str:
-    """A text that somebody wrote with whatever program: UTF-8, UTF-16 or Latin-1, with a byte-order mark or without."""
+    """Read a text file in any common encoding: UTF-8, UTF-16 or Latin-1, with or without a byte-order mark."""
     raw = path.read_bytes()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16", errors="replace")
@@ -94,7 +94,7 @@ def read_any_text(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that no longer run left half-written in a folder."""
+    """Remove the partial files left in a folder by processes of this machine that no longer run."""
     pattern = re.compile(re.escape(f".{platform.node()}.") + r"(\d+)\.")
     for path in folder.glob(f".{platform.node()}.*"):
         match = pattern.match(path.name)
@@ -103,7 +103,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and can be removed."""
+    """Remove a file or folder if it exists and can be removed."""
     with suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -112,11 +112,11 @@ def _remove(path: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine still runs."""
+    """Whether a process of this machine is still running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # owned by another user
         pass
     return True

@@ -1,8 +1,8 @@
-"""A label set: which organ has which id, and how it is named, drawn and scored.
+"""Label sets: the id, name, colour and scoring rules of each class.
 
-FLARE22's 13 abdominal organs are :data:`FLARE22`; :func:`label_set` makes one of any other names. The tolerances are
-those of FLARE22's official evaluation, in millimetres; a tubular organ is scored only on the slices that its reference
-covers, because how far up or down annotators followed it is arbitrary.
+:data:`FLARE22` contains FLARE22's 13 abdominal organs; :func:`label_set` builds a label set from any other names. The
+tolerances are those of FLARE22's official evaluation, in millimetres; a tubular organ is scored only on the slices
+covered by its reference, because how far annotators followed it up or down is arbitrary.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Label:
 
     Attributes:
         id: The voxel value in label maps, 1 or more.
-        name: The organ's name.
+        name: The name of the class.
         abbreviation: The short name used in tables.
         color: The colour in figures, ``#rrggbb``.
-        nsd_tolerance_mm: Tolerance of the normalised surface dice, in mm; None if nobody has stated one.
+        nsd_tolerance_mm: Tolerance of the normalised surface dice, in mm; None if none is defined.
         tubular: Whether only the z range of the reference is scored.
     """
 
@@ -58,7 +58,7 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
-        """Number of network outputs: the foreground classes and the background."""
+        """Number of network outputs: the foreground classes plus the background."""
         return len(self.labels) + 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,14 +92,14 @@ FLARE22 = LabelSet(
 
 
 def label_set(name: str, names: Mapping[int, str]) -> LabelSet:
-    """A label set from the names that a dataset gives its labels.
+    """Build a label set from a dataset's class names.
 
-    An organ of FLARE22, in whatever spelling (``kidney_right``), keeps the colour, the abbreviation and the tolerance
-    that it has there. That only a part of the tubular organs is scored is a rule of FLARE22's own, and stays there.
+    A FLARE22 organ in any spelling (``kidney_right``) keeps its FLARE22 colour, abbreviation and tolerance. Scoring
+    tubular organs on part of their slices is FLARE22's own rule and does not apply here.
 
     Args:
         name: The dataset's name.
-        names: Names by id; the background, 0, is left out.
+        names: Class names by id, without the background, 0.
 
     Raises:
         ValueError: The ids have gaps, or two labels share a name.
@@ -120,17 +120,17 @@ def label_set(name: str, names: Mapping[int, str]) -> LabelSet:
 
 
 def words_of(name: str) -> frozenset[str]:
-    """A name without its case, its separators and the order of its words."""
+    """The words of a name, ignoring case, separators and order."""
     return frozenset(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _abbreviation(name: str) -> str:
-    """The initials of several words, the first three letters of one."""
+    """The initials of several words, or the first three letters of a single word."""
     words = name.replace("_", " ").replace("-", " ").split()
     return ("".join(word[0] for word in words) if len(words) > 1 else name[:3]).upper()
 
 
 def _color(number: int) -> str:
-    """Hues a golden section of the circle apart: however many there are, neighbours differ."""
+    """A colour whose hue advances by the golden ratio, so that consecutive colours differ for any number of classes."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 0.9)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"

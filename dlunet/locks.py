@@ -1,4 +1,4 @@
-"""Locks on files, by which processes keep out of each other's way; they end with the process, whatever ends it."""
+"""File locks between processes; the system releases them when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class FileLock:
-    """A lock that one process holds alone, or several hold together.
+    """An exclusive or shared lock.
 
-    Where there can be none, as in a folder that is only to be read or on a disk that has no locks, nobody is kept out.
+    Where locking is impossible, as in a read-only folder or on a file system without locks, no process is blocked.
 
     Args:
-        path: The lock file; made if missing, as is its folder.
-        remove: Whether the file is removed when the lock is released, which is held alone then.
+        path: The lock file; it and its folder are created if missing.
+        remove: Whether the file is removed on release; the lock must then be exclusive.
     """
 
     def __init__(self, path: Path, remove: bool = False) -> None:
@@ -31,14 +31,14 @@ class FileLock:
         self._file = _open(path)
 
     def take(self, alone: bool = True, wait: bool = False) -> bool:
-        """Take the lock, or change from one way of holding it to the other.
+        """Acquire the lock, or switch between exclusive and shared.
 
         Args:
-            alone: Whether no other process may hold it as well.
-            wait: Whether to wait for those that keep it from this process.
+            alone: Whether the lock is exclusive, not shared.
+            wait: Whether to wait for other processes to release it.
 
         Returns:
-            Whether this process may go on.
+            Whether this process may proceed.
         """
         while self._file is not None:
             try:
@@ -52,12 +52,12 @@ class FileLock:
                 return True
             if not self._remove or _is_open(self._path, self._file):
                 return True
-            os.close(self._file)  # a file that another process has removed meanwhile
+            os.close(self._file)  # another process has removed the file in the meantime
             self._file = _open(self._path)
         return True
 
     def release(self) -> None:
-        """Let others go on."""
+        """Release the lock."""
         if self._file is not None:
             if self._remove and _is_open(self._path, self._file):
                 self._path.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class FileLock:
 
 
 def _is_open(path: Path, file: int) -> bool:
-    """Whether an open file is the one that lies at a path."""
+    """Whether an open file is the one now at a path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except OSError:
@@ -79,6 +79,6 @@ def _open(path: Path) -> int | None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    with suppress(OSError):  # another user's
+    with suppress(OSError):  # owned by another user
         return os.open(path, os.O_RDONLY)
-    return None  # who has to write here will be told why that cannot be
+    return None  # the writer reports why the folder is not writable

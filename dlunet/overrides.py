@@ -1,7 +1,7 @@
-"""Settings on the command line: a path is a path, whatever characters are in it.
+"""Command-line overrides: paths and names are quoted for Hydra, whatever characters they contain.
 
-Hydra has a grammar for values, in which ``=``, brackets, quotes, blanks and letters beyond ASCII have a meaning or
-none. The values of the settings that name files, folders or organs are put into quotes for it.
+In Hydra's grammar for values, ``=``, brackets, quotes, blanks and non-ASCII letters are special or not allowed. The
+values of settings that name files, folders or classes are therefore quoted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: The settings that are paths, or lists of paths, ``[A,B]``.
+#: The settings that are paths or lists of paths, ``[A,B]``.
 PATHS = frozenset(
     {
         "checkpoint",
@@ -36,17 +36,17 @@ _OVERRIDE = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
 
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
-    """The arguments as Hydra understands them.
+    """Quote the arguments as Hydra's grammar requires.
 
     Args:
-        arguments: Of the command line, overrides and flags.
-        sweep: Whether several values are tried one after the other: commas stand between them.
+        arguments: Overrides and flags of the command line.
+        sweep: Whether commas separate the values of a sweep.
     """
     return [_quoted_argument(argument, sweep) for argument in arguments]
 
 
 def override(key: str, value: str | Path) -> str:
-    """One override with a value that is taken as it stands."""
+    """One override whose value is taken literally."""
     return f"{key}={_quote(str(value))}"
 
 
@@ -74,7 +74,7 @@ def _is_list(value: str) -> bool:
 
 
 def _literal(value: str) -> str:
-    """A value without the quotes that Hydra's grammar wants, and with the home folder for ``~``."""
+    """A value without the quotes of Hydra's grammar, and with ``~`` expanded."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and not _exists(value):
         value = value[1:-1].replace(f"\\{value[0]}", value[0])
     return str(Path(value).expanduser()) if value.startswith("~") else value
@@ -83,17 +83,17 @@ def _literal(value: str) -> str:
 def _exists(value: str) -> bool:
     try:
         return Path(value).exists()
-    except OSError:  # longer than names can be
+    except OSError:  # longer than a file name may be
         return False
 
 
 def _split(values: str) -> Iterator[str]:
-    """The values between commas that do not stand in quotes."""
+    """Split at commas outside quotes."""
     for item in re.findall(r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,])+""", values):
         if item.strip():
             yield item.strip()
 
 
 def _quote(value: str) -> str:
-    """In Hydra's single quotes: a backslash only counts before a quote."""
+    """Enclose in single quotes; in Hydra's grammar a backslash is special only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"

@@ -1,4 +1,4 @@
-"""The same work on many cases, in several processes, where one bad case does not stop the others."""
+"""Process many cases in parallel processes; one bad case does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import torch
 from dlunet.errors import UserError
 from dlunet.progress import progress_bar
 
-#: Where Linux keeps what processes share, and what the locks and queues of a pool take there.
+#: Linux's shared memory, and the bytes that the locks and queues of a process pool take there.
 SHARED_MEMORY, POOL_BYTES = Path("/dev/shm"), 2**18
 
-#: Seconds that processes have to end when they are asked to.
+#: Seconds to wait for a terminated process before it is killed.
 PATIENCE = 10.0
 
 Item = TypeVar("Item")
@@ -35,17 +35,17 @@ Result = TypeVar("Result")
 def for_each_case(
     what: str, work: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Iterator[tuple[Item, Result | UserError]]:
-    """Yield each item with what became of it, in the order in which they are done, and show a progress bar.
+    """Yield each item with its result or error, in order of completion, and show a progress bar.
 
     Args:
-        what: What is done, in a word, for the progress bar.
-        work: A module's function, or a ``functools.partial`` of one with what all items share; what keeps one item from
-            being done is its UserError.
+        what: One word for the progress bar that describes the work.
+        work: A module-level function, or a ``functools.partial`` of one with the arguments common to all items; a
+            UserError that it raises is yielded as the item's outcome.
         items: The cases.
-        workers: Processes; by default one a core that this process may use.
+        workers: Number of processes; by default one per available core.
 
     Raises:
-        UserError: A process was killed, or there is too little shared memory; what was yielded before is done.
+        UserError: A process was killed, or there is too little shared memory; items yielded before are finished.
     """
     workers = max(1, min(workers or available_cores(), len(items)))
     with progress_bar(what, len(items)) as advance:
@@ -55,7 +55,7 @@ def for_each_case(
 
 
 def available_cores() -> int:
-    """The CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -69,7 +69,7 @@ def _in_parallel(
 ) -> Iterator[tuple[Item, Result | UserError]]:
     check_shared_memory(POOL_BYTES, f"{what} in {workers} processes", "data.workers=1")
     others = set(active_children())
-    # Spawned, not forked: SimpleITK and PyTorch hold threads, which do not survive a fork.
+    # Spawned, not forked: SimpleITK and PyTorch have threads, which do not survive a fork.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
     try:
         futures = {pool.submit(_outcome, work, item): item for item in items}
@@ -80,7 +80,7 @@ def _in_parallel(
             f"{what}: one of {workers} processes was killed, probably out of memory; what is finished is kept; rerun "
             "the command with one process, which needs the least memory: data.workers=1"
         ) from None
-    except BaseException:  # an interrupt does not wait for the cases at hand
+    except BaseException:  # an interrupt does not wait for the cases in progress
         end_processes(others)
         raise
     finally:
@@ -88,16 +88,14 @@ def _in_parallel(
 
 
 def _begin_worker() -> None:
-    """What a process does first."""
-    torch.set_num_threads(1)  # the processes themselves fill the cores
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes: what becomes of this one the parent says
+    """Initialise a worker process."""
+    torch.set_num_threads(1)  # the worker processes already use all cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides when this one ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can no longer tell its processes to end."""
+    """Exit when the parent ends: a killed parent cannot stop its workers."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -105,7 +103,7 @@ def _end_with_parent() -> None:
 
 
 def end_processes(others: Container[BaseProcess] = ()) -> None:
-    """End the processes that this one has started, but for ``others``: it would wait for them before it ends itself."""
+    """End the child processes except ``others``; otherwise this process would wait for them before it exits."""
     own = [process for process in active_children() if process not in others]
     for process in own:
         process.terminate()
@@ -119,24 +117,24 @@ def end_processes(others: Container[BaseProcess] = ()) -> None:
 
 
 def _forked_unnoticed() -> list[psutil.Process]:
-    """Children that multiprocessing does not know: a signal was raised between their fork and their registration."""
+    """Children unknown to multiprocessing: a signal was raised between their fork and their registration."""
     known, own_command = {process.pid for process in active_children()}, psutil.Process().cmdline()
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            # What was forked has its parent's command line; programs that were started, such as wandb's, have theirs.
+            # A forked process has its parent's command line; other programs, such as wandb's, have their own.
             if child.pid not in known and child.cmdline() == own_command:
                 found.append(child)
     return found
 
 
 def check_shared_memory(needed: int, purpose: str, without: str) -> None:
-    """Check that there is room where processes hand their data to each other.
+    """Check that there is enough shared memory for passing data between processes.
 
     Args:
-        needed: Bytes.
-        purpose: What it is needed for.
-        without: The setting that needs none.
+        needed: Bytes needed.
+        purpose: What they are needed for.
+        without: The setting that needs no shared memory.
 
     Raises:
         UserError: There is too little, as in a container with the default size.
@@ -156,7 +154,7 @@ def _readable(size: int) -> str:
 
 
 def _outcome(work: Callable[[Item], Result], item: Item) -> Result | UserError:
-    """The result, or the error as a value."""
+    """The result, or the UserError as a value."""
     try:
         return work(item)
     except UserError as error:

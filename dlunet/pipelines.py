@@ -1,4 +1,4 @@
-"""What a command does from its config to its result, for the command line and for Python (``docs/python.md``)."""
+"""The commands as functions from config to result, for the command line and for Python (``docs/python.md``)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dlunet.training import RunFolder
 
 
 def train(config: DictConfig) -> Path:
-    """Train, score with the best checkpoint where ``test`` says so, and return that checkpoint.
+    """Train, score the best checkpoint if ``test`` is set, and return that checkpoint.
 
     Args:
-        config: Of ``train``.
+        config: The config of ``train``.
 
     Raises:
-        UserError: A setting is missing or impossible, or the data or the run folder cannot be used.
+        UserError: A setting is missing or invalid, or the data or the run folder cannot be used.
     """
     check_config(config)
     cases = _cases_to_score(config) if config.test else []
@@ -36,25 +36,25 @@ def train(config: DictConfig) -> Path:
 
 
 def self_train(teacher: DictConfig, student: DictConfig, pseudo_labels: Path) -> Path:
-    """Train a teacher, segment the unlabelled CTs with it, train with these as crop positions (DLUNet, Fig. 1).
+    """Train a teacher, pseudo-label the unlabelled CTs, and train a student that crops at them (DLUNet, Fig. 1).
 
-    What is finished is not done again where both configs have ``resume: auto``.
+    Finished work is not repeated if both configs have ``resume: auto``.
 
     Args:
         teacher: The config of the first training.
-        student: The config of the second one; its ``data.pseudo_labels`` is set here.
+        student: The config of the second training; its ``data.pseudo_labels`` is set here.
         pseudo_labels: The folder for the teacher's label maps.
 
     Returns:
         The student's best checkpoint.
 
     Raises:
-        UserError: A setting is missing or impossible, there are too few unlabelled cases, or a training cannot be done.
+        UserError: A setting is missing or invalid, there are too few unlabelled cases, or a training fails.
     """
     for config in (teacher, student):
         check_config(config)
     unlabelled = dataset_of(student).unlabelled
-    if len(unlabelled) < 2:  # known before the teacher is trained, not after
+    if len(unlabelled) < 2:  # checked before the teacher is trained, not after
         raise UserError(
             f"{student.data.root}: found {len(unlabelled)} unlabelled cases; expected at least 2; add CTs without "
             "labels (data.unlabelled=FOLDER), or train on the labelled ones alone: dlunet train experiment=sup_light"
@@ -67,10 +67,10 @@ def self_train(teacher: DictConfig, student: DictConfig, pseudo_labels: Path) ->
 
 
 def predict(config: DictConfig) -> Path:
-    """Segment CTs, and return the folder of label maps.
+    """Segment CTs and return the folder of label maps.
 
     Args:
-        config: Of ``predict``.
+        config: The config of ``predict``.
 
     Raises:
         UserError: A setting, the checkpoint, a CT or the output folder cannot be used.
@@ -96,7 +96,7 @@ def predict(config: DictConfig) -> Path:
 
 
 def _cases_to_score(config: DictConfig) -> list[Case]:
-    """The test cases that have labels, or the validation cases where a dataset keeps its test labels to itself."""
+    """The test cases with labels, or the validation cases where the test labels are not public."""
     dataset = dataset_of(config)
     cases = [case for case in dataset.test if case.label is not None]
     if not cases:
@@ -108,11 +108,11 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
 
 
 def _score(cases: Sequence[Case], run: RunFolder) -> None:
-    """Segment cases and score them, into the run folder."""
-    from dlunet.evaluation import evaluate_folder  # with pandas, whose 30 MB training does without
+    """Segment and score cases; the results are written to the run folder."""
+    from dlunet.evaluation import evaluate_folder  # imports pandas, 30 MB that training does not need
 
     bundle, engine = load_engine(run.trained)
-    # Labels of an earlier, shorter training of this run make way.
+    # Replaces predictions of an earlier, shorter training of this run.
     images = [case.image for case in cases]
     predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
     references = {case.name: case.label for case in cases if case.label is not None}

@@ -1,7 +1,7 @@
-"""Plug-ins: a folder of one's own with Python files and configs, named by ``--config-dir``, Hydra's own flag.
+"""Plug-ins: your own folder of Python files and configs, given by Hydra's flag ``--config-dir``.
 
-Hydra finds the folder's configs, ``method/NAME.yaml`` and the like. Here its Python files are imported, so that
-configs can name their classes and what they register is known.
+Hydra finds the folder's configs, such as ``method/NAME.yaml``. This module imports its Python files, so that configs
+can refer to their classes and their registrations take effect.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from dlunet.errors import UserError
 
-#: How the flag may be spelled.
+#: The spellings of the flag.
 FLAGS = ("--config-dir", "-cd")
 
 
 def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The command line with the flag in one word, and the folder that it names.
+    """The command line with flag and value joined in one word, and the plug-in folder, if any.
 
     Raises:
         UserError: The folder does not exist.
@@ -38,7 +38,7 @@ def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def search_path(folder: Path) -> str:
-    """The override by which Hydra finds a folder's configs where there is no command line."""
+    """The override that makes Hydra find a folder's configs where there is no command line."""
     return f"hydra.searchpath=['file://{folder}']"
 
 

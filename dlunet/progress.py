@@ -1,4 +1,4 @@
-"""The progress bars of long work on cases."""
+"""Progress bars for long-running work on cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar while the block runs; the yielded function marks one more item as done."""
+    """Show a progress bar while the block runs; the yielded function marks one more item as done."""
     with Progress(*_columns()) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
@@ -28,28 +28,28 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 @dataclass(frozen=True)
 class CaseBars:
-    """A bar for cases, and one for the tiles of the case at hand."""
+    """One bar for the cases and one for the tiles of the current case."""
 
     progress: Progress
     cases: TaskID
     tiles: TaskID
 
     def begin(self, tiles: int) -> None:
-        """A case of so many tiles begins."""
+        """Start a case with this number of tiles."""
         self.progress.reset(self.tiles, total=tiles)
 
     def after_tile(self) -> None:
-        """One more tile is done."""
+        """Mark one more tile as done."""
         self.progress.advance(self.tiles)
 
     def advance(self) -> None:
-        """One more case is done."""
+        """Mark one more case as done."""
         self.progress.advance(self.cases)
 
 
 @contextmanager
 def case_bars(total: int, finished: int) -> Iterator[CaseBars]:
-    """Show the bars of segmentation while the block runs; ``finished`` of ``total`` cases were done before."""
+    """Show the bars for segmentation while the block runs; ``finished`` of ``total`` cases are already done."""
     with Progress(*_columns()) as progress:
         cases = progress.add_task("segmenting", total=total, completed=finished)
         yield CaseBars(progress, cases, progress.add_task("  tiles", total=None))

@@ -1,4 +1,4 @@
-"""Where a result came from: commit, versions and machine, saved beside it."""
+"""The provenance of a result: commit, package versions and machine, saved beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("dlunet", "torch", "lightning", "torchio", "torchmetrics", "hydra-co
 
 
 def provenance() -> dict[str, Any]:
-    """The state of the code and the machine, now."""
+    """The current state of the code and the machine."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git_state(),
@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and whether files differ from it, or none outside a checkout."""
+    """The commit and whether files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What lies where in a run folder, and in a folder of predicted label maps or of scores, inside a run or elsewhere."""
+"""The layout of run folders and of folders of predictions or scores, inside a run or elsewhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The parts of a run folder.
+    """The files and folders of a run folder.
 
     Attributes:
-        path: The folder.
+        path: The run folder.
     """
 
     path: Path
@@ -28,37 +28,37 @@ class RunLayout:
 
     @property
     def cases(self) -> Path:
-        """The names of the cases that it trains and validates on, by part."""
+        """The names of the training and validation cases, by part."""
         return self.path / "cases.json"
 
     @property
     def labels(self) -> Path:
-        """The organs."""
+        """The classes."""
         return self.path / "labels.json"
 
     @property
     def metrics(self) -> Path:
-        """What was logged, step by step."""
+        """The logged metrics, step by step."""
         return self.path / "metrics.csv"
 
     @property
     def log(self) -> Path:
-        """What was printed."""
+        """The log messages of the run."""
         return self.path / "train.log"
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last epoch that was finished."""
+        """The checkpoint of the last finished epoch."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best epoch; there is none where no validation tells which is best."""
+        """The checkpoint of the best epoch; missing if there is no validation to determine it."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -68,13 +68,13 @@ class RunLayout:
 
     @property
     def scores(self) -> Path:
-        """Their scores, see :class:`ScoresLayout`."""
+        """The scores of the test cases, see :class:`ScoresLayout`."""
         return self.path / "scores"
 
 
 @dataclass(frozen=True)
 class PredictionsLayout:
-    """What lies beside predicted label maps.
+    """The files beside predicted label maps.
 
     Attributes:
         path: The folder.
@@ -84,13 +84,13 @@ class PredictionsLayout:
 
     @property
     def record(self) -> Path:
-        """What the label maps were made with, and of which CTs."""
+        """The checkpoint and settings that produced the label maps, and the CTs."""
         return self.path / "prediction.json"
 
 
 @dataclass(frozen=True)
 class ScoresLayout:
-    """The tables of a folder of scores, and what they are about.
+    """The tables in a folder of scores, and the files that describe them.
 
     Attributes:
         path: The folder.
@@ -100,20 +100,20 @@ class ScoresLayout:
 
     @property
     def table(self) -> Path:
-        """A row for each case and organ."""
+        """One row per case and class."""
         return self.path / "scores.csv"
 
     @property
     def summary(self) -> Path:
-        """A row for each organ."""
+        """One row per class."""
         return self.path / "summary.csv"
 
     @property
     def metrics(self) -> Path:
-        """What the columns of the tables are, so that a report needs no plug-in."""
+        """The metrics in the columns of the tables, so that a report needs no plug-in."""
         return self.path / "metrics.json"
 
     @property
     def references(self) -> Path:
-        """The label maps that were the references, by case."""
+        """The reference label maps, by case."""
         return self.path / "references.json"

@@ -1,4 +1,4 @@
-"""What settings may be: checked before any work begins, so that a slip of the pen costs seconds."""
+"""The allowed values of settings, checked before any work begins, so that a typo costs only seconds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOT_NEGATIVE: Rule = (lambda value: _number(value, -1e-9), "a number, 0 or more"
 FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
-#: A setting that is absent or null is not checked: null has a meaning of its own wherever it can stand.
+#: Settings that are absent or null are not checked: wherever null is allowed, it has its own meaning.
 RULES: dict[str, Rule] = {
     "data.workers": COUNT,
     "data.folds": (lambda value: _whole(value, 2), "a whole number, 2 or more; data.fold=all turns validation off"),
@@ -76,12 +76,12 @@ RULES: dict[str, Rule] = {
 
 
 def check_config(config: DictConfig) -> None:
-    """Check what can be known of a command's config before any work is done.
+    """Check as much of a command's config as is possible before any work begins.
 
     Raises:
-        UserError: A setting is missing or not what it may be, or the output folder cannot be made.
+        UserError: A setting is missing or invalid, or the output folder cannot be created.
     """
-    # Not resolved: a setting that refers to a missing one need not be given.
+    # Not resolved: a setting that refers to a missing one is not missing itself.
     settings = flattened(OmegaConf.to_container(config, resolve=False))
     missing = [name for name, value in settings.items() if value == "???"]
     if missing:
@@ -92,10 +92,10 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check every setting of which :data:`RULES` knows.
+    """Check every setting in :data:`RULES`.
 
     Raises:
-        UserError: A setting is not what it may be.
+        UserError: A setting is invalid.
     """
     for name, (fits, expected) in RULES.items():
         value = OmegaConf.select(config, name)
@@ -104,7 +104,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
+    """Nested values by dotted name."""
     if not isinstance(values, Mapping):
         return {prefix: values}
     flat: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _check_output(output: str) -> None:
-    """Whether the output folder can be made; it is made once there is a result."""
+    """Check that the output folder can be created; it is created once there is a result."""
     folder = Path(output)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir():

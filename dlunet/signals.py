@@ -1,4 +1,4 @@
-"""Signals that ask a command to end: it ends in order, and with an exit code that tells of it."""
+"""Signals that ask a command to stop: it shuts down cleanly, with the signal's exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children
 from types import FrameType
 
-#: Sent by Ctrl-C, a batch system whose time is up, and a terminal that is closed.
+#: Sent by Ctrl-C, by a batch system at its time limit, and by a closing terminal.
 ASKING = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -20,12 +20,12 @@ ASKING = tuple(
 
 
 class Stopped(BaseException):
-    """A signal that asks the process to end.
+    """A signal asked the process to stop.
 
     Attributes:
         number: The signal's number.
-        name: Its name.
-        exit_code: What a shell reports of a process that the signal ended: 128 and its number.
+        name: The signal's name.
+        exit_code: The exit code a shell reports for a process ended by the signal: 128 + number.
     """
 
     def __init__(self, number: int) -> None:
@@ -37,10 +37,11 @@ class Stopped(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """While the block runs, signals that ask the process to end raise :class:`Stopped` in the main thread.
+    """While the block runs, signals that ask the process to stop raise :class:`Stopped` in the main thread.
 
-    A signal that is ignored, as ``nohup`` has it, stays ignored. Processes that are forked meanwhile end as by default.
-    Asked once, the process is left to end in order, and only a second Ctrl-C ends it at once.
+    A signal that is already ignored, as under ``nohup``, stays ignored. In processes forked inside the block, the
+    signals have their default effect. After the first signal, further ones are ignored while the process shuts down;
+    only a second Ctrl-C ends it immediately.
     """
     process, report = os.getpid(), sys.unraisablehook
 
@@ -53,7 +54,7 @@ def signals_raise() -> Iterator[None]:
         os.kill(os.getpid(), number)
 
     def ask_again(ignored: sys.UnraisableHookArgs) -> None:
-        """Where an exception is ignored, as within a destructor, it is raised once more, a moment later."""
+        """Raise ``Stopped`` again a moment later where Python ignored it, as in a destructor."""
         if isinstance(ignored.exc_value, Stopped):
             for number in chosen:
                 signal.signal(number, stop)
@@ -63,7 +64,7 @@ def signals_raise() -> Iterator[None]:
 
     chosen = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
-        chosen = []  # only the main thread can choose
+        chosen = []  # only the main thread can set handlers
     before = {number: signal.signal(number, stop) for number in chosen}
     sys.unraisablehook = ask_again
     try:

@@ -1,8 +1,8 @@
-"""Whether files are still what they were: by what the disk says of them, and, where that changed, by their contents.
+"""Detect changed files by their file system attributes and, where these differ, by their contents.
 
-Size and time alone do not tell: two files that are swapped, or one that is edited and given its old time, keep both.
-The disk's own number and time of change tell that something happened, and the contents whether it matters: a dataset
-that was moved or touched is read once, and not taken for another.
+Size and modification time are not enough: two swapped files, or an edited file whose time was restored, keep both.
+Inode number and change time show that something happened, and the contents whether it matters: a dataset that was
+moved or touched is read once and not mistaken for another.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any
 
 CHUNK_BYTES = 2**22
 
-#: For each file or folder: what the disk says of it, and what is in it.
+#: For each file or folder: digests of its file system attributes and of its contents.
 Stamps = list[dict[str, str]]
 
 
 def stamp(paths: Sequence[Path]) -> Stamps:
-    """The stamps of files or folders of files; all are read.
+    """The stamps of files or folders of files; reads all of them.
 
     Raises:
-        OSError: One cannot be read.
+        OSError: A file cannot be read.
     """
     return [{"disk": _on_disk(path), "contents": _contents(path)} for path in paths]
 
 
 def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:
-    """The stamps of files whose contents are those that earlier stamps tell, or None if some are not.
+    """Up-to-date stamps of files whose contents match earlier stamps, or None if any file changed.
 
     Args:
-        known: Earlier stamps of the same files; anything else is as good as none.
+        known: Earlier stamps of the same files; anything else counts as no stamps.
         paths: Files or folders of files.
     """
     if not isinstance(known, list) or len(known) != len(paths):
