@@ -1,8 +1,8 @@
-"""How good a segmentation is, as FLARE22 counts it: DSC, NSD and the tables of a folder of cases.
+"""Evaluation by FLARE22's rules: DSC, NSD and the score tables of a folder of cases.
 
-The dice similarity coefficient (DSC) compares volumes, the normalised surface dice (NSD) compares surfaces and forgives
-what lies within an organ's tolerance. :func:`score_case` applies FLARE22's rules to one label map and
-:func:`evaluate_folder` to a folder of them; :func:`dice_score` and :func:`surface_dice` are the bare measures.
+The dice similarity coefficient (DSC) compares volumes; the normalised surface dice (NSD) compares surfaces and ignores
+deviations within the tolerance of a class. :func:`score_case` applies FLARE22's rules to one label map and
+:func:`evaluate_folder` to a folder of them; :func:`dice_score` and :func:`surface_dice` are the plain measures.
 """
 
 from dlunet.evaluation.folder import evaluate_folder, summarize_scores

@@ -1,4 +1,4 @@
-"""Score a folder of label maps and write the tables."""
+"""Score a folder of label maps and write the score tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlunet.parallel import for_each_case
 from dlunet.run_layout import ScoresLayout
 from dlunet.volumes import case_name, list_volumes, other_geometry, read_labels
 
-#: Unknown label maps are taken for FLARE22's if so many of its 13 ids occur, and the largest organ is this one.
+#: Label maps with unknown classes count as FLARE22's if at least this many of its 13 ids occur and this id is largest.
 LEAST_OF_FLARE22, LIVER = 10, 1
 
 
@@ -41,27 +41,27 @@ def evaluate_folder(
     workers: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> pd.DataFrame:
-    """Score every reference's prediction by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
+    """Score the prediction for every reference by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
 
-    Writes ``scores.csv`` (columns ``case,organ,dsc,nsd`` and further metrics, a row for each case and organ) and
-    ``summary.csv`` (:func:`summarize_scores`) to ``output``, to ``metrics.json`` what the columns are, and to
-    ``references.json`` the label maps that were the references; each appears whole or not at all. Files are matched by
-    case name: the file's name without its ending and without ``_0000``. Cases are scored in parallel processes.
+    Writes to ``output``, each file atomically: ``scores.csv`` (columns ``case,organ,dsc,nsd`` and further metrics, one
+    row per case and class), ``summary.csv`` (:func:`summarize_scores`), ``metrics.json`` (the meaning of the columns)
+    and ``references.json`` (the reference label maps). Files are matched by case name, the file name without its
+    extension and ``_0000``. Cases are scored in parallel processes.
 
     Args:
-        predictions: Folder of predicted label maps. A prediction without reference is left out, with a warning.
-        references: Folder of reference label maps, on the same grids; or the label maps by case name.
-        output: Folder for the tables; made if missing.
-        labels: The organs; None if nobody knows them: those that occur are scored, see :func:`occurring_labels`.
-        workers: Number of processes; by default one for each CPU core that this process may use.
-        metrics: Further ones beside DSC and NSD, by their columns (:func:`dlunet.evaluation.find_metrics`).
+        predictions: Folder of predicted label maps. A prediction without a reference is skipped with a warning.
+        references: Folder of reference label maps on the same grids, or the label maps by case name.
+        output: Folder for the tables; created if missing.
+        labels: The classes; None if unknown, then those that occur are scored, see :func:`occurring_labels`.
+        workers: Number of processes; by default one per CPU core that this process may use.
+        metrics: Metrics in addition to DSC and NSD, by column name (:func:`dlunet.evaluation.find_metrics`).
 
     Returns:
         The rows of ``scores.csv``.
 
     Raises:
         UserError: A folder is missing or has no volumes, or a reference has no prediction; then nothing is scored.
-            Or a case cannot be read, or its grids differ; then the other cases are scored and written first.
+            Or a case cannot be read, or its grids differ; then all other cases are scored and written first.
     """
     console = Console(stderr=True)
     pairs = _match(predictions, references, console)
@@ -99,18 +99,18 @@ def evaluate_folder(
 def summarize_scores(
     scores: pd.DataFrame, labels: LabelSet = FLARE22, shown: Container[str] | None = None
 ) -> pd.DataFrame:
-    """Mean and standard deviation over cases, for each organ and for the mean over organs.
+    """Mean and standard deviation over cases, for each class and for the mean over classes.
 
     Args:
-        scores: As in ``scores.csv``: columns ``case,organ``, and one for each metric.
-        labels: The organs, in the order of the rows.
-        shown: The names of the organs that get a row; by default all.
+        scores: As in ``scores.csv``: columns ``case,organ`` and one per metric.
+        labels: The classes, in the order of the rows.
+        shown: The names of the classes that get a row; by default all.
 
     Returns:
-        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``, before ``cases`` two for each further
-        metric, over the cases where it has a value; the last row, ``Mean``, describes each
-        case's mean over organs. Standard deviations are those of the cases at hand (divided by their number), and
-        values are rounded to 4 decimals.
+        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``, with two more per further metric before
+        ``cases``, computed over the cases where the metric has a value. The last row, ``Mean``, summarises each case's
+        mean over classes. Standard deviations are population values (divided by the number of cases); values are
+        rounded to 4 decimals.
     """
     metrics = [column for column in scores.columns if column not in ("case", "organ")]
     rows = [
@@ -131,20 +131,20 @@ def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[st
 
 
 def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tuple[LabelSet, set[str] | None]:
-    """The organs of label maps of which nothing says what they show, by the ids that occur in any of them.
+    """Infer the classes of label maps without a description from the ids that occur in them.
 
-    If they look like FLARE22's 13 organs, they are these. Otherwise organs are called by their ids, and ids that do not
-    occur are no organs: a class that is nowhere would count as found everywhere.
+    Label maps that look like FLARE22's 13 organs are treated as such. Otherwise classes are named by their ids, and
+    ids that do not occur are excluded: a class absent from all maps would score as found everywhere.
 
     Returns:
-        The organs, and the names of those that occur; None for FLARE22's, which all count.
+        The classes and the names of those that occur; None instead of names for FLARE22, whose organs all count.
 
     Raises:
-        UserError: No label map can be read, or none shows an organ.
+        UserError: No label map can be read, or none contains a class.
     """
     counts, failures = np.zeros(256, np.int64), []
     for _, found in for_each_case("looking for labels", _count_labels, pairs, workers):
-        if isinstance(found, UserError):  # named again when it is to be scored, if there is anything to score
+        if isinstance(found, UserError):  # reported again by the scoring, if anything is scored
             failures.append(str(found))
         else:
             counts += found
@@ -161,7 +161,7 @@ def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tupl
 
 
 def _looks_like_flare22(counts: np.ndarray) -> bool:
-    """Whether 13 is the highest id, most others occur, and the first is the largest organ, as the liver is."""
+    """Whether 13 is the highest id, most others occur, and id 1 is the largest structure, as the liver is."""
     occurring = np.flatnonzero(counts[1:]) + 1
     return bool(
         occurring[-1] == len(FLARE22) and len(occurring) >= LEAST_OF_FLARE22 and np.argmax(counts[1:]) + 1 == LIVER
@@ -169,9 +169,9 @@ def _looks_like_flare22(counts: np.ndarray) -> bool:
 
 
 def _count_labels(pair: _Pair) -> np.ndarray:
-    """How many voxels have each value, from 0 to 255."""
+    """Number of voxels of each value from 0 to 255, in prediction and reference together."""
     maps = (read_labels(path).array for path in (pair.prediction, pair.reference))
-    # Slice by slice: a whole label map as the integers that are counted takes eight times its memory.
+    # Slice by slice: bincount converts to 64-bit integers, eight times the memory of the label map.
     return np.sum([np.bincount(axial.ravel(), minlength=256) for array in maps for axial in array], axis=0)
 
 
@@ -213,13 +213,13 @@ def _by_case(folder: Path) -> dict[str, Path]:
 
 
 def _score_pair(pair: _Pair, labels: LabelSet, metrics: Mapping[str, Metric]) -> list[tuple]:
-    """For each organ its name and the value of each metric."""
+    """For each class its name and the value of each metric."""
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
     if not prediction.stored.fits(reference.stored):
         what_to_do = "write the prediction on the CT's own grid"
         raise other_geometry(pair.prediction, prediction.stored, pair.reference, reference.stored, what_to_do)
-    # The third stored axis is z in all of FLARE22; where it grows to inferior, the official script counts from the top.
+    # In FLARE22 the third stored axis is always z; where it points inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     maps = prediction.array, reference.array, reference.spacing
     scores = score_case(*maps, labels, slices_descend)

@@ -1,4 +1,4 @@
-"""The metrics of a structure: what each is called, and whether more of it is better."""
+"""Metrics for a single structure: their names, their directions and the registry for further ones."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class Metric:
     """A metric and its direction.
 
     Attributes:
-        title: How tables call it, with its unit.
-        higher_is_better: Its direction: false for distances.
-        measure: Compares two masks; None for DSC and NSD, which have FLARE22's own rules (:func:`score_case`).
+        title: Its name in tables, with its unit.
+        higher_is_better: Its direction; false for distances.
+        measure: Function that compares two masks; None for DSC and NSD, which follow FLARE22's rules
+            (:func:`score_case`).
     """
 
     title: str
@@ -43,18 +44,18 @@ class Metric:
 #: DSC and NSD are in every table.
 ALWAYS = {"dsc": Metric("DSC"), "nsd": Metric("NSD")}
 
-#: The others, by the names that ``dlunet evaluate metrics=[…]`` takes.
+#: Further metrics, by the names that ``dlunet evaluate metrics=[…]`` accepts.
 METRICS: dict[str, Metric] = {}
 
 
 def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure], AnyMeasure]:
-    """A decorator: ``dlunet evaluate metrics=[NAME]`` computes the function of that name.
+    """Decorator that registers a function as a metric, computed by ``dlunet evaluate metrics=[NAME]``.
 
-    Where only one of the two maps shows a structure, or none does, there is no value, and means leave it out.
+    Where a structure is missing from one or both maps, the metric has no value and means exclude the case.
 
     Args:
-        title: How tables call it, with its unit.
-        higher_is_better: Its direction.
+        title: Its name in tables, with its unit.
+        higher_is_better: Its direction; false for distances.
     """
 
     def register(measure: AnyMeasure) -> AnyMeasure:
@@ -66,7 +67,7 @@ def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure]
 
 @register_metric("HD95 [mm]", higher_is_better=False)
 def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
-    """The larger of the two 95th percentiles of distances in mm from one surface to the other (Nikolov et al.)."""
+    """The larger of the two 95th percentiles of the surface-to-surface distances in mm (Nikolov et al.)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         distances = compute_surface_distances(reference, prediction, tuple(spacing))
@@ -74,10 +75,10 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
 
 
 def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
-    """The metrics of these names.
+    """The metrics with these names.
 
     Raises:
-        UserError: One is not known.
+        UserError: A metric is unknown.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
@@ -89,16 +90,16 @@ def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def write_metrics(metrics: Mapping[str, Metric], folder: Path) -> None:
-    """Write beside scores what their columns are."""
+    """Write a description of the score columns beside the scores."""
     described = {name: [metric.title, metric.higher_is_better] for name, metric in metrics.items()}
     write_text(ScoresLayout(folder).metrics, json.dumps(described, indent=2))
 
 
 def read_metrics(folder: Path) -> dict[str, Metric]:
-    """The metrics of the scores in a folder; DSC and NSD where nothing tells, as before there were others.
+    """The metrics of the scores in a folder; DSC and NSD if not recorded, as in folders of earlier versions.
 
     Raises:
-        OSError, ValueError, TypeError, AttributeError: What tells is damaged.
+        OSError, ValueError, TypeError, AttributeError: The file that records them is damaged.
     """
     file = ScoresLayout(folder).metrics
     if not file.exists():

@@ -1,4 +1,4 @@
-"""DSC and NSD of one case, with the rules of FLARE22's official evaluation.
+"""DSC and NSD of one case, by the rules of FLARE22's official evaluation.
 
 Sources: the evaluation script of the FLARE22 challenge (rules, tolerances); Nikolov et al., "Deep learning to achieve
 clinically applicable segmentation of head and neck anatomy for radiotherapy" (surface DSC), in the authors' reference
@@ -23,21 +23,21 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-#: Below this DSC an organ counts as missed, and its NSD as 0.
+#: Below this DSC a class counts as missed and its NSD is 0.
 MISSED_BELOW_DSC = 0.2
-#: Scores are rounded to this many decimals, case by case.
+#: Number of decimals to which the scores of each case are rounded.
 DECIMALS = 4
 
 Box = tuple[slice, ...]
 
 
 class OrganScore(NamedTuple):
-    """The scores of one organ in one case.
+    """The scores of one class in one case.
 
     Attributes:
-        organ: The organ's name in the label set.
+        organ: The name of the class in the label set.
         dsc: Dice similarity coefficient, 0 … 1.
-        nsd: Normalised surface dice at the organ's tolerance, 0 … 1; NaN for an organ without a tolerance.
+        nsd: Normalised surface dice at the tolerance of the class, 0 … 1; NaN for a class without a tolerance.
     """
 
     organ: str
@@ -46,13 +46,13 @@ class OrganScore(NamedTuple):
 
 
 def dice_score(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> float:
-    """Dice similarity coefficient of two masks: twice the overlap over the sum of both volumes.
+    """Dice similarity coefficient of two masks: twice the overlap divided by the sum of both volumes.
 
     Args:
         prediction: Mask (z, y, x), boolean or 0/1.
         reference: Mask of the same shape.
-        spacing: Voxel size (z, y, x) in mm. It has no influence, all voxels being equally large; it is here so that
-            all measures are called alike.
+        spacing: Voxel size (z, y, x) in mm. It has no effect, because all voxels are equally large; it gives all
+            measures the same signature.
 
     Returns:
         A value in 0 … 1; 1 where both masks are empty, 0 where exactly one is.
@@ -66,16 +66,16 @@ def dice_score(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[
 
 
 def surface_dice(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
-    """Normalised surface dice: the share of both surfaces that lies within a tolerance of the other one.
+    """Normalised surface dice: the fraction of both surfaces within a tolerance of the other one.
 
-    Each surface element counts with its area (Nikolov et al.), so the result does not depend on how finely a part of
-    the surface happens to be sampled.
+    Surface elements are weighted by their area (Nikolov et al.), so the result does not depend on how finely the
+    surface is sampled.
 
     Args:
         prediction: Mask (z, y, x), boolean or 0/1.
         reference: Mask of the same shape.
         spacing: Voxel size (z, y, x) in mm.
-        tolerance_mm: Largest distance in mm that is forgiven; it counts as within.
+        tolerance_mm: Largest accepted distance in mm, inclusive.
 
     Returns:
         A value in 0 … 1; 1 where both masks are empty, 0 where exactly one is.
@@ -105,24 +105,24 @@ def score_case(
     labels: LabelSet = FLARE22,
     slices_descend: bool = False,
 ) -> list[OrganScore]:
-    """Score every organ of one case by FLARE22's rules.
+    """Score every class of one case by FLARE22's rules.
 
-    - An organ in neither map scores 1 and 1; in exactly one of them, 0 and 0.
-    - A tubular organ is scored only on the z range of the reference, ``[z_min, z_max)``: the official script leaves
-      the last slice out, in the order in which the file stores them.
-    - A DSC below 0.2 makes the NSD 0.
+    - A class in neither map scores DSC 1 and NSD 1; in exactly one of them, 0 and 0.
+    - A tubular structure is scored only on the z range of the reference, ``[z_min, z_max)``: the official script
+      excludes the last slice, in the order stored in the file.
+    - A DSC below 0.2 sets the NSD to 0.
     - Scores are rounded to 4 decimals.
 
     Args:
-        prediction: Label map (z, y, x), whole numbers, 0 is background.
+        prediction: Label map (z, y, x) of integers; 0 is background.
         reference: Label map of the same shape.
         spacing: Voxel size (z, y, x) in mm.
-        labels: The organs, with their tolerances in mm.
+        labels: The classes, with their tolerances in mm.
         slices_descend: Whether the file stores its slices against the array's z axis. For canonical arrays, whose z
-            grows to superior, that is a file whose first slice is the topmost.
+            axis points superior, this is a file whose first slice is the topmost.
 
     Returns:
-        One score for each organ, in the order of the label set.
+        One score per class, in the order of the label set.
 
     Raises:
         ValueError: The shapes differ.
@@ -143,14 +143,14 @@ def measure_case(
     labels: LabelSet = FLARE22,
     slices_descend: bool = False,
 ) -> list[tuple[float, ...]]:
-    """Further metrics of every organ of one case, on the slices that FLARE22 scores.
+    """Further metrics of every class of one case, on the slices that FLARE22 scores.
 
     Args:
         prediction, reference, spacing, labels, slices_descend: As for :func:`score_case`.
-        measures: The metrics' functions.
+        measures: The functions of the metrics.
 
     Returns:
-        For each organ a value of each metric, rounded to 4 decimals; NaN where either map lacks the organ.
+        For each class one value per metric, rounded to 4 decimals; NaN where either map lacks the class.
 
     Raises:
         ValueError: The shapes differ.
@@ -179,14 +179,14 @@ def _in_stored_order(
 def _boxes_by_organ(
     prediction: np.ndarray, reference: np.ndarray, labels: LabelSet
 ) -> Iterator[tuple[Label, Box | None, Box | None]]:
-    """Each organ with the boxes that hold it in either map."""
+    """Each class with its bounding boxes in prediction and reference."""
     return zip(labels, _organ_boxes(prediction, labels), _organ_boxes(reference, labels), strict=True)
 
 
 def _common_masks(
     label: Label, prediction: np.ndarray, reference: np.ndarray, predicted: Box, expected: Box
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An organ's masks in the box that holds both; of a tubular organ, in the slices that are scored."""
+    """Both masks of a class, cropped to their common bounding box and, if tubular, to the scored slices."""
     box = tuple(slice(min(p.start, e.start), max(p.stop, e.stop)) for p, e in zip(predicted, expected, strict=True))
     if label.tubular:
         box = (_scored_slices(expected[0]), *box[1:])
@@ -201,7 +201,7 @@ def _score_organ(
     expected: Box | None,
     spacing: Sequence[float],
 ) -> tuple[float, float]:
-    """DSC and NSD of one organ, given the boxes that hold it in either map (None where it is absent)."""
+    """DSC and NSD of one class, given its bounding boxes in prediction and reference (None where it is absent)."""
     if predicted is None or expected is None:
         both = float(predicted is expected)
         return both, math.nan if label.nsd_tolerance_mm is None else both
@@ -215,12 +215,12 @@ def _score_organ(
 
 
 def _scored_slices(extent: slice) -> slice:
-    """All slices of the reference but the last. A reference of a single slice keeps it: there would be nothing left."""
+    """All slices of the reference except the last; a single slice is kept, as nothing would remain."""
     return slice(extent.start, max(extent.stop - 1, extent.start + 1))
 
 
 def _organ_boxes(label_map: np.ndarray, labels: LabelSet) -> list[Box | None]:
-    """For each organ the box that holds all its voxels, or None; one pass over the map finds them all."""
+    """The bounding box of each class, or None where it is absent; one pass over the map finds them all."""
     boxes: list[Box | None] = ndimage.find_objects(label_map.astype(np.int32, copy=False), max_label=len(labels))
     return boxes
 
