@@ -1,7 +1,7 @@
-"""What came out of a run or a sweep, on one page: score tables, curves, figure 3 and where the figures come from.
+"""The report of a run or a sweep on one page: score tables, curves, the paper's figure 3 and provenance.
 
-:func:`write_report` reads run folders as training leaves them and writes a self-contained HTML page, its images and the
-score tables as CSV and Markdown. Parts that a run lacks are named on the page; they do not keep it from being written.
+:func:`write_report` reads run folders as written by training and writes a self-contained HTML page, its images, and the
+score tables as CSV and Markdown. Parts missing from a run are listed on the page and do not prevent the report.
 """
 
 from dlunet.reporting.page import print_report_summary, write_report

@@ -1,6 +1,6 @@
 """Plots of scores and training curves.
 
-Figures are built as objects, without pyplot: nothing global is changed and no display is needed.
+Figures are built as objects, without pyplot: no global state is changed and no display is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run
 
-#: Okabe and Ito's colours, which stay apart for colour-blind readers.
+#: Okabe and Ito's palette, distinguishable for colour-blind readers.
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 LineStyle = Literal["-", "--", ":", "-."]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
@@ -39,20 +39,20 @@ STYLE = {
     # Names of runs and cases are plain text, dollar signs included.
     "text.parse_math": False,
 }
-#: The logged columns that are drawn, with their titles.
+#: The logged columns that are plotted, with their titles.
 CURVES = (("train/loss", "Training loss"), ("val/dsc", "Validation DSC, mean over organs"))
 Groups = Mapping[str, Sequence[Run]]
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The look that all figures share, for as long as one is drawn."""
+    """Apply the common style of all figures while the block runs."""
     with mpl.rc_context(dict[Any, Any](STYLE)):
         yield
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    """Render a figure as PNG."""
     buffer = BytesIO()
     with house_style():
         figure.savefig(buffer, format="png", dpi=150, facecolor="white")
@@ -60,7 +60,7 @@ def png(figure: Figure) -> bytes:
 
 
 def organ_scores(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
-    """DSC by organ: a box for each experiment and a dot for each case of each seed. None if nothing was scored."""
+    """DSC by class: one box per experiment and one dot per case and seed; None if nothing was scored."""
     scored = {name: [run.scores for run in runs if run.scores is not None] for name, runs in groups.items()}
     scored = {name: tables for name, tables in scored.items() if tables}
     if not scored:
@@ -86,7 +86,7 @@ def organ_scores(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
 
 
 def training_curves(groups: Groups) -> Figure | None:
-    """Training loss and validation DSC over steps, a line for each seed. None if neither was logged."""
+    """Training loss and validation DSC over steps, one line per seed; None if neither was logged."""
     panels = [(column, title) for column, title in CURVES if _is_logged(groups, column)]
     if not panels:
         return None
@@ -103,7 +103,7 @@ def training_curves(groups: Groups) -> Figure | None:
 
 
 def organ_curves(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
-    """Validation DSC over steps, a small plot for each organ. None if it was not logged."""
+    """Validation DSC over steps, one small plot per class; None if it was not logged."""
     logged = [label for label in labels if _is_logged(groups, f"val/dsc/{label.abbreviation}")]
     if not logged:
         return None
@@ -120,7 +120,7 @@ def organ_curves(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
         for axes in grid.flat[len(logged) :]:
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(logged) - columns) : len(logged)]:
-            axes.tick_params(labelbottom=True)  # also where the plot below is empty
+            axes.tick_params(labelbottom=True)  # the plot below may be empty
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("DSC", fontsize=9)
         _legend(figure, groups)
@@ -128,7 +128,7 @@ def organ_curves(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
 
 
 def run_style(index: int) -> tuple[str, LineStyle]:
-    """Colour and line style of the n-th experiment; the style changes when the colours are used up."""
+    """Colour and line style of the n-th experiment; the line style changes each time the colours repeat."""
     return RUN_COLORS[index % len(RUN_COLORS)], LINE_STYLES[index // len(RUN_COLORS) % len(LINE_STYLES)]
 
 
@@ -146,7 +146,7 @@ def _boxes(axes: Axes, positions: np.ndarray, values: list[np.ndarray], width: f
         whiskerprops=line,
         capprops=line,
     )
-    # Dots are spread evenly, not at random: the same runs give the same picture.
+    # Dots are spread evenly, not at random, so that the same runs give the same figure.
     for position, cases in zip(positions, values, strict=True):
         spread = np.linspace(-0.22, 0.22, len(cases)) * width if len(cases) > 1 else np.zeros(len(cases))
         axes.scatter(position + spread, cases, s=7, color=color, alpha=0.7, linewidths=0, zorder=3)

@@ -1,4 +1,4 @@
-"""The report's page: everything gathered, rendered and written."""
+"""The HTML page of a report: collects the parts, renders and writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Groups = Mapping[str, Sequence[Run]]
 
 @dataclass(frozen=True)
 class _Image:
-    """A figure as it stands on the page."""
+    """A figure embedded in the page."""
 
     uri: str
     file: str
@@ -36,23 +36,23 @@ class _Image:
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
-    """Write one page on some runs.
+    """Write a report on one or more runs.
 
-    The page, ``index.html``, needs no other file. Beside it lie its figures as PNG, and the scores as ``scores.csv``
-    and ``scores.md``.
+    The page, ``index.html``, is self-contained. Its figures as PNG and the scores as ``scores.csv`` and ``scores.md``
+    are written beside it.
 
     Args:
-        runs: Run folders, or folders with run folders at any depth below them. A run folder has ``config.yaml`` and
-            ``metrics.csv``, and if training came that far ``provenance.json``, ``predictions/NAME.nii.gz`` and
-            ``scores/scores.csv``.
-        output: Folder to write to; made if missing.
+        runs: Run folders, or folders with run folders at any depth below them. A run folder contains ``config.yaml``
+            and ``metrics.csv`` and, depending on the progress of the run, ``provenance.json``,
+            ``predictions/NAME.nii.gz`` and ``scores/scores.csv``.
+        output: Folder to write to; created if missing.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        UserError: There is no run in a folder, a configuration cannot be read, the runs are about different organs, or
-            the output cannot be written.
+        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or the
+            output cannot be written.
     """
     groups = _read_groups(runs)
     labels = common_labels(groups)
@@ -73,12 +73,12 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
 
 
 def print_report_summary(runs: Sequence[Path], page: Path, console: Console | None = None) -> None:
-    """Print the mean scores and the DSC of each organ by experiment, the paper's tables, and where the page is.
+    """Print mean scores and DSC per class by experiment, the paper's tables, and the path of the page.
 
     Args:
-        runs: As :func:`write_report` takes them.
-        page: The path that it returned.
-        console: Where to print; by default the standard output.
+        runs: As for :func:`write_report`.
+        page: The path returned by :func:`write_report`.
+        console: Console to print to; by default standard output.
     """
     console = console or Console()
     groups = _read_groups(runs)
@@ -146,7 +146,7 @@ def _render(
 
 
 def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
-    """Write a figure beside the page; one of an earlier report that this one lacks goes away."""
+    """Write a figure beside the page, or remove that of an earlier report if there is none now."""
     if figure is None:
         path.unlink(missing_ok=True)
         return None
@@ -156,7 +156,7 @@ def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
 
 
 def _data_note(groups: Groups) -> str:
-    """On which data the figures stand, and what they must not be taken for."""
+    """The data behind the scores, and whether they may be compared with the paper."""
     data, scale = ", ".join(_distinct(groups, "data")), ", ".join(_distinct(groups, "scale"))
     if _is_synthetic(groups):
         return f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
@@ -184,7 +184,7 @@ def _case_count(runs: Sequence[Run]) -> int:
 
 
 def _facts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested values as texts by their dotted names."""
+    """Nested values as strings, by dotted name."""
     return {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in flattened(values).items()
@@ -197,7 +197,7 @@ def _highlight(scores: ScoreTable, name: str, column: str) -> str:
 
 
 def _paper_layout(paper_table: tables.PaperTable, ours: str) -> Table:
-    """A table of the paper, its figures above ours; two decimals, so that 80 columns hold all organs."""
+    """A table of the paper with its scores above ours; two decimals, so that all organs fit into 80 columns."""
     columns = list(paper_table.rows[0].paper)
     layout = Table(title=paper_table.title, title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
     for column in ("", *columns):
@@ -210,10 +210,10 @@ def _paper_layout(paper_table: tables.PaperTable, ours: str) -> Table:
 
 
 def _short(score: float) -> str:
-    """A score below 1 in three places, as .87."""
+    """A score below 1 in three characters, such as .87."""
     return f"{score:.2f}".removeprefix("0")
 
 
 def _plain(text: str) -> str:
-    """A name that the terminal must not take for markup."""
+    """Escape a name so that rich does not interpret it as markup."""
     return text.replace("[", "\\[")

@@ -1,4 +1,4 @@
-"""The paper's figure 3: a slice of the best and the worst cases, as labelled and as each experiment segments it."""
+"""The paper's figure 3: slices of the best and worst cases, with reference and predicted labels."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import case_means
 from dlunet.volumes import read_ct, read_labels
 
-#: The usual abdomen window in Hounsfield units.
+#: The usual abdominal window in Hounsfield units.
 WINDOW_CENTER, WINDOW_WIDTH = 40, 400
-#: How much of the CT the organs' colours hide.
+#: Opacity of the class colours over the CT.
 OPACITY = 0.6
-#: The width of an entry of the legend, and the height of a line of them, in inches.
+#: Width of a legend entry and height of a legend line, in inches.
 LEGEND_ENTRY, LEGEND_LINE = 1.8, 0.19
-#: Best and worst cases shown, where there are enough.
+#: Number of best and of worst cases shown, if there are enough.
 CASES_PER_END = 2
 
 
 @dataclass(frozen=True)
 class Panels:
-    """The figure, or None, and what is to be said about it: the cases shown, and what is missing."""
+    """The figure, or None, with the cases shown and notes on what is missing."""
 
     figure: Figure | None
     cases: tuple[str, ...]
@@ -42,7 +42,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class _Row:
-    """One case's slice: the CT as grey values (y, x), label maps (y, x) by column title, and its caption."""
+    """A slice of one case: the CT as grey values (y, x), label maps (y, x) by column title, and a caption."""
 
     caption: str
     grey: np.ndarray
@@ -51,9 +51,9 @@ class _Row:
 
 
 def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> Panels:
-    """Draw the cases that the last experiment segments best and worst, a column for each experiment.
+    """Draw the cases that the last experiment segments best and worst, one column per experiment.
 
-    Where an experiment has several seeds, the first one with predictions is shown.
+    If an experiment has several seeds, the first one with predictions is shown.
     """
     shown = {name: next((run for run in runs if run.predictions), None) for name, runs in groups.items()}
     notes = [f"{name}: no predictions to show" for name, run in shown.items() if run is None]
@@ -77,13 +77,13 @@ def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22)
 
 
 def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> bytes:
-    """A picture of one case: the axial slice with most organs, as it is and with its labels.
+    """A PNG of one case: the axial slice with the most classes, without and with its labels.
 
     Args:
-        image: HU (z, y, x), canonical.
-        labels: (z, y, x).
+        image: CT in HU (z, y, x), canonical.
+        labels: Label map (z, y, x).
         spacing: Voxel size (z, y, x) in mm.
-        label_set: The organs.
+        label_set: The classes.
     """
     z = most_organs_slice(labels) if labels.any() else len(labels) // 2
     row = _Row(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
@@ -91,14 +91,14 @@ def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float],
 
 
 def most_organs_slice(reference: np.ndarray) -> int:
-    """The axial slice of a label map (z, y, x) that shows most organs; among equals, the one with most organ voxels."""
+    """The axial slice of a label map (z, y, x) with the most classes; among equals, the most foreground voxels."""
     organs = [len(np.unique(axial[axial > 0])) for axial in reference]
     voxels = np.count_nonzero(reference, axis=(1, 2))
     return int(np.lexsort((voxels, organs))[-1])
 
 
 def _best_and_worst(means: pd.Series) -> dict[str, str]:
-    """Case names, best first, with what they are: ``best`` or ``worst``; ``means`` is sorted, worst first."""
+    """Case names, best first, each marked ``best`` or ``worst``; ``means`` is sorted, worst first."""
     count = max(1, min(CASES_PER_END, len(means) // 2))
     best = {str(case): "best" for case in means.index[::-1][:count]}
     worst = {str(case): "worst" for case in means.index[:count][::-1] if str(case) not in best}
@@ -124,12 +124,12 @@ def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str
 
 
 def _grey(slice_: np.ndarray) -> np.ndarray:
-    """HU in the usual window, 0 to 1."""
+    """HU in the abdominal window, scaled to 0 … 1."""
     return np.clip((slice_ - (WINDOW_CENTER - WINDOW_WIDTH / 2)) / WINDOW_WIDTH, 0, 1)
 
 
 def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet, width: float = 2.3) -> Figure:
-    """A row a case and a column, ``width`` inches wide, for the image and each label map."""
+    """Draw one row per case and one column, ``width`` inches wide, per image or label map."""
     heights = [row.grey.shape[0] * row.aspect / row.grey.shape[1] for row in rows]
     entries_a_line = min(5, int(width * len(columns) / LEGEND_ENTRY))
     around = 0.5 + LEGEND_LINE * math.ceil(len(labels) / entries_a_line)
@@ -143,7 +143,7 @@ def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet, width:
                     axes.text(0.5, 0.5, "no prediction", ha="center", va="center", transform=axes.transAxes)
                     axes.set_box_aspect(row.grey.shape[0] * row.aspect / row.grey.shape[1])
                 else:
-                    # Canonical arrays show as radiologists look at them: the patient's right on the left, front on top.
+                    # Canonical arrays are in radiological view: the patient's right is on the left, anterior on top.
                     axes.imshow(_overlay(row.grey, label_map, labels), aspect=row.aspect, interpolation="nearest")
                 _strip(axes)
             line[0].set_ylabel(row.caption)
@@ -155,7 +155,7 @@ def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet, width:
 
 
 def _overlay(grey: np.ndarray, label_map: np.ndarray | None, labels: LabelSet) -> np.ndarray:
-    """A grey slice (y, x) with the organs' colours over it, as RGB (y, x, 3)."""
+    """A grey slice (y, x) overlaid with the class colours, as RGB (y, x, 3)."""
     rgb = np.repeat(grey[..., None], 3, axis=-1)
     for label in labels if label_map is not None else ():
         organ = label_map == label.id

@@ -1,4 +1,4 @@
-"""A finished or unfinished training run, as its folder tells it."""
+"""Training runs, finished or not, as read from their run folders."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Run:
     """One run folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: The run folder.
         config: The composed configuration.
-        metrics: The logged metrics, a row for each time something was logged; empty if nothing was.
+        metrics: The logged metrics, one row per logging event; empty if nothing was logged.
         provenance: Commit, versions and machine; empty if unknown.
         scores: Scores of the test cases (``case,organ,dsc,nsd`` and further metrics), or None.
-        predictions: The test cases' predicted label maps by case name.
+        predictions: Predicted label maps of the test cases, by case name.
         cases: The scored cases with their files, by name.
-        labels: The organs.
-        score_metrics: What the metrics among the columns of the scores are.
-        missing: What the folder lacks, in words.
+        labels: The classes.
+        score_metrics: The metrics in the columns of the scores.
+        missing: Descriptions of what the folder lacks.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The experiment's name, shared by the runs that differ in their seed only."""
+        """The experiment's name, shared by runs that differ only in their seed."""
         return str(self.setting("name", self.folder.name))
 
     @property
@@ -73,18 +73,18 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The last training step that was logged."""
+        """The last logged training step."""
         return int(self.metrics["step"].max()) if len(self.metrics) else 0
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """What it is: the classes of its method, network and loss; empty where the configuration does not tell."""
+        """The Python classes of its method, network and loss; empty where the configuration does not name one."""
         kinds = (self.setting(key, "") for key in ("method._target_", "network.kind", "loss._target_"))
         method, network, loss = (str(kind).rpartition(".")[2] for kind in kinds)
         return method, network, loss
 
     def setting(self, key: str, default: Any) -> Any:
-        """A value of the configuration by its dotted name; the default where it is absent or cannot be resolved."""
+        """A value of the configuration by dotted name; the default if it is absent or cannot be resolved."""
         try:
             value = OmegaConf.select(self.config, key)
         except OmegaConfBaseException:
@@ -93,10 +93,10 @@ class Run:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among and below some folders: those with a ``config.yaml`` beside a ``metrics.csv``.
+    """The run folders among and below the given folders: those with ``config.yaml`` and ``metrics.csv``.
 
     Raises:
-        UserError: A folder is missing, or neither is a run nor holds one.
+        UserError: A folder is missing, or neither is nor contains a run.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -115,10 +115,10 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; what is absent or damaged ends up in ``missing``.
+    """Read a run folder; parts that are absent or damaged are listed in ``missing``.
 
     Raises:
-        UserError: The configuration cannot be read: without it, nothing is known about the run.
+        UserError: The configuration cannot be read; without it, nothing is known about the run.
     """
     missing: list[str] = []
     run = RunLayout(folder)
@@ -138,10 +138,10 @@ def read_run(folder: Path) -> Run:
 
 
 def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
-    """The label set that all runs share.
+    """The label set common to all runs.
 
     Raises:
-        UserError: The runs are about different organs.
+        UserError: The runs have different classes.
     """
     first, *others = [run for runs in groups.values() for run in runs]
     for run in others:
@@ -154,7 +154,7 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
 
 
 def common_metrics(groups: Mapping[str, Sequence[Run]]) -> dict[str, Metric]:
-    """The metrics of all runs: DSC and NSD first."""
+    """The metrics of all runs, DSC and NSD first."""
     runs = [run for runs in groups.values() for run in runs]
     return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
 
@@ -164,11 +164,11 @@ def _names(labels: LabelSet) -> str:
 
 
 def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in their seed only, by experiment: supervised ones first, semi-supervised ones last.
+    """Group runs that differ only in their seed by experiment, supervised before semi-supervised ones.
 
-    A group is called by the experiment's name. Where runs of that name differ in data or scale, these are added; where
-    even the seeds are the same, so that something else must differ, each run stands alone and is called by its folder.
-    The paper lists its baseline, nnU-Net's network, before the light one.
+    A group has the experiment's name. If runs of that name differ in data or scale, these are added to the name; if
+    even their seeds are equal, so that something else must differ, each run is its own group, named with its folder.
+    As in the paper, the baseline, nnU-Net's network, comes before the light one.
     """
 
     def place(run: Run) -> tuple[bool, bool, str, str]:
@@ -193,7 +193,7 @@ def _group_name(run: Run, runs: Sequence[Run]) -> str:
 def _read_config(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
-    except Exception as error:  # the YAML parser and OmegaConf each have their own family of errors
+    except Exception as error:  # the YAML parser and OmegaConf have separate exception hierarchies
         raise UserError(f"{path}: cannot be read ({error}); expected the configuration that training wrote") from None
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: found a list; expected the configuration that training wrote")
@@ -226,7 +226,7 @@ def _read_provenance(path: Path, missing: list[str]) -> dict[str, Any]:
 def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     where = f"{path.parent.name}/{path.name}"
     try:
-        # A case may be called 0001 or NA: names are text.
+        # Read names as text: a case may be called 0001 or NA.
         metrics = [name for name in pd.read_csv(path, nrows=0).columns if name not in ("case", "organ")]
         absent = {name: [""] for name in metrics}
         scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False, na_values=absent)
@@ -252,7 +252,7 @@ def _read_score_metrics(scores: ScoresLayout, missing: list[str]) -> Mapping[str
 
 
 def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, Case]:
-    """The cases whose CT the prediction's record names and whose reference the evaluation's names."""
+    """The cases whose CT is listed in the record of predictions and whose reference in that of the evaluation."""
     try:
         images = json.loads(predicted.read_text(encoding="utf-8"))["images"]
         references = json.loads(scored.read_text(encoding="utf-8"))

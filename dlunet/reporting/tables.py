@@ -1,4 +1,4 @@
-"""Scores of experiments as tables: means over cases and seeds, and the paper's figures beside them."""
+"""Score tables of experiments: means over cases and seeds, beside the paper's values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run, common_metrics
 
 MEAN = "Mean"
-#: The paper's tables by number, and in each the experiment that repeats a row.
+#: The paper's tables by number, each with the experiments that reproduce its rows.
 PAPER_ROWS = {
     3: {
         "sup_nnunet": "nnU-Net w/o SSL",
@@ -29,7 +29,7 @@ PAPER_TITLES = {
     3: "Table 3: DSC with and without semi-supervised learning",
     4: "Table 4: DSC by loss function",
 }
-#: What each of these experiments is: the classes of its method, network and loss.
+#: The Python classes of the method, network and loss of each of these experiments.
 PAPER_PARTS = {
     "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
     "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
@@ -38,7 +38,7 @@ PAPER_PARTS = {
     "loss_dice_ce": ("Supervised", "PlainUNet", "DiceCrossEntropyLoss"),
     "loss_nrd_tce": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
 }
-#: Pairs whose difference is what an experiment is about: (what changed, without, with).
+#: Pairs of experiments that differ in one change: (change, without, with).
 COMPARISONS = (
     ("Semi-supervision, nnU-Net", "sup_nnunet", "ssl_nnunet"),
     ("Semi-supervision, light U-Net", "sup_light", "ssl_light"),
@@ -48,10 +48,10 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """One metric, a row for each experiment, a column for the mean and for each abbreviation.
+    """One metric, with one row per experiment and columns for the mean and for each abbreviation.
 
     Attributes:
-        metric: What it is called, and its direction.
+        metric: Its name and direction.
         mean: Mean over seeds of the mean over cases; NaN where an experiment has no scores.
         std: Sample standard deviation over seeds; NaN below two seeds.
     """
@@ -61,7 +61,7 @@ class ScoreTable:
     std: pd.DataFrame
 
     def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
-        """Whether the value, as printed, is the column's best and there is another to compare with."""
+        """Whether the printed value is the best of its column, which must have at least two values."""
         values = self.mean[column].round(decimals)
         best = values.max() if self.metric.higher_is_better else values.min()
         return bool(values.count() > 1 and values[experiment] == best)
@@ -69,7 +69,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a paper's table: the paper's values and ours by column; ours is None where it was not run."""
+    """A row of a table of the paper: the paper's values and ours by column; ours is None if it was not run."""
 
     name: str
     experiment: str
@@ -88,7 +88,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a change did to the mean DSC, here and in the paper."""
+    """The effect of a change on the mean DSC, here and in the paper."""
 
     change: str
     before: str
@@ -102,8 +102,8 @@ def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSe
 
     Args:
         groups: Runs by experiment name.
-        score: Its column in the runs' scores.
-        labels: The organs, in the order of the columns.
+        score: The metric's column in the runs' scores.
+        labels: The classes, in the order of the columns.
     """
     columns = [MEAN] + [label.abbreviation for label in labels]
     means, deviations = {}, {}
@@ -117,26 +117,26 @@ def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSe
 
 
 def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) -> dict[str, float]:
-    """Mean over cases for each organ's abbreviation, and the mean of all under ``Mean``."""
+    """Mean over cases by class abbreviation, and the overall mean under ``Mean``."""
     by_organ = scores.groupby("organ")[score].mean()
     organs = {label.abbreviation: float(by_organ.get(label.name, float("nan"))) for label in labels}
     return {MEAN: float(scores.groupby("case")[score].mean().mean()), **organs}
 
 
 def case_means(scores: pd.DataFrame) -> pd.Series:
-    """Each case's mean DSC over organs, worst first; cases that are equally good by name."""
+    """Mean DSC over classes for each case, worst first; ties are sorted by name."""
     return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
 
 
 @cache
 def paper_figures() -> pd.DataFrame:
-    """The paper's tables 3 to 7: columns ``table,row,score,mean`` and one for each organ's abbreviation."""
+    """The paper's tables 3 to 7: columns ``table,row,score,mean`` and one per organ abbreviation."""
     with resources.files("dlunet.reporting").joinpath("paper_tables.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
 def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[PaperTable]:
-    """The paper's tables of which at least one row was run, in the paper's layout; none for other organs."""
+    """The paper's tables with at least one row that was run, in the paper's layout; none for other label sets."""
     if labels != FLARE22:
         return []
     ours = _groups_by_experiment(groups)
@@ -152,7 +152,7 @@ def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: L
 
 
 def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[Comparison]:
-    """The differences in mean DSC that the experiments at hand can show beside the paper's; none for other organs."""
+    """Differences in mean DSC between the available experiments, beside the paper's; none for other label sets."""
     if labels != FLARE22:
         return []
     means = dsc.mean[MEAN].dropna()
@@ -173,7 +173,7 @@ def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: La
 
 
 def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
-    """All values for other programs: ``run,score,seeds``, then each column's mean and deviation over seeds."""
+    """All values for other programs: ``run,score,seeds``, then mean and standard deviation over seeds per column."""
     rows = []
     for score, table in tables.items():
         for name in table.mean.index:
@@ -186,7 +186,7 @@ def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, Score
 
 
 def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
-    """The score tables for a README, best values in bold."""
+    """The score tables as Markdown, best values in bold."""
     parts = [note]
     for table in tables.values():
         header = ["run", *table.mean.columns]
@@ -201,7 +201,7 @@ def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
 
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:
-    """A value as printed: three decimals as in the paper, with the deviation over seeds where there is one."""
+    """A value as printed: three decimals as in the paper, with the standard deviation over seeds if there is one."""
     mean, std = float(table.mean[column][experiment]), float(table.std[column][experiment])
     if math.isnan(mean):
         return "–"
@@ -209,7 +209,7 @@ def format_score(table: ScoreTable, experiment: str, column: str) -> str:
 
 
 def _groups_by_experiment(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    """The group that repeats each experiment: the one of its name, else the only other one that has its parts."""
+    """The group that reproduces each experiment: the one with its name, else the only other one with its parts."""
     found = {}
     for experiment, parts in PAPER_PARTS.items():
         others = [name for name in groups if name not in PAPER_PARTS]
