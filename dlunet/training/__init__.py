@@ -1,4 +1,4 @@
-"""Training: the LightningModule, the run folder, the run from its config to its checkpoints."""
+"""Training: the LightningModule, the run folder, and the run from config to checkpoints."""
 
 from dlunet.training.data import prepare
 from dlunet.training.module import SegmentationModule

@@ -1,4 +1,4 @@
-"""From a config to its module: networks, method, losses, optimiser."""
+"""Build the training module from a config: networks, method, losses, optimiser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlunet.training.module import SegmentationModule
 
 
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
-    """The networks, the method and the loss of a config.
+    """Build the training module of a config.
 
     Raises:
         UserError: A network cannot be built, or does not fit the labels or the patch size.
@@ -46,17 +46,17 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
 
 
 def _description_of_prediction(method: Method, descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The description of the network that predicts, or of the ensemble."""
+    """The description of the predicting network, or of the ensemble of several."""
     sources = [method.averaged[role].of if role in method.averaged else role for role in method.predicting]
     first, *others = members = [descriptions[role] for role in sources]
     return {"kind": "Ensemble", "members": members, "num_classes": first["num_classes"]} if others else first
 
 
 def network_config(config: DictConfig, trained: Trained) -> DictConfig:
-    """The part of a config that describes a network which its method trains.
+    """The part of a config that describes a network trained by its method.
 
     Raises:
-        UserError: The config has none of this name.
+        UserError: The config has no network of this name.
     """
     if trained.config not in config:
         raise UserError(
@@ -67,7 +67,7 @@ def network_config(config: DictConfig, trained: Trained) -> DictConfig:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A config as plain dictionaries and lists, its references resolved."""
+    """A config as plain dictionaries and lists, with references resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 

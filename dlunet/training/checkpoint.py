@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, of a run folder that may be moved or copied."""
+"""Checkpoints that are written atomically and survive moving or copying the run folder."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dlunet.files import write_bytes
 
-#: What Lightning remembers of its files, by path.
+#: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which forgets its best score where the folder has another path than it had.
+    """Lightning's callback, adapted to run folders that change their path.
 
-    Here the files are looked for where the run folder is now, and the score counts for as long as its file is there.
+    Lightning drops its best score if the path of the folder has changed. Here the files are looked up in the current
+    run folder, and the score is kept as long as its file exists.
     """
 
     @property
     def state_key(self) -> str:
-        """Lightning's own: what earlier versions saved is found."""
+        """Lightning's own key, so that the state saved by earlier versions is found."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what a checkpoint says, for the folder where it lies now."""
+        """Restore the state from a checkpoint, with paths in the current folder."""
         moved = {key: self._here(state_dict.get(key, "")) for key in PATHS}
         scores = {self._here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         state_dict = {**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath}
@@ -40,10 +41,10 @@ class MovableCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the one that it replaces.
+    """Writes checkpoints atomically, beside the one to be replaced.
 
-    Lightning writes it to the folder of temporary files first, which may be too small, and copies it from there over
-    the one that was whole.
+    Lightning writes to the system's temporary folder first, which may be too small, and then copies over the intact
+    previous checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""The cases of a config, as they are and as they are prepared."""
+"""The cases of a config: the dataset and its prepared form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def open_dataset(config: DictConfig) -> Dataset:
-    """The cases of a config's dataset; without the unlabelled ones where the method uses none."""
+    """The dataset of a config, without unlabelled cases if the method uses none."""
     dataset = dataset_of(config)
     if not instantiate(config.method).needs_unlabelled:
         return replace(dataset, unlabelled=())
@@ -29,16 +29,16 @@ def open_dataset(config: DictConfig) -> Dataset:
 
 
 def prepared_folder(config: DictConfig) -> Path:
-    """Where the cases of a config whose plan is complete are prepared: another spacing has a folder of its own."""
+    """The folder of the prepared cases of a config with a complete plan; one folder per spacing."""
     return Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
 
 
 def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFolder | None = None) -> PreparedDataset:
-    """Bring the cases of a config up to date.
+    """Prepare the cases of a config, as far as they are not up to date.
 
     Args:
-        config: The composed config.
-        dataset: Its cases, see :func:`open_dataset`.
+        config: The composed config; its plan is completed.
+        dataset: Its cases; by default those of :func:`open_dataset`.
         shared: See :func:`dlunet.preparation.prepare_dataset`.
     """
     dataset = open_dataset(config) if dataset is None else dataset
@@ -60,7 +60,7 @@ def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFo
 
 
 def can_choose(prepared: PreparedDataset) -> bool:
-    """Whether the validation cases tell a better network from a worse one; say so where they should and do not."""
+    """Whether the validation cases contain classes, so that a best epoch can be chosen; warn if none of them does."""
     if prepared.validation and not any(case.ranges for case in prepared.validation):
         log.warning(
             "warning: none of the %d validation cases contains any class: no epoch can be the best, so the last one "

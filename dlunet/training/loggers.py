@@ -1,4 +1,4 @@
-"""What a run is logged to: always ``metrics.csv``, and the logger of choice."""
+"""The loggers of a run: always ``metrics.csv``, plus the configured logger."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dlunet.training.run_folder import RunFolder
 
 
 def check_login(logger: DictConfig) -> None:
-    """Make sure that a run can be sent to Weights & Biases before any work is done for it.
+    """Check that the run can be sent to Weights & Biases before any work is done.
 
     Raises:
-        UserError: It is to be sent, and there is no login, or the server cannot be reached.
+        UserError: It is to be sent, but there is no login or the server cannot be reached.
     """
     if not _uses_wandb(logger) or logger.offline:
         return
@@ -35,15 +35,15 @@ def check_login(logger: DictConfig) -> None:
 
 
 def build_loggers(logger: DictConfig, folder: RunFolder, epochs_done: int) -> list[Logger]:
-    """The logger of choice, and always ``metrics.csv``: the report reads it.
+    """The configured logger and always ``metrics.csv``, which the report reads.
 
     Args:
-        logger: The config of the logger of choice; without a target, there is none.
+        logger: The config of the logger; without a target, only ``metrics.csv`` is written.
         folder: The run folder.
         epochs_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
 
     Raises:
-        UserError: The logger of choice is not installed.
+        UserError: The configured logger is not installed.
     """
     loggers: list[Logger] = [metrics_logger(folder.path, epochs_done)]
     if "_target_" in logger and ("WandbLogger" not in logger._target_ or _uses_wandb(logger)):

@@ -1,4 +1,4 @@
-"""``metrics.csv``, the record of a run that the report reads; a continued run goes on writing it."""
+"""``metrics.csv``, the logged metrics of a run as read by the report; a resumed run appends to it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dlunet.run_layout import RunLayout
 def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
     """A logger that writes ``output/metrics.csv``.
 
-    Lightning's logger deletes the file of an earlier run. Here the rows of the epochs that a continued run will not
-    repeat are written back first.
+    Lightning's logger deletes the file of an earlier run. Here the rows of epochs that a resumed run does not repeat
+    are written back first.
 
     Args:
         output: The run folder.
-        epochs_done: The epochs behind the checkpoint that the run continues from; 0 for a new run.
+        epochs_done: The number of epochs finished before the checkpoint to resume from; 0 for a new run.
     """
     rows = _read_rows(RunLayout(output).metrics)
-    # By their steps: a row of learning rates has no epoch.
+    # Selected by step: the rows of learning rates have no epoch.
     last_step = max((int(row["step"]) for row in rows if row["epoch"] and int(row["epoch"]) < epochs_done), default=-1)
     kept = [row for row in rows if int(row["step"]) <= last_step]
     logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
@@ -36,13 +36,13 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
 def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    # What a crash of the machine left unwritten is NULs.
+    # After a crash of the machine, data that was not written out appears as NUL bytes.
     lines = path.read_text(encoding="utf-8", errors="replace").partition("\0")[0].splitlines()
     return [row for row in csv.DictReader(lines) if _is_whole(row)]
 
 
 def _is_whole(row: dict) -> bool:
-    """Whether a row has a number for its step and no column too many or, as one cut off by a kill, too few."""
+    """Whether a row has a numeric step and exactly the expected columns; a row truncated by a kill has too few."""
     if None in row or None in row.values() or not {"epoch", "step"} <= row.keys():
         return False
     return row["step"].isdecimal() and (row["epoch"] or "0").isdecimal()

@@ -1,4 +1,4 @@
-"""The LightningModule: it owns optimisers, precision, clipping, logging and what a checkpoint says."""
+"""The LightningModule: optimiser, precision, gradient clipping, logging and checkpoint contents."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class SegmentationModule(lightning.LightningModule):
     """Trains the networks of a method, with manual optimisation.
 
     Args:
-        networks: Those that the method trains, and those that are fixed, by role.
-        network_description: Of the network that predicts, see :func:`dlunet.networks.describe`.
-        method: How a batch becomes losses.
+        networks: The trained and the fixed networks of the method, by role.
+        network_description: Description of the network that predicts, see :func:`dlunet.networks.describe`.
+        method: Computes the losses of a batch.
         loss: The loss of one decoder level, or a schedule of such losses.
         pseudo_loss: The same for pseudo-labels.
-        optimizer: Makes an optimiser from parameters.
+        optimizer: Creates an optimiser from parameters.
         schedule: Factor of the base learning rate over the run.
         plan: The plan of the prepared cases.
-        labels: The organs.
-        gradient_clip: Largest norm of each network's gradient.
-        seed: Seed of the method's own draws.
+        labels: The classes.
+        gradient_clip: Maximum gradient norm, for each network separately.
+        seed: Seed of the method's random numbers.
     """
 
     def __init__(
@@ -79,20 +79,20 @@ class SegmentationModule(lightning.LightningModule):
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
     def train(self, mode: bool = True) -> SegmentationModule:
-        """Training mode; what is fixed stays as it predicts."""
+        """Set training mode; fixed networks stay in evaluation mode."""
         super().train(mode)
         for role in self.method.fixed:
             self.networks[role].eval()
         return self
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One optimiser for all networks: mixed precision changes its scale once per step, after all gradients."""
+        """One optimiser for all networks: mixed precision updates its loss scale once per step, after all gradients."""
         optimizer = self.make_optimizer([weight for network in self._trained for weight in network.parameters()])
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
 
     def on_train_start(self) -> None:
-        """Set the rate again: a run may be resumed with more epochs, or from a checkpoint without a schedule."""
+        """Recompute the learning rate of a resumed run: it may have more epochs, or its checkpoint no schedule."""
         if self.current_epoch:
             self._scheduler.last_epoch = self._progress(0).step - 1
             self._scheduler.step()
@@ -121,20 +121,20 @@ class SegmentationModule(lightning.LightningModule):
         self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip here, each network on its own: by now mixed precision has unscaled the gradients."""
+        """Clip the gradients of each network separately, after mixed precision has unscaled them."""
         for network in self._trained:
             nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Segment a whole prepared case with the network that predicts."""
+        """Segment a complete prepared case with the predicting network or networks."""
         network = partial(mean_logits, [self.networks[role] for role in self.method.predicting])
         prediction = predict_logits(network, batch["image"], self.plan.patch_size).argmax(0)
         label = batch["label"].long()
-        prediction[~torch.isin(prediction, label.unique())] = 0  # an organ counts in the cases that show it
+        prediction[~torch.isin(prediction, label.unique())] = 0  # a class counts only in cases that contain it
         self.dice.update(prediction[None], label[None])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the DSC of each organ, over the cases that show it, and its mean."""
+        """Log the DSC of each class over the cases that contain it, and the mean over classes."""
         scores = self.dice.compute()
         self.dice.reset()
         by_organ = {f"val/dsc/{organ.abbreviation}": score for organ, score in zip(self.labels, scores, strict=True)}
@@ -142,9 +142,9 @@ class SegmentationModule(lightning.LightningModule):
         self.log("val/dsc", scores.nanmean(), prog_bar=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put into the checkpoint what prediction needs."""
+        """Add the description needed for prediction to the checkpoint."""
         roles = self.method.predicting
-        # An average is inside AveragedModel's own module.
+        # AveragedModel wraps its network in an attribute ``module``.
         prefixes = [f"networks.{role}.{'module.' * (role in self.method.averaged)}" for role in roles]
         described = describe(self.network_description, self.plan, self.labels)
         checkpoint[KEY] = {**described, WEIGHTS: prefixes if len(roles) > 1 else prefixes[0]}
@@ -161,7 +161,7 @@ class SegmentationModule(lightning.LightningModule):
             cast(AveragedModel, self.networks[role]).update_parameters(self.networks[average.of])
 
     def _backward(self, losses: list[Tensor]) -> None:
-        """Each network's gradients at the same time; in one pass where processes average them among each other."""
+        """Compute the gradients of all networks concurrently, or in one pass if processes average them (DDP)."""
         if self.trainer.world_size > 1:
             self.manual_backward(torch.stack(losses).sum())
         else:
@@ -173,7 +173,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def _learning_rate_factor(self, step: int) -> float:
         assert self.trainer.max_epochs is not None
-        # Infinite until the data is there: the first step, which is asked for earlier, is at epoch 0 all the same.
+        # Infinite until the data is loaded; the factor of the first step, requested before that, is still at epoch 0.
         steps = self.trainer.num_training_batches
         return self.schedule(step // steps + step % steps / steps, self.trainer.max_epochs)
 
@@ -184,5 +184,5 @@ class SegmentationModule(lightning.LightningModule):
         return Progress(step, self.current_epoch, step / (self.trainer.max_epochs * steps))
 
     def _generator(self, step: int) -> torch.Generator:
-        """The draws of a step depend on the step alone, so that a resumed run repeats them."""
+        """A generator seeded by the step alone (and the rank), so that a resumed run repeats its random numbers."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)

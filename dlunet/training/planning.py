@@ -1,4 +1,4 @@
-"""What a config leaves open of the plan and the networks, filled in by nnU-Net's rules from the labelled cases."""
+"""Fill in open settings of the plan and the networks from the labelled cases, by nnU-Net's rules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dlunet.training.build import network_config
 
 
 def complete_plan(config: DictConfig, dataset: Dataset) -> None:
-    """Fill in what a config leaves open.
+    """Fill in the plan and network settings that a config leaves open.
 
     Args:
-        config: The composed config; its ``plan`` and the descriptions of the networks that its method trains change.
+        config: The composed config; its ``plan`` and the descriptions of its trained networks are changed in place.
         dataset: Its cases, see :func:`dlunet.training.data.open_dataset`.
 
     Raises:
@@ -44,6 +44,6 @@ def complete_plan(config: DictConfig, dataset: Dataset) -> None:
 
 
 def fingerprint(config: DictConfig, dataset: Dataset) -> Fingerprint:
-    """The statistics of a config's labelled cases, kept where its cases are prepared."""
+    """The fingerprint of a config's labelled cases, cached in the folder of the prepared cases."""
     cache = Path(config.data.prepared) / "fingerprint.json"
     return take_fingerprint(dataset.fingerprinted, dataset.labels.num_classes, cache, config.data.workers)

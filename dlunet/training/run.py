@@ -1,4 +1,4 @@
-"""A training run, from its config to its checkpoints."""
+"""A training run, from config to checkpoints."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a signal that ended a process that this one has started has reached this one as well.
+#: Seconds within which a signal that ended a child process also reaches this process.
 SIGNAL_DELAY = 1.0
 
-#: The parts of a dataset that a run trains and validates on.
+#: The parts of a dataset used for training and validation.
 PARTS = ("labelled", "unlabelled", "validation")
 
 
@@ -81,20 +81,20 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
         try:
             resume_from = folder.last if epochs_done else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-        except (Stopped, SIGTERMException) as stop:  # Lightning's own, in a process that it started
+        except (Stopped, SIGTERMException) as stop:  # the latter in a process started by Lightning
             end_processes()
             log.info("%s: the last finished epoch is kept; add resume=auto to continue from it", folder.path)
             raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            time.sleep(SIGNAL_DELAY)  # one that was sent to all processes comes first
+            time.sleep(SIGNAL_DELAY)  # a signal sent to all processes takes precedence
             raise UserError(
                 f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
                 "fewer: sampling.num_workers=0; add resume=auto to continue from the last finished epoch"
             ) from None
         finally:
-            wandb.finish()  # else the next run of a sweep would go on writing into this one
+            wandb.finish()  # else the next run of a sweep would log into this one
 
 
 def _device_name(config: DictConfig) -> str:
@@ -104,12 +104,12 @@ def _device_name(config: DictConfig) -> str:
 
 
 def _silence_lightning() -> None:
-    """Drop Lightning's banners, and its advice on settings that are chosen on purpose here."""
+    """Suppress Lightning's banners and its advice on settings that are deliberate here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
-        r".*`lr_scheduler\.step\(\)` before",  # mixed precision leaves out a first step whose gradients overflow
+        r".*`lr_scheduler\.step\(\)` before",  # mixed precision skips a first step whose gradients overflow
     ):
         warnings.filterwarnings("ignore", message)

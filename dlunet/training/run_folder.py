@@ -1,4 +1,4 @@
-"""The folder of a training run: who may write to it, and whether a run may go on in it."""
+"""The folder of a training run: locking, and the checks before a run starts or resumes in it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True)
 class RunFolder(RunLayout):
-    """A run's folder, wherever it lies: it may be moved and copied."""
+    """The folder of a run; it may be moved and copied."""
 
     @property
     def trained(self) -> Path:
-        """The checkpoint to use: the best one, or the last where no validation tells which is best."""
+        """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
         return self.best if self.best.exists() else self.last
 
     def check_free(self, resume: bool) -> None:
-        """Check that a new run does not begin where there is one.
+        """Check that a new run does not start in the folder of an existing one.
 
         Raises:
-            UserError: There is one, and it is not to be continued.
+            UserError: The folder contains a run that is not to be resumed.
         """
         if self.last.exists() and not resume:
             raise UserError(
@@ -59,10 +59,10 @@ class RunFolder(RunLayout):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While the block runs, no other run writes here, and what is logged is also in ``train.log``.
+        """Lock the folder against other runs while the block runs, and copy the log to ``train.log``.
 
         Raises:
-            UserError: Another run writes here.
+            UserError: Another run is writing to the folder.
         """
         lock = FileLock(self.path / ".writing", remove=True)
         if not lock.take():
@@ -80,10 +80,10 @@ class RunFolder(RunLayout):
             lock.release()
 
     def begin(self, settings: dict[str, Any]) -> int:
-        """Record the settings of a run that begins or goes on, and return how many epochs are behind it.
+        """Record the settings of a run that starts or resumes, and return the number of finished epochs.
 
         Raises:
-            UserError: It was begun with other settings, or for longer.
+            UserError: The run was started with other settings, or has more finished epochs than requested.
         """
         epochs_done = 0
         if self.last.exists():
@@ -102,10 +102,10 @@ class RunFolder(RunLayout):
         return epochs_done
 
     def keep_cases(self, cases: Mapping[str, list[str]]) -> None:
-        """Record the names of a run's cases by part, or check that they are those that the run began with.
+        """Record the names of a run's cases by part, or check that they are unchanged since the run started.
 
         Raises:
-            UserError: They are not: what was a training case may now be a validation case.
+            UserError: The cases changed; a former training case may now be a validation case.
         """
         known = self._known_cases() if self.last.exists() else None
         changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
@@ -120,7 +120,7 @@ class RunFolder(RunLayout):
         try:
             return dict(json.loads(self.cases.read_text()))
         except (OSError, ValueError, TypeError):
-            return None  # a run of an earlier version, or a file that was lost with the machine
+            return None  # a run of an earlier version, or a file lost in a crash
 
     def _check_same_settings(self, now: dict[str, Any]) -> None:
         before = self._read_settings()
@@ -136,7 +136,7 @@ class RunFolder(RunLayout):
             )
 
     def _read_settings(self) -> Any:
-        """What the run was begun with; nothing where the user took the file away."""
+        """The settings with which the run was started; None if the user deleted the file."""
         if not self.config.exists():
             return None
         try:
@@ -154,7 +154,7 @@ class RunFolder(RunLayout):
 
 
 def _difference(part: str, before: list[str], now: list[str]) -> str:
-    """Which cases of a part came and went, in a few words."""
+    """The cases added to and removed from a part, as a short text."""
     came, went = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     words = [f"{sign}{name}" for sign, names in (("+", came), ("-", went)) for name in names]
     return f"{part}: {', '.join(words[:4])}{', …' if len(words) > 4 else ''}" if words else ""

@@ -1,4 +1,4 @@
-"""Learning rates as a function of how far a run is."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """The factor of the base learning rate."""
+    """Computes the factor of the base learning rate."""
 
     def __call__(self, epoch: float, max_epochs: int) -> float:
-        """The factor after ``epoch`` epochs, with fractions, of ``max_epochs``."""
+        """The factor after ``epoch`` (fractional) of ``max_epochs`` epochs."""
         ...
 
 
 @dataclass(frozen=True)
 class Halving:
-    """Halve the rate every so many epochs (DLUNet, Table 2)."""
+    """Halve the learning rate every n epochs (DLUNet, Table 2).
+
+    Attributes:
+        every: The number of epochs n.
+    """
 
     every: int = 200
 
@@ -27,7 +31,7 @@ class Halving:
 
 @dataclass(frozen=True)
 class Poly:
-    """nnU-Net's polynomial decay to 0, which the published code uses.
+    """nnU-Net's polynomial decay to 0, as used by the published code.
 
     Attributes:
         power: The exponent.

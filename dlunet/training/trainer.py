@@ -1,4 +1,4 @@
-"""Lightning's trainer for a run: its plugins, callbacks and strategy."""
+"""Lightning's trainer for a run: plugins, callbacks and strategy."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from dlunet.training.run_folder import RunFolder
 
 
 def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, epochs_done: int) -> lightning.Trainer:
-    """Lightning's trainer with the run's callbacks and loggers.
+    """Build Lightning's trainer with the callbacks and loggers of a run.
 
     Args:
         config: The composed config.
         folder: The run folder.
-        has_validation: Whether there are validation cases that tell which epoch is the best.
-        epochs_done: The epochs behind the checkpoint that the run continues from; 0 for a new run.
+        has_validation: Whether there are validation cases that determine the best epoch.
+        epochs_done: The number of epochs finished before the checkpoint to resume from; 0 for a new run.
 
     Raises:
-        UserError: The trainer settings do not fit each other or the machine.
+        UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings: dict[str, Any] = dict(config.trainer)
     plugins: list[Any] = [WholeCheckpointIO()]
     if "strategy" not in settings and settings.get("num_nodes", 1) == 1:
-        # This process starts all others itself: what a batch system says of its tasks is not about them.
+        # This process starts all others itself, so the task environment of a batch system does not apply to them.
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
         os.environ.pop("LOCAL_RANK", None)
         plugins.append(LightningEnvironment())
     if _is_distributed(settings.get("devices", 1)):
-        # Spawned processes also work inside a sweep; the coarsest head has no loss, so its gradient is missing.
+        # Spawned processes also work inside a sweep. The coarsest head has no loss and therefore no gradient.
         settings.setdefault("strategy", "ddp_spawn_find_unused_parameters_true")
     loggers = build_loggers(config.logger, folder, epochs_done)
     try:
@@ -49,7 +49,7 @@ def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, e
             callbacks=_callbacks(folder, has_validation),
             logger=loggers,
             reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,  # the data module gives every process its own cases
+            use_distributed_sampler=False,  # the data module assigns each process its own cases
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if has_validation else 0,
             enable_model_summary=False,
