@@ -1,4 +1,4 @@
-# DLUNet. `make help` lists what can be made.
+# DLUNet. `make help` lists the targets.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ setup: $(STAMP)  ## Install everything into .venv, in the versions of constraint
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	@# torch first: named exactly, it is the build for CPUs where the index has one
+	@# torch first and by name: pip then installs the CPU build where the index has one
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -1,9 +1,9 @@
-"""One patch of the light network on a CPU, by every engine that is installed, and in PyTorch's own layers.
+"""Times one patch of the light network on a CPU with every installed engine and with PyTorch's standard layers.
 
     python benchmarks/engine_speed.py
 
-PyTorch's own layers run in its default layout, as users would write the network. Checked first: all give the same
-logits; the PyTorch engine to 1e-4 of their range, the others to 1e-3.
+The standard layers use PyTorch's default memory layout, as users would write the network. Before timing, the script
+checks that all give the same logits: the PyTorch engine to 1e-4 of their range, the others to 1e-3.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "engine_speed.json"
 PATCH, REPEATS = (56, 160, 160), 7
 OWN = "own layers"
 
-#: What each of our layers stands in for.
+#: The standard PyTorch layer that each of our layers replaces.
 PYTORCHS_OWN: dict[type[nn.Module], type[nn.Module]] = {
     DepthwiseConv3d: nn.Conv3d,
     PointwiseConv3d: nn.Conv3d,
@@ -41,7 +41,7 @@ PYTORCHS_OWN: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def main() -> None:
-    """Compare, time in turn, and write the results."""
+    """Compare the logits, time all variants in turn, and write the results."""
     torch.manual_seed(0)
     network, patch = LightUNet().eval(), torch.randn(1, 1, *PATCH)
     with torch.inference_mode():
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def installed_engines(network: LightUNet) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Every engine that runs on this machine's CPU."""
+    """The engines that run on this machine's CPU."""
     bundle = Bundle(network, Plan((2.5, 1.5, 1.5), PATCH, Intensity(0, 1, 0, 1)), FLARE22)
     engines: dict[str, Callable[[Tensor], Tensor]] = {}
     for name in ENGINES:
@@ -85,12 +85,12 @@ def installed_engines(network: LightUNet) -> dict[str, Callable[[Tensor], Tensor
 
 
 def range_of(logits: Tensor) -> Tensor:
-    """From the least to the largest."""
+    """The difference between the largest and the smallest logit."""
     return logits.max() - logits.min()
 
 
 def in_default_layout(network: LightUNet) -> LightUNet:
-    """The same weights in PyTorch's own layers, fed in the default layout."""
+    """The same weights in PyTorch's standard layers, with input in the default layout."""
     plain = copy.deepcopy(network)
     for module in plain.modules():
         module.__class__ = PYTORCHS_OWN.get(type(module), type(module))

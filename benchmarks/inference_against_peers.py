@@ -1,13 +1,14 @@
-"""From CT file to label file: nnU-Net v2's predictor with its own network, MONAI's sliding window with ours, and us.
+"""Times prediction from CT file to label file: nnU-Net v2 with its own network, MONAI with ours, and DLUNet.
 
-    make bench-peers        or, in an environment that has all of them:
+    make bench-peers        or, in an environment with all of them:
     python benchmarks/inference_against_peers.py CHECKPOINT [--flips none full] [--cases 3] [--without-monai]
 
-CHECKPOINT is a light network with the paper's plan. Every side segments the same CTs of 512×512×129 in one process;
-imports and the engine's compilation are outside on every side. A peer takes one case at a time, and before each of them
-we take all: what else the machine does in between falls on all sides. Checked first: our engine and MONAI's window give
-the logits of our own sums in PyTorch; that nnU-Net's predictor does is window_against_nnunet.py's to check. Peak memory
-is that of a process of its own; `cold_command` is what the whole command takes for one case from the second time on.
+CHECKPOINT is a light network with the paper's plan. Every side segments the same 512×512×129 CTs in one process;
+imports and engine compilation are not timed. A peer segments one case at a time, and before each of them DLUNet
+segments all cases, so that other load on the machine affects all sides. Before timing, the script checks that our
+engine and MONAI's sliding window give the logits of our sliding window in PyTorch; for nnU-Net's predictor this is
+checked by window_against_nnunet.py. Peak memory is measured in a separate process; `cold_command` is the time of the
+complete command for one case, from the second run on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from dlunet.provenance import provenance
 from dlunet.volumes import read_ct
 
 RESULTS = Path(__file__).parent / "results"
-#: What is compared: a part of the prepared CT that takes four tiles.
+#: The compared part of the prepared CT; it takes four tiles.
 PART = (70, 180, 160)
 SHAPE, SPACING = (129, 512, 512), (1.6, 0.57, 0.57)
 
@@ -50,7 +51,7 @@ Side = Callable[[list[Path], Path], None]
 
 
 def main() -> None:
-    """Compare, time in turn, measure memory, write the results."""
+    """Compare the logits, time all sides in turn, measure memory, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--flips", nargs="+", default=["none", "full"])
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--without-monai", action="store_true")
     parser.add_argument("--nnunet-alone", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.nnunet_alone:  # in a process of its own, whose memory is looked at
+    if options.nnunet_alone:  # in a separate process, whose memory is measured
         image, output = options.nnunet_alone
         sides(options.checkpoint, options.flips[0])["nnunet"]([image], output)
         return
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, flips: str, images: list[Path], folder: Path) -> None:
-    """One kind of flips: agreement, seconds a case, peak memory."""
+    """Agreement, seconds per case and peak memory for one setting of flips."""
     chosen = sides(options.checkpoint, flips)
     if options.without_monai or flips != "none":
         del chosen["monai"]
@@ -101,7 +102,7 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
         "peers": {name: version(name) for name in ("nnunetv2", "monai", "openvino")},
         **provenance(),
     }
-    if flips == "none":  # flips change nothing about the start
+    if flips == "none":  # flips do not affect the start-up time
         result["cold_command"] = cold_command(options.checkpoint, images[0], folder)
     path = RESULTS / f"inference_against_peers_{flips}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -110,14 +111,14 @@ def measure(options: argparse.Namespace, flips: str, images: list[Path], folder:
 
 
 def timed(side: Side, images: list[Path], output: Path) -> float:
-    """Seconds a case."""
+    """Seconds per case."""
     begin = time.perf_counter()
     side(images, output)
     return round((time.perf_counter() - begin) / len(images), 2)
 
 
 def cold_command(checkpoint: Path, image: Path, folder: Path) -> dict[str, float]:
-    """The whole command for one case, seconds, and how much of it is not the case's own, which it times itself."""
+    """Seconds of the complete command for one case, and its overhead beyond the time it reports for the case."""
     adds, whole = [], []
     for number in range(4):
         output = folder / f"cold-{number}"
@@ -136,7 +137,7 @@ def predict(checkpoint: Path, flips: str, image: Path, output: Path) -> list[str
 
 
 def write_cases(folder: Path, count: int, image: Path | None) -> list[Path]:
-    """The same CT under several names; nothing is cached between cases on any side."""
+    """Write the same CT under several names; no side caches anything between cases."""
     image = image or write_case(folder, SHAPE, SPACING)[0]
     (folder / "cases").mkdir()
     paths = [folder / "cases" / f"case_{k}_0000.nii.gz" for k in range(count)]
@@ -146,7 +147,7 @@ def write_cases(folder: Path, count: int, image: Path | None) -> list[Path]:
 
 
 def sides(checkpoint: Path, flips: str) -> dict[str, Side]:
-    """From CT files to label files, each with its network in memory and its engine compiled."""
+    """The functions from CT files to label files, each with its network loaded and its engine compiled."""
     bundle, engine = load_engine(checkpoint, device="cpu")
     ours = Predictor(bundle, flips=flips, engine=engine)
     network = eager(load_bundle(checkpoint).network)
@@ -159,7 +160,7 @@ def sides(checkpoint: Path, flips: str) -> dict[str, Side]:
 
 
 def nnunet_network() -> nn.Module:
-    """nnU-Net's own network, as its planner would lay it out for the paper's patch."""
+    """nnU-Net's own network, configured as by its planner for the paper's patch size."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
     return PlainConvUNet(
@@ -175,7 +176,7 @@ def nnunet_predictor(
     flips: str,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Any:
-    """nnU-Net's predictor as its users have it, with the paper's plan and a network of their or our own."""
+    """nnU-Net's unmodified predictor, with the paper's plan and either nnU-Net's or our network."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(variable, tempfile.gettempdir())
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -222,7 +223,7 @@ def nnunet_predictor(
 
 
 def nnunet_files(predictor: Any, images: list[Path], output: Path) -> None:
-    """In one process, a case after the other."""
+    """Segment the cases one after the other in one process."""
     output.mkdir(parents=True, exist_ok=True)
     targets = [str(output / path.name.removesuffix("_0000.nii.gz")) for path in images]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -230,7 +231,7 @@ def nnunet_files(predictor: Any, images: list[Path], output: Path) -> None:
 
 
 def monai_files(ours: Predictor, network: nn.Module, images: list[Path], output: Path) -> None:
-    """MONAI's window over our network in PyTorch's own layers; reading, preparing and writing are ours."""
+    """MONAI's sliding window with our network in standard layers; reading, preparation and writing are ours."""
     from dlunet.volumes import write_labels
 
     for path in images:
@@ -244,21 +245,21 @@ def monai_files(ours: Predictor, network: nn.Module, images: list[Path], output:
 
 
 def monai_logits(network: nn.Module, prepared: torch.Tensor, patch_size: tuple[int, int, int]) -> torch.Tensor:
-    """MONAI's SlidingWindowInferer as its documentation has it."""
+    """Logits of MONAI's SlidingWindowInferer, used as in its documentation."""
     from monai.inferers import SlidingWindowInferer
 
     return SlidingWindowInferer(patch_size, overlap=0.5, mode="gaussian")(prepared[None], network)
 
 
 def eager(network: nn.Module | None) -> nn.Module:
-    """Our network as its users would write it: PyTorch's own layers, default layout."""
+    """Our network as users would write it, with PyTorch's standard layers and default layout."""
     from engine_speed import in_default_layout
 
     return in_default_layout(network)  # type: ignore[arg-type]
 
 
 def compare(checkpoint: Path, flips: str, image: Path) -> dict[str, float]:
-    """Our engine, and MONAI's window, beside our own sums in PyTorch, on a part of a CT."""
+    """Compare our engine and MONAI's sliding window with our sliding window in PyTorch, on a part of a CT."""
     bundle = load_bundle(checkpoint)
     assert bundle.network is not None
     prepared = Predictor(bundle).prepare(read_ct(image))[(slice(None), *map(slice, PART))]
@@ -275,10 +276,10 @@ def compare(checkpoint: Path, flips: str, image: Path) -> dict[str, float]:
 
 
 def peaks(checkpoint: Path, flips: str, image: Path, folder: Path) -> dict[str, float]:
-    """Peak resident memory, GiB, of a process that segments one case: of ours, the whole command."""
+    """Peak resident memory, in GiB, of a process that segments one case; for DLUNet, the complete command."""
     theirs = [__file__, str(checkpoint), "--flips", flips, "--nnunet-alone", str(image), str(folder / "alone")]
     found = {"dlunet": peak_of(predict(checkpoint, flips, image, folder / f"peak-{flips}"))}
-    if flips == "none":  # flips take nnU-Net a quarter of an hour more, and no more memory
+    if flips == "none":  # with flips nnU-Net takes 15 minutes longer, but no more memory
         found["nnunet"] = peak_of(theirs)
     return found
 

@@ -1,10 +1,10 @@
-"""Peak memory of ``dlunet predict``: of a CT of 129 and of 1000 slices, of each engine, and over many cases.
+"""Measures the peak memory of ``dlunet predict`` for 129 and 1000 slices, each engine, and many cases.
 
     python benchmarks/inference_memory.py CHECKPOINT
 
-CHECKPOINT is a light network with the paper's plan. The two CTs are noise around a body of water: what they show does
-not matter for memory. From the peaks the arrays are taken off that must exist: the CT in the file's own type, and its
-labels. The many cases are small, with one corrupt file in the middle.
+CHECKPOINT is a light network with the paper's plan. The two CTs are a noisy water phantom; their content does not
+affect memory. The arrays that must exist are subtracted from the peaks: the CT in the data type of its file, and its
+label map. The many cases are small, with one corrupt file in the middle.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
         for slices in LENGTHS:
             image = write_ct(folder / f"{slices}.nii.gz", (slices, 512, 512))
             peak = peak_of(predict(checkpoint, image, folder / str(slices)))
-            arrays = slices * 512 * 512 * 3 / 2**30  # two bytes a voxel of the CT, one of its labels
+            arrays = slices * 512 * 512 * 3 / 2**30  # per voxel, two bytes for the CT and one for its label
             result["slices"][slices] = {"peak_gib": round(peak, 3), "above_arrays_gib": round(peak - arrays, 3)}
             print(slices, result["slices"][slices], flush=True)
         short, long = (result["slices"][slices]["above_arrays_gib"] for slices in LENGTHS)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_ct(path: Path, shape: tuple[int, int, int]) -> Path:
-    """A body of water in air, with noise."""
+    """Write a noisy CT of a body of water in air."""
     _, y, x = (np.linspace(-1, 1, n) for n in shape)
     body = np.where(np.add.outer(y**2, x**2) < 0.6, 40, -1000).astype(np.int16)
     rng = np.random.default_rng(0)
@@ -79,13 +79,13 @@ def write_ct(path: Path, shape: tuple[int, int, int]) -> Path:
 
 
 def predict(checkpoint: Path, image: Path, output: Path, *settings: str) -> list[str]:
-    """The command that segments a CT."""
+    """The arguments of the command that segments a CT."""
     words = [f"checkpoint={checkpoint}", f"input={image}", f"output={output}", "device=cpu", *settings]
     return ["-m", "dlunet", "predict", *words]
 
 
 def many_cases(checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Resident memory after the tenth and after the last of many cases, GiB."""
+    """Resident memory in GiB after the tenth and after the last of many cases."""
     bundle, engine = load_engine(checkpoint, device="cpu")
     first = write_ct(folder / "case_000.nii.gz", (40, 160, 160))
     images = [first]

@@ -1,9 +1,10 @@
-"""What prediction costs on a GPU, as FLARE22 measures it, beside the paper's figures and nnU-Net v2's predictor.
+"""Measures the cost of prediction on a GPU by FLARE22's metrics, beside the paper's values and nnU-Net v2.
 
     python benchmarks/inference_on_gpu.py CHECKPOINT [--cases 5]
 
-CHECKPOINT is a light network with the paper's plan. nnU-Net's predictor runs its own network, where it is installed.
-The paper (one RTX 2080 Ti): 73.9 s a case, 138,831 MB·s of GPU memory, 1,195 %·s of CPU, at most 2045 MB.
+CHECKPOINT is a light network with the paper's plan. If nnU-Net is installed, its predictor is timed with its own
+network. The paper reports, on one RTX 2080 Ti: 73.9 s per case, area under the GPU memory curve 138,831 MB·s, area
+under the CPU utilisation curve 1,195 %·s, peak GPU memory 2045 MB.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PAPER = {"seconds": 73.9, "gpu_area_mb_s": 138_831, "cpu_area_percent_s": 1_195,
 
 
 def main() -> None:
-    """Measure each kind of flips and write the results."""
+    """Measure each setting of flips and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--cases", type=int, default=5)
@@ -47,7 +48,7 @@ def main() -> None:
         for flips in ("none", "axes", "full"):
             predictor = Predictor(bundle, flips=flips, engine=engine)
             predict_files(predictor, images, folder / flips)
-            # The first case waits for the GPU to wake up.
+            # The first case is excluded: it includes the warm-up of the GPU.
             rows = list(read_case_table(folder / flips / "efficiency.csv").values())[1:]
             results[flips] = {key: median(float(row[key]) for row in rows) for key in PAPER}
             results[flips]["network_seconds"] = seconds_of(lambda p=predictor: p.label(prepared, (2, 2, 2)))
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def seconds_of(run: Any, repeats: int = 3) -> float:
-    """The median time of a run on the GPU, after one that is not counted."""
+    """The median time of a function on the GPU, after one warm-up run."""
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()

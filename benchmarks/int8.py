@@ -1,9 +1,9 @@
-"""Would int8 pay? OpenVINO's network quantised by NNCF, calibrated on prepared CTs, beside float32: DSC, labels, speed.
+"""Compares an int8 network, quantised by NNCF for OpenVINO, with float32: DSC, label agreement and speed.
 
     python benchmarks/int8.py CHECKPOINT [--cases 3]
 
-The CTs are synthetic abdomens; those of the calibration are not those that are scored. It would be offered if it were
-faster and kept the DSC within 0.002.
+The CTs are synthetic abdomens, prepared as for prediction; the calibration cases are not among the scored ones. The
+criterion for offering int8: it must be faster and keep the DSC within 0.002.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CALIBRATION_CASES, REPEATS = 6, 7
 
 
 class Quantised:
-    """A compiled OpenVINO model as an engine."""
+    """An engine that runs a compiled OpenVINO model."""
 
     device, name, tiles_at_once = "cpu", "openvino on cpu, int8", 1
 
@@ -52,7 +52,7 @@ class Quantised:
 
 
 def main() -> None:
-    """Quantise, compare, time in turn, and write the results."""
+    """Quantise, compare, time all engines in turn, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--cases", type=int, default=3)
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def tiles_of(prepared: Tensor, bundle: Any) -> Iterator[np.ndarray]:
-    """The tiles that prediction would cut out of a CT."""
+    """The tiles that prediction crops from a CT."""
     found: list[np.ndarray] = []
 
     def collect(tiles: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def tiles_of(prepared: Tensor, bundle: Any) -> Iterator[np.ndarray]:
 
 
 def mean_dice(found: list[np.ndarray], cases: list[Any], bundle: Any) -> float:
-    """Over cases and organs."""
+    """The mean DSC over cases and organs."""
     return float(
         np.mean(
             [
@@ -119,7 +119,7 @@ def mean_dice(found: list[np.ndarray], cases: list[Any], bundle: Any) -> float:
 
 
 def seconds_of(engines: dict[str, Callable[[Tensor], Tensor]], tile: Tensor) -> dict[str, float]:
-    """The median time of each engine, in turn."""
+    """The median time of each engine, measured in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(REPEATS):
         for name, engine in engines.items():

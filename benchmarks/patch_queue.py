@@ -1,8 +1,10 @@
-"""Patches a second from the labelled queue, beside TorchIO's own ``LabelSampler`` on the same cases as NIfTI.
+"""Measures patches per second of the labelled queue, beside TorchIO's ``LabelSampler`` on the same cases as NIfTI.
 
-Both sides yield 56×160×160 patches of image and labels, one a volume as training mixes cases, in one process, without
-augmentation. Before anything is timed, each side's patches are looked up in the volumes that they come from. Measured
-too: volumes of 64 and of 512 slices, and the full augmentation with what each part of it takes.
+    python benchmarks/patch_queue.py
+
+Both sides yield 56×160×160 patches of image and labels in one process without augmentation, one patch per volume, as
+training mixes cases. Before timing, the script locates the patches of both sides in their source volumes. Volumes of 64
+and of 512 slices are measured, and the full augmentation with the time of each transform.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ OURS, THEIRS, AUGMENTED = 200, 2, 10
 
 
 def main() -> None:
-    """Write the volumes, compare, time, and write the results."""
+    """Write the volumes, check and time both sides, and write the results."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {"patch": PATCH, "volume": f"slices × {EDGE} × {EDGE}", "slices": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def measure(folders: dict[int, Path]) -> dict[int, dict[str, float]]:
-    """Both sides and both lengths in turn, several times; the median of each."""
+    """The median rate of both sides for both lengths, measured in turn several times."""
     ours: dict[int, list[float]] = {slices: [] for slices in folders}
     theirs: dict[int, list[float]] = {slices: [] for slices in folders}
     for _ in range(REPEATS):
@@ -76,7 +78,7 @@ def measure(folders: dict[int, Path]) -> dict[int, dict[str, float]]:
 
 
 def measure_augmentation(folder: Path) -> dict[str, Any]:
-    """Patches a second with nnU-Net's augmentation, and the milliseconds a patch of each transform where it acts."""
+    """Patches per second with nnU-Net's augmentation, and for each transform the milliseconds per application."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", ["augmentation=nnunet"]).augmentation
     augmentation = hydra.utils.instantiate(config, _convert_="all")
@@ -93,7 +95,7 @@ def measure_augmentation(folder: Path) -> dict[str, Any]:
 
 
 def write_case(folder: Path, number: int, slices: int) -> None:
-    """The same case as prepared store and as NIfTI: noise, and three organs."""
+    """Write the same case as prepared store and as NIfTI: noise with three organs."""
     rng = np.random.default_rng(number)
     image = rng.normal(0, 1, (slices, EDGE, EDGE)).astype(np.float32)
     label = np.zeros(image.shape, np.uint8)
@@ -108,7 +110,7 @@ def write_case(folder: Path, number: int, slices: int) -> None:
 
 
 def our_patches(folder: Path, count: int, augmentation: Augmentation | None = None) -> Iterator[Any]:
-    """Patches by the data module that training uses."""
+    """Patches of the data module used in training."""
     cases = tuple(PreparedCase.open(folder / f"case_{number}") for number in range(CASES))
     prepared = PreparedDataset(FLARE22, PLAN, cases, (), ())
     module = PatchDataModule(prepared, Supervised(), augmentation or Augmentation(), 1, count, foreground_fraction=1.0)
@@ -118,7 +120,7 @@ def our_patches(folder: Path, count: int, augmentation: Augmentation | None = No
 
 
 def torchio_patches(folder: Path, count: int) -> Iterator[Any]:
-    """Patches by TorchIO's queue and label sampler, one a volume."""
+    """Patches of TorchIO's queue and label sampler, one per volume."""
     subjects = [
         tio.Subject(
             image=tio.ScalarImage(folder / f"image_{number}.nii.gz"),
@@ -133,7 +135,7 @@ def torchio_patches(folder: Path, count: int) -> Iterator[Any]:
 
 
 def patches_a_second(make: Callable[[int], Iterator[Any]], count: int) -> float:
-    """Draw patches and count them."""
+    """Patches drawn per second."""
     begin = time.perf_counter()
     drawn = sum(1 for _ in make(count))
     assert drawn == count
@@ -141,7 +143,7 @@ def patches_a_second(make: Callable[[int], Iterator[Any]], count: int) -> float:
 
 
 def check(folder: Path) -> None:
-    """Each side's patch must be a box of one of the volumes, with an organ at its centre."""
+    """Check that the patches of both sides are crops of one of the volumes, with an organ at the centre."""
     volumes = [tio.ScalarImage(folder / f"image_{number}.nii.gz").data for number in range(CASES)]
     for patches in (our_patches(folder, 2), torchio_patches(folder, 2)):
         for subject in patches:
@@ -153,7 +155,7 @@ def check(folder: Path) -> None:
 
 
 def _is_there(volume: torch.Tensor, patch: torch.Tensor, centre: tuple[int, int, int]) -> bool:
-    """Whether the 9 voxels along each axis around a voxel of the volume are the patch's middle ones."""
+    """Whether the 9×9×9 voxels around a voxel of the volume equal those at the centre of the patch."""
     z, y, x = centre
     near = volume[max(z - 4, 0) : z + 5, max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5]
     return near.shape == (9, 9, 9) and torch.equal(near, patch[24:33, 76:85, 76:85])

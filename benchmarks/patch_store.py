@@ -1,8 +1,11 @@
-"""The format of the prepared store: memory-mapped .npy, blosc2 b2nd and zarr, with and without compression.
+"""Compares formats for the prepared store: memory-mapped .npy, blosc2 b2nd and zarr, with and without compression.
 
-Each holds the same int16 CT of the paper's plan, one of 64 and one of 512 slices, and the same 56×160×160 patches are
-read from each, formats in turn, by one thread and from the page cache. Checked first: every format gives the patch
-that the array itself gives. blosc2 comes with nnU-Net; run in the peers' environment, by ``make bench-peers``.
+    make bench-peers        or, in an environment with blosc2 (installed with nnU-Net) and zarr:
+    python benchmarks/patch_store.py
+
+Every format stores the same int16 CTs of the paper's plan, one of 64 and one of 512 slices. The same 56×160×160 patches
+are read from each, formats in turn, by one thread and from the page cache. Before timing, the script checks that every
+format returns the patches of the original array.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "patch_store.json"
 PATCH, SLICES, EDGE = (56, 160, 160), (64, 512), 256
-#: Blocks that suit the patch: a patch touches a few, and little of what they hold is thrown away.
+#: Chunk size chosen for the patch size: a patch touches few chunks, and little of the data read is discarded.
 CHUNKS = (32, 64, 64)
 PATCHES, REPEATS = 20, 5
 
@@ -35,7 +38,7 @@ Open = Callable[[Path], Any]
 
 
 def main() -> None:
-    """Write each volume in each format, compare, time, and write the results."""
+    """Write each volume in each format, check and time reading, and write the results."""
     results: dict[str, Any] = {"patch": PATCH, "volume": f"slices × {EDGE} × {EDGE}, int16", "formats": {}}
     with tempfile.TemporaryDirectory() as folder:
         volumes = {slices: volume(slices) for slices in SLICES}
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def volume(slices: int) -> np.ndarray:
-    """A synthetic abdomen in the store's units, laid end to end and cut to the size."""
+    """A synthetic abdomen in the store's units, repeated and cropped to size."""
     image = make_phantom(1, "labelled").image
     repeats = [-(-wanted // found) for wanted, found in zip((slices, EDGE, EDGE), image.shape, strict=True)]
     cut = np.tile(image, repeats)[:slices, :EDGE, :EDGE]
@@ -62,7 +65,7 @@ def volume(slices: int) -> np.ndarray:
 
 
 def written(name: str, volumes: dict[int, np.ndarray], folder: Path) -> dict[int, tuple[Path, float]]:
-    """Write every volume in one format; its path and the seconds it took."""
+    """Write every volume in one format; returns its path and the seconds taken."""
     stores = {}
     for slices, array in volumes.items():
         path = folder / f"{slices}.{name.replace(' ', '_')}"
@@ -75,7 +78,7 @@ def written(name: str, volumes: dict[int, np.ndarray], folder: Path) -> dict[int
 def time_reading(
     stores: dict[str, dict[int, tuple[Path, float]]], volumes: dict[int, np.ndarray]
 ) -> dict[tuple[str, int], float]:
-    """The median milliseconds of a patch, for each format and length."""
+    """The median milliseconds per patch, for each format and length."""
     times: dict[tuple[str, int], list[float]] = {(name, slices): [] for name in stores for slices in SLICES}
     for repeat in range(REPEATS):
         for (name, slices), found in times.items():
@@ -103,19 +106,19 @@ def size(path: Path) -> int:
 
 
 def write_npy(array: np.ndarray, path: Path) -> None:
-    """The whole array as it lies in memory."""
+    """Write the array uncompressed in memory order."""
     with path.open("wb") as file:
         np.save(file, array)
 
 
 def write_b2nd(array: np.ndarray, path: Path) -> None:
-    """As nnU-Net stores its cases: zstd in two levels of blocks."""
+    """Write as nnU-Net stores its cases: zstd, with chunks divided into blocks."""
     settings = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
     blosc2.asarray(array, urlpath=str(path), chunks=CHUNKS, blocks=(16, 32, 32), cparams=settings)
 
 
 def write_zarr(array: np.ndarray, path: Path, compressors: Any = None) -> None:
-    """A file a chunk."""
+    """Write one file per chunk."""
     store = zarr.create_array(
         str(path), shape=array.shape, chunks=CHUNKS, dtype=array.dtype, compressors=compressors, overwrite=True
     )

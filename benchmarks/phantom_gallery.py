@@ -1,10 +1,10 @@
-"""The synthetic abdomens as one picture, beside a real CT, and how long sixty of them take.
+"""Draws a gallery of synthetic abdomens beside a real CT, or times the generation of sixty of them.
 
     python benchmarks/phantom_gallery.py picture [--real CT.nii.gz] [--output gallery.png]
     python benchmarks/phantom_gallery.py time [--cases 60] [--workers 2]
 
-The picture shows axial and coronal slices of six synthetic CTs without and with their labels; the last column is the
-real CT, left out where there is none. The timing goes to benchmarks/results/phantom_generation.json.
+The gallery shows axial and coronal slices of six synthetic CTs without and with their labels; the last column is the
+real CT and is omitted if there is none. The timing is written to benchmarks/results/phantom_generation.json.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
 
-#: Which cases are shown: (profile, seed). Two as the labelled ones are, four as the rest.
+#: The cases shown, as (profile, seed): two like the labelled cases, four like the others.
 CASES = (("labelled", 1), ("labelled", 28), ("varied", 1), ("varied", 2), ("varied", 19), ("varied", 16))
 
-#: The usual abdominal window: level 40, width 400.
+#: The usual abdominal window in HU: level 40, width 400.
 WINDOW = (-160, 240)
 
 #: Height and width of every panel in mm.
@@ -50,7 +50,7 @@ _OPACITY = 0.5
 
 
 def draw_gallery(output: Path, real: Path) -> None:
-    """Write the picture: a column for each CT, rows axial, axial with labels, coronal, coronal with labels."""
+    """Write the gallery: one column per CT; rows upper axial, axial, the same with labels, coronal, with labels."""
     columns = []
     for profile, seed in CASES:
         phantom = make_phantom(seed, profile)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def _wrapped(findings: tuple[str, ...], per_line: int = 2) -> str:
 
 
 def _read_real(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """The real CT and its labels (zeros if it has none) as (z, y, x), and the spacing (z, y, x) in mm."""
+    """The real CT and its labels (zeros if there are none) as (z, y, x), and the spacing (z, y, x) in mm."""
     image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
     array = sitk.GetArrayFromImage(image)
     beside = path.with_name(path.name.replace(".nii.gz", "_labels.nii.gz"))
@@ -91,7 +91,7 @@ def _read_real(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, 
     if beside.exists():
         labels = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(beside)), "LPS")).astype(np.uint8)
     x, y, z = image.GetSpacing()
-    # The real CT reaches down to the thighs: shown from where the organs begin.
+    # The real CT extends to the thighs; it is shown from the lowest organ upwards.
     lowest = max(0, int(np.argwhere(labels > 0)[:, 0].min(initial=labels.shape[0])) - 12) if labels.any() else 0
     return array[lowest:], labels[lowest:], (z, y, x)
 
@@ -110,14 +110,14 @@ def _telling_slices(labels: np.ndarray) -> tuple[int, int, int]:
 
 
 def _slice_with_most(labels: np.ndarray, ids: list[int], axis: int) -> int:
-    """The slice along an axis where these organs together reach the largest shares of their own maximum areas."""
+    """The slice along an axis where these organs together reach the largest fractions of their maximum areas."""
     others = tuple(i for i in range(3) if i != axis)
     areas = np.stack([(labels == ident).sum(axis=others) for ident in ids]).astype(float)
     return int((np.sqrt(areas / np.maximum(areas.max(axis=1, keepdims=True), 1))).sum(axis=0).argmax())
 
 
 def _show(axes: Axes, image: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, ...]) -> None:
-    """Show a slice (rows, columns) with its labels laid over, every slice at the same scale, the body in the middle."""
+    """Show a slice (rows, columns) with its labels overlaid, at the same scale for all slices and the body centred."""
     low, high = WINDOW
     grey = np.clip((image.astype(float) - low) / (high - low), 0, 1)
     colored = np.repeat(grey[..., None], 3, axis=-1)
@@ -172,7 +172,7 @@ def measure_generation(cases: int, workers: int) -> Path:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of its finished children: what a busy machine does not change."""
+    """CPU time of this process and its finished children, which does not depend on other load on the machine."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
@@ -193,7 +193,7 @@ def _commit() -> str | None:
 
 
 def main() -> None:
-    """Read the arguments and do what they ask for."""
+    """Parse the arguments and run the requested command."""
     parser = argparse.ArgumentParser(description="Look at the synthetic abdomens, or time them.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     picture = verbs.add_parser("picture", help="write the gallery")

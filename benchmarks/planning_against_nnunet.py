@@ -1,6 +1,9 @@
-"""The plans that nnU-Net v2's own planner makes of fingerprints, beside ours: they must be the same.
+"""Checks that our planner and nnU-Net v2's own planner derive the same plans from fingerprints.
 
-Runs in the environment of ``make bench-peers``. The results are what the test of our planner compares with.
+    make bench-peers        or, in an environment with nnU-Net:
+    python benchmarks/planning_against_nnunet.py
+
+The results are the reference for the test of our planner.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "planning_against_nnunet.json"
 
-#: Thick slices of an abdomen, heart in 10 mm slices, smaller than a patch, large memory, little memory, resampled
-#: abdomen, few slices: shapes and spacings (z, y, x) of the cases.
+#: Shapes and spacings (z, y, x; mm) of the cases: abdomen with thick slices, heart with 10 mm slices, smaller than a
+#: patch, large memory, small memory, resampled abdomen, few slices.
 FINGERPRINTS: list[dict[str, Any]] = [
     {
         "shapes": [[129, 512, 512], [200, 512, 512], [90, 512, 512]],
@@ -67,7 +70,7 @@ FINGERPRINTS: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    """Compare the plans and write nnU-Net's."""
+    """Compare the plans and write those of nnU-Net."""
     plans = [{**case, "plan": nnunet_plan(**case)} for case in FINGERPRINTS]
     for case in plans:
         ours = our_plan(**{key: case[key] for key in FINGERPRINTS[0]})
@@ -93,7 +96,7 @@ def our_plan(shapes: Any, spacings: Any, num_classes: int, memory_gb: float) -> 
 
 
 def nnunet_plan(shapes: Any, spacings: Any, num_classes: int, memory_gb: float) -> dict[str, Any]:
-    """The plan of nnU-Net's ``3d_fullres``, by its planner's own methods on a fingerprint that is not on disk."""
+    """nnU-Net's ``3d_fullres`` plan, by the methods of its planner on a fingerprint made up here."""
     with tempfile.TemporaryDirectory() as folder:
         _write_dataset(Path(folder), shapes, spacings, num_classes)
         os.environ.update(dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), folder))

@@ -1,11 +1,11 @@
-"""Preparation beside nnU-Net v2's own functions: the same values, and how long either takes.
+"""Compares preparation with nnU-Net v2's own functions: values and run time.
 
-    make bench-peers        or, in an environment that has both:
+    make bench-peers        or, in an environment with both:
     python benchmarks/preparation_against_nnunet.py [--repeats 5]
 
-Every case is first compared: normalised image values before
-storing, and labels. Then both sides are timed in turn, resampling alone and the whole case from file to arrays, in this
-one process. The figures go to benchmarks/results/preparation_against_nnunet.json.
+For every case, the normalised image values (before and after storing) and the labels of both sides are compared first.
+Then both sides are timed in turn in this process: resampling alone, and the complete case from file to arrays. The
+results are written to benchmarks/results/preparation_against_nnunet.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESULT = Path(__file__).parent / "results" / "preparation_against_nnunet.json"
 INTENSITY = Intensity(-900.0, 280.0, 70.0, 120.0)
 SPACING = (2.5, 1.5, 1.5)
 
-#: Name: shape and spacing (z, y, x) in mm.
+#: By name: shape (z, y, x) in voxels and spacing (z, y, x) in mm.
 CASES = {
     "512×512×129": ((129, 512, 512), (1.6, 0.57, 0.57)),
     "5 mm slices": ((48, 512, 512), (5.0, 0.8, 0.8)),
@@ -49,7 +49,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    """Compare, time, write the result."""
+    """Compare and time both sides, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
@@ -64,13 +64,13 @@ def main() -> None:
 
 
 def write_case(folder: Path, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> tuple[Path, Path]:
-    """A synthetic abdomen, stretched to a shape, with fresh noise."""
+    """Write a synthetic abdomen, resized to a shape, with added noise."""
     phantom = make_phantom(1, "varied")
     factors = [m / n for n, m in zip(phantom.image.shape, shape, strict=True)]
     noise = np.random.default_rng(0).normal(0, 15, shape)
     image = ndimage.zoom(phantom.image.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True) + noise
     label = np.zeros(shape, np.uint8)
-    for organ in range(1, 14):  # smooth outlines, as drawn on the fine grid
+    for organ in range(1, 14):  # smooth contours, as if drawn on the fine grid
         mask = ndimage.zoom(
             (phantom.labels == organ).astype(np.float32), factors, order=3, mode="nearest", grid_mode=True
         )
@@ -84,7 +84,7 @@ def write_case(folder: Path, shape: tuple[int, int, int], spacing: tuple[float, 
 
 
 def nnunet_case(image: Path, label: Path) -> Arrays:
-    """nnU-Net's steps by nnU-Net's functions, as its preprocessor calls them (without cropping: nothing is 0)."""
+    """Prepare a case with nnU-Net's functions, as called by its preprocessor (no cropping: no voxel is 0)."""
     reader = SimpleITKIO()
     data, properties = reader.read_images([str(image)])
     segmentation, _ = reader.read_seg(str(label))
@@ -94,7 +94,7 @@ def nnunet_case(image: Path, label: Path) -> Arrays:
 
 
 def nnunet_normalise(data: np.ndarray) -> np.ndarray:
-    """Clip and normalise by nnU-Net's class."""
+    """Clip and normalise with nnU-Net's class."""
     names = {"percentile_00_5": INTENSITY.lower, "percentile_99_5": INTENSITY.upper}
     properties = {"mean": INTENSITY.mean, "std": INTENSITY.std, **names}
     return CTNormalization(use_mask_for_norm=False, intensityproperties=properties).run(data)
@@ -110,14 +110,14 @@ def nnunet_resample(data: np.ndarray, spacing: list[float], is_seg: bool) -> np.
 
 
 def dlunet_case(image: Path, label: Path) -> Arrays:
-    """The same by this project's functions."""
+    """Prepare a case with DLUNet's functions."""
     ct, labels = read_ct(image), read_labels(label)
     prepared = prepare_image(ct.array, ct.spacing, Plan.of(SPACING, (1, 1, 1), INTENSITY))[0]
     return prepared, resample_labels(labels.array, prepared.shape, separate_axis(ct.spacing, SPACING))
 
 
 def compare(image: Path, label: Path) -> dict[str, float]:
-    """The largest difference in normalised units, before storing and as stored, and the share of equal labels."""
+    """The largest difference in normalised units, before storing and as stored, and the fraction of equal labels."""
     (theirs, their_labels), (ours, our_labels) = nnunet_case(image, label), dlunet_case(image, label)
     if theirs.shape != ours.shape:
         raise SystemExit(f"{image}: nnU-Net's shape is {theirs.shape}, ours {ours.shape}")
@@ -133,7 +133,7 @@ def compare(image: Path, label: Path) -> dict[str, float]:
 
 
 def as_stored(image: np.ndarray) -> np.ndarray:
-    """An image as it comes back from a prepared case on disk."""
+    """An image after a round trip through a prepared case on disk."""
     with tempfile.TemporaryDirectory() as folder:
         save_prepared(Path(folder) / "case", image, None, {})
         case = PreparedCase.open(Path(folder) / "case")
@@ -141,7 +141,7 @@ def as_stored(image: np.ndarray) -> np.ndarray:
 
 
 def time_both(image: Path, label: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of either side, in turn, and the ratio of the medians."""
+    """Seconds of both sides, measured in turn, and the ratio of the medians."""
     ct = read_ct(image)
     data = nnunet_normalise(ct.array[None].copy())
     shape, axis = target_shape(ct.array.shape, ct.spacing, SPACING), separate_axis(ct.spacing, SPACING)

@@ -1,7 +1,9 @@
-"""Peak memory of ``dlunet prepare`` with two processes on eight CTs of 512×512×200.
+"""Measures the peak memory of ``dlunet prepare`` with two processes on eight CTs of 512×512×200.
 
-Counted is the resident memory of the command and all its processes together, every 0.05 s; pages that they share count
-once for each, so that the figure is an upper bound.
+    python benchmarks/preparation_memory.py
+
+The resident memory of the command and all its child processes is summed every 0.05 s. Shared pages are counted once per
+process, so the result is an upper bound.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ CASES, WORKERS = 8, 2
 
 
 def main() -> None:
-    """Write the CTs, prepare them for the paper's plan, and write the peak."""
+    """Write the CTs, prepare them for the paper's plan, and write the peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         write_cases(Path(folder) / "mine")
         peak, seconds = watch(Path(folder))
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def write_cases(root: Path) -> None:
-    """Half of the cases labelled; smooth organs under noise, so that files compress as CTs do."""
+    """Write the cases, half of them labelled: smooth organs with noise, so that files compress like real CTs."""
     z, y, x = np.indices(SHAPE, np.float32)
     organs = ((z - 100) / 60) ** 2 + ((y - 256) / 150) ** 2 + ((x - 256) / 180) ** 2
     labels = (organs < 1).astype(np.uint8) + (organs < 0.3)
@@ -58,7 +60,7 @@ def write_cases(root: Path) -> None:
 
 
 def watch(folder: Path) -> tuple[int, float]:
-    """Run the command and return its peak memory in bytes and its seconds."""
+    """Run the command and return its peak memory in bytes and its run time in seconds."""
     settings = ["data=folders", "data.root=mine", "data.names=[liver,tumour]", "data.fold=all", "scale=paper"]
     start, peak = time.monotonic(), 0
     command = [sys.executable, "-m", "dlunet", "prepare", *settings, f"data.workers={WORKERS}"]
@@ -72,7 +74,7 @@ def watch(folder: Path) -> tuple[int, float]:
 
 
 def family(process: int) -> list[int]:
-    """A process and all that it has started."""
+    """A process and all its descendants."""
     try:
         threads = Path(f"/proc/{process}/task").glob("*/children")
         children = [int(child) for listed in threads for child in listed.read_text().split()]
@@ -82,7 +84,7 @@ def family(process: int) -> list[int]:
 
 
 def resident(process: int) -> int:
-    """Resident bytes of a process, 0 if it has ended."""
+    """Resident memory of a process in bytes; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
     except (FileNotFoundError, ProcessLookupError):

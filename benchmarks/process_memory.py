@@ -1,4 +1,4 @@
-"""The peak memory of a command."""
+"""Measures the peak memory of a command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def peak_of(arguments: list[str]) -> float:
-    """Run Python with arguments and return its peak resident memory, GiB.
+    """Run Python with arguments and return its peak resident memory in GiB.
 
-    Asked of the running process: what the kernel tells after its end can be the peak of the one that started it.
+    Read while the process is running: the value that the kernel reports after its end can be that of the parent.
     """
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     peak = 0

@@ -1,10 +1,10 @@
-"""Time and memory of a training step, against another commit.
+"""Compares time and memory of a training step with another commit.
 
     python benchmarks/training_step.py COMMIT
 
-Trains ``ssl_light`` at ``scale=cpu`` for some steps, in turn with the code of COMMIT and with this checkout, several
-times each, on the same prepared synthetic abdomens. Prints the median time of a step, the ratio, and the peak memory of
-both. Checks first that both sides log the same losses.
+Trains ``ssl_light`` at ``scale=cpu`` for 25 steps on the same prepared synthetic abdomens, alternately with the code of
+COMMIT and with this checkout, several times each. Prints the median time of a step and the peak memory of both sides,
+and the ratio of the times. Before timing, the script checks that both sides log the same losses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS = (
     "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
 )  # fmt: skip
 
-#: Runs the command with a clock; what Lightning offers to callbacks is the same on both sides.
+#: Runs the command with a timing callback, which uses only Lightning's interface and thus works on both sides.
 TIMED = """
 import json, sys, time
 import lightning
@@ -87,14 +87,14 @@ def run(code: Path, folder: Path) -> dict[str, Any]:
 
 
 def measured(answer: dict[str, Any]) -> dict[str, float]:
-    """The median time of a step in ms, from the end of one to the end of the next, and the peak memory."""
+    """The median time of a step in ms, from the end of one step to the end of the next, and the peak memory in GiB."""
     ends = answer["ends"][WARM_UP:]
     step = statistics.median(later - sooner for sooner, later in pairwise(ends))
     return {"step_ms": round(1000 * step, 1), "peak_gib": round(answer["peak_gib"], 3)}
 
 
 def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians of both sides, and the median of the paired ratios of time."""
+    """Medians of both sides, and the median of the paired time ratios."""
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()
     }

@@ -1,9 +1,9 @@
-"""Whether training computes the same numbers as at another commit, bit by bit.
+"""Checks that training gives bit-identical results to another commit.
 
     python benchmarks/training_unchanged.py COMMIT
 
-Trains 30 steps of four experiments with three seeds at ``scale=tiny``, once with the code of COMMIT and once with this
-checkout, and compares every logged loss and the trained weights. Exits with 1 where one differs.
+Trains four experiments with three seeds for 30 steps at ``scale=tiny``, once with the code of COMMIT and once with this
+checkout, and compares every logged loss and the trained weights. Exits with code 1 if any of them differ.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 @contextmanager
 def checkout(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """While the block runs, a commit's full name and its files, in ``folder/before``."""
+    """Check a commit out into ``folder/before`` while the block runs; yields its full hash and that folder."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.check_output([*git, "rev-parse", name], text=True).strip()
     subprocess.run([*git, "worktree", "add", "--detach", str(folder / "before"), commit], check=True)
@@ -59,7 +59,7 @@ def checkout(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def compare(before: Path, temporary: Path, experiment: str, seed: int) -> dict[str, Any]:
-    """One experiment and seed on both sides."""
+    """Train one experiment with one seed on both sides and compare."""
     sides = [train(code, temporary / name, experiment, seed) for code, name in ((before, "old"), (ROOT, "new"))]
     row = {"experiment": experiment, "seed": seed, "same": sides[0] == sides[1], "steps": len(sides[1]["losses"])}
     row |= {"last_loss": sides[1]["losses"][-1]["train/loss"], "weights": sides[1]["weights"]}
@@ -68,7 +68,7 @@ def compare(before: Path, temporary: Path, experiment: str, seed: int) -> dict[s
 
 
 def train(code: Path, folder: Path, experiment: str, seed: int) -> dict[str, Any]:
-    """Train with the code of a checkout; the logged losses as text, and a digest of the networks' weights in order."""
+    """Train with the code of a checkout; returns the logged losses as text and a digest of the network weights."""
     folder.mkdir(exist_ok=True)
     output = folder / f"{experiment}-{seed}"
     words = ["train", f"experiment={experiment}", f"seed={seed}", f"output={output}", *SETTINGS]
@@ -85,7 +85,7 @@ def train(code: Path, folder: Path, experiment: str, seed: int) -> dict[str, Any
 
 
 def is_loss(column: str) -> bool:
-    """Whether a column holds losses; how learning rates are logged depends on the version, and the weights tell."""
+    """Whether a column contains losses; learning rates are logged differently by version, and the weights show them."""
     return column.startswith("train/") and not column.startswith("train/lr")
 
 

@@ -1,10 +1,10 @@
-"""Our sliding window beside nnU-Net v2's own predictor, both with the same trained network.
+"""Compares our sliding window with nnU-Net v2's predictor, both with the same trained network.
 
     python benchmarks/window_against_nnunet.py CHECKPOINT CT [CT …]
 
-nnU-Net sums in float16, in which the weights at a tile's corners have one digit or none; so it is compared as it is,
-and once more with its sums in float32. It knows no single-axis flips (``axes``). Both sides call the network through
-the engine that ``auto`` takes: what is compared is the window.
+nnU-Net accumulates in float16, where the weights at the corners of a tile have at most one significant digit. It is
+therefore compared both as it is and with accumulation in float32. It has no equivalent of single-axis flips (``axes``).
+Both sides call the network through the engine chosen by ``auto``, so only the sliding window differs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from dlunet.volumes import read_ct
 
 RESULTS = Path(__file__).parent / "results" / "window_against_nnunet.json"
 FLIPS = ("none", "full")
-#: Of the logits' range: what float16 sums may differ by.
+#: Accepted difference of float16 sums, as a fraction of the range of the logits.
 LIMIT = 2e-2
-#: What is looked for: the largest difference, the voxels that differ by more than the limit, the labels that agree.
+#: Largest difference, fraction of voxels beyond the limit, and fraction of equal labels, with their initial values.
 START = {"of_range": 0.0, "voxels_beyond_limit": 0.0, "labels": 1.0}
 
 
 def main() -> None:
-    """Compare every CT and write the worst figures of each kind of flips."""
+    """Compare every CT and write the worst values for each setting of flips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
@@ -64,20 +64,20 @@ def main() -> None:
 
 
 class Module(nn.Module):
-    """An engine as nnU-Net wants a network."""
+    """Wraps an engine as the module that nnU-Net expects."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Logits that are not overwritten by the next call."""
+        """Logits, copied so that the next call does not overwrite them."""
         return self.engine(tiles).clone()
 
 
 @contextlib.contextmanager
 def sums_in_float32() -> Iterator[None]:
-    """nnU-Net's window with float32 where it has float16."""
+    """Make nnU-Net's sliding window use float32 instead of float16 while the block runs."""
     from nnunetv2.inference import predict_from_raw_data as module
 
     half, gaussian = torch.half, module.compute_gaussian

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole path on synthetic abdomens: generate, prepare, train with and without unlabelled cases, predict, evaluate,
-# report. Started again, it continues where it stopped.
+# The complete pipeline on synthetic abdomens: generate, prepare, train with and without unlabelled cases, predict,
+# evaluate, report. Rerun it to resume an interrupted run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${BIN:-.venv/bin}
@@ -10,7 +10,7 @@ runs=runs/demo
 "$bin/dlunet" prepare data=phantom scale=demo
 for experiment in sup_light ssl_light; do
     run=$runs/$experiment
-    # Dice + CE until the networks begin to teach each other: the noise-robust losses start slowly.
+    # Dice + CE until the networks start to exchange pseudo-labels: the noise-robust losses converge slowly at first.
     "$bin/python" train.py experiment=$experiment name=$experiment scale=demo loss=dice_ce_first resume=auto output=$run
     "$bin/python" predict.py checkpoint=$run/checkpoints/best.ckpt input=$data/Testing/images output=$run/predictions
     "$bin/dlunet" evaluate predictions=$run/predictions references=$data/Testing/labels output=$run/scores
