@@ -1,4 +1,4 @@
-"""How tests run commands: within their own process, which takes no import of PyTorch, or in a new one."""
+"""Fixtures that run commands, in the test process (no repeated import of PyTorch) or in a new one."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ from dlunet import cli
 
 ROOT = Path(__file__).parents[1]
 
-#: Seconds after which a process is taken to hang.
+#: Seconds after which a process counts as hanging.
 TIMEOUT = 300
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed."""
+    """The output of a command."""
 
     stdout: str
     stderr: str
@@ -35,7 +35,7 @@ class Output:
 
 
 def checked(code: int, stdout: str, stderr: str, fails: bool) -> Output:
-    """What a command printed, once it is known to have ended as expected: however it ends, there is no traceback."""
+    """The output of a command, after checking its exit code and that it printed no traceback."""
     output = Output(stdout, stderr)
     assert code == int(fails), output.all
     assert "Traceback" not in output.all and "Error executing job" not in output.all, output.all
@@ -44,14 +44,14 @@ def checked(code: int, stdout: str, stderr: str, fails: bool) -> Output:
 
 @pytest.fixture
 def dlunet(capfd):
-    """``dlunet(verb, …, cwd=FOLDER, fails=False)`` runs a command in this process, and returns its :class:`Output`.
+    """``dlunet(verb, …, cwd=FOLDER, fails=False)`` runs a command in this process and returns its :class:`Output`.
 
-    With ``fails`` it has to end with exit code 1. Not for plug-ins, which stay imported, nor for Weights & Biases,
-    which leaves a process behind.
+    With ``fails`` it must end with exit code 1. Not for plug-ins, which stay imported, or for Weights & Biases, which
+    leaves a process behind.
     """
 
     def run(*words: str, cwd: Path, fails: bool = False) -> Output:
-        capfd.readouterr()  # what was printed before
+        capfd.readouterr()  # discards earlier output
         with as_a_new_process(), chdir(cwd), patch.object(sys, "argv", ["dlunet", *words]):
             try:
                 cli.main()
@@ -65,7 +65,7 @@ def dlunet(capfd):
 
 @contextmanager
 def as_a_new_process() -> Iterator[None]:
-    """What the block changes of the process is changed back. It has one core: no command starts processes unasked."""
+    """Undo the block's changes to the process; only one core is available in it, so no worker processes by default."""
     loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     threads = torch.get_num_threads()
@@ -79,7 +79,7 @@ def as_a_new_process() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-        HydraConfig.instance().cfg = None  # a sweep leaves its own
+        HydraConfig.instance().cfg = None  # left by a sweep
         logging.captureWarnings(False)
         for logger, level, handlers in before:
             logger.setLevel(level)
@@ -88,8 +88,8 @@ def as_a_new_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def start_dlunet():
-    """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a process of its own, with environment
-    variables; ``start_dlunet("train.py", …)`` starts ``python train.py``."""
+    """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a new process with environment variables;
+    ``start_dlunet("train.py", …)`` starts ``python train.py``."""
 
     def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
         program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", "dlunet", words[0]]
@@ -108,7 +108,7 @@ def start_dlunet():
 
 @pytest.fixture(scope="session")
 def dlunet_process(start_dlunet):
-    """As ``dlunet``, with the arguments of ``start_dlunet``: for what depends on a process of its own."""
+    """Like ``dlunet``, but in a new process, with the arguments of ``start_dlunet``."""
 
     def run(*words: str, cwd: Path, fails: bool = False, **environment: str) -> Output:
         with start_dlunet(*words, cwd=cwd, **environment) as process:

@@ -1,4 +1,4 @@
-"""Small CTs on disk, written without the code under test."""
+"""Shared fixtures: small CTs on disk, written without the code under test, and damaged files."""
 
 import contextlib
 import sys
@@ -15,26 +15,27 @@ from dlunet.configs import CONFIGS
 
 pytest_plugins = ["tests.commands"]
 
-# OpenVINO brings absl, whose log handler closes what it found as stderr when Hydra sets up logging anew: not pytest's.
+# OpenVINO imports absl, whose log handler closes the stderr it was created with when Hydra reconfigures logging. Import
+# it with the real stderr, so that it does not close pytest's.
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
     import openvino  # noqa: F401
 
 # For `pytest --hypothesis-profile=full`.
 settings.register_profile("full", max_examples=2000)
 
-#: The axis of a canonical array (z, y, x) along which a letter runs, and whether it runs against the canonical sense.
+#: By orientation letter: the axis of a canonical array (z, y, x), and whether the direction is reversed.
 LETTERS = {"L": (2, False), "R": (2, True), "P": (1, False), "A": (1, True), "S": (0, False), "I": (0, True)}
 
 
 def stored_image(array, spacing=(1.0, 1.0, 1.0), orientation="LPS", origin=(0.0, 0.0, 0.0), rotation=None):
-    """A canonical array (z, y, x) as an image whose axes x, y, z grow towards the letters of ``orientation``.
+    """A canonical array (z, y, x) as an image whose axes x, y, z point in the directions of ``orientation``.
 
     Args:
-        array: (z, y, x), growing to superior, posterior and left; (z, y, x, c) for several values a voxel.
+        array: (z, y, x) with axes towards superior, posterior and left; (z, y, x, c) for several values per voxel.
         spacing: (z, y, x) in mm.
-        orientation: Such as ``RAI``.
-        origin: Where the voxel array[0, 0, 0] lies, x, y, z in mm (LPS), before ``rotation``.
-        rotation: A 3×3 matrix by which the whole grid is turned about 0.
+        orientation: Three letters, such as ``RAI``.
+        origin: Position of the voxel array[0, 0, 0] before ``rotation``, x, y, z in mm (LPS).
+        rotation: A 3×3 matrix that rotates the grid about 0.
     """
     axes = [LETTERS[letter][0] for letter in orientation]
     voxels = np.transpose(array, (*reversed(axes), *range(3, array.ndim)))
@@ -55,7 +56,7 @@ def stored_image(array, spacing=(1.0, 1.0, 1.0), orientation="LPS", origin=(0.0,
 
 @pytest.fixture(scope="session")
 def write_volume():
-    """``write_volume(path, array, **as for stored_image)`` writes a volume and returns its path."""
+    """``write_volume(path, array, **grid)`` writes a volume (grid as for ``stored_image``) and returns its path."""
 
     def write(path: Path, array: np.ndarray, **grid) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def write_volume():
 
 @dataclass(frozen=True)
 class TinyAbdomen:
-    """A CT of about 19×32×32 cm with 13 round organs, each with a brightness of its own."""
+    """A CT of about 19×32×32 cm with 13 spherical organs, each with its own intensity."""
 
     seed: int
     shape: tuple[int, int, int] = (24, 40, 40)
@@ -128,13 +129,13 @@ def tiny_flare22(write_volume):
 
 @pytest.fixture(scope="session")
 def tiny_root(tiny_flare22, tmp_path_factory):
-    """One such dataset for all tests that only read it."""
+    """A dataset in FLARE22's layout shared by all tests that only read it."""
     return tiny_flare22(tmp_path_factory.mktemp("flare22"))
 
 
 @pytest.fixture
 def compose():
-    """``compose(verb, overrides)`` is the config that a command has."""
+    """``compose(verb, overrides)`` is the config of a command."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield hydra.compose
 
@@ -162,11 +163,11 @@ def zeroed(content, rng):
 
 @pytest.fixture(params=[cut, doubled, flipped, zeroed], ids=lambda damage: damage.__name__)
 def damage(request):
-    """``damage(content, rng)`` is what can happen to a file's bytes."""
+    """``damage(content, rng)`` is a damaged version of a file's bytes."""
     return request.param
 
 
 @pytest.fixture
 def rounds(request):
-    """How many damaged files of a kind are tried: few, or with ``--hypothesis-profile=full`` many."""
+    """Number of damaged files per kind: few, or many with ``--hypothesis-profile=full``."""
     return 50 if request.config.getoption("--hypothesis-profile") == "full" else 5

@@ -1,6 +1,6 @@
-"""Prints the lowest versions that pyproject.toml allows, as pip's constraints: ``make test-lowest`` installs these.
+"""Prints the lowest versions allowed by pyproject.toml as pip constraints, for ``make test-lowest``.
 
-PyTorch is left as constraints.txt has it: of its older versions there may be no build without CUDA, which is gigabytes.
+PyTorch keeps the version of constraints.txt: older versions may have no build without CUDA, which takes gigabytes.
 """
 
 import re
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Print a line for each dependency with a lower bound."""
+    """Print one line per dependency with a lower bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
     wanted = [*project["dependencies"], *(one for needs in extras.values() for one in needs)]

@@ -1,4 +1,4 @@
-"""docs/architecture.md names what exists and no other, imports point one way, and files are short."""
+"""docs/architecture.md lists exactly the existing files, imports point one way, and files are short."""
 
 import ast
 import re
@@ -6,9 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-#: Results, and what tools leave behind.
+#: Results, and files created by tools.
 NOT_OURS = re.compile(r"(^|/)(__pycache__|results|[^/]*_cache)(/|$)")
-#: Longer than 400 lines: compiled source, and the anatomy.
+#: Files that may exceed 400 lines: compiled source and the synthetic anatomy.
 LONG = {"dlunet/inference/engines/native/light_unet.cpp", "dlunet/phantom/organs.py"}
 
 
@@ -52,7 +52,7 @@ def test_imports_point_one_way():
 
 
 def imported_rooms(tree):
-    """The rooms that a module imports anything of, at its top or inside a function."""
+    """The top-level parts of the package from which a module imports, at its top or inside a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "dlunet":
             names = [f"dlunet.{alias.name}" for alias in node.names if not alias.name.startswith("__")]

@@ -1,4 +1,4 @@
-"""What predictions that know nothing score on a synthetic abdomen: the floor under every figure in a report."""
+"""Scores of uninformed predictions on a synthetic abdomen: the lower bound for the scores in a report."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line from the user's point of view."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
 TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.workers=1")
 BAD = (*TINY, "output=bad")
 
-pytestmark = pytest.mark.xdist_group("cli")  # one run is trained for all
+pytestmark = pytest.mark.xdist_group("cli")  # all tests share one trained run
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ ODD = "Größe (1) a=b[1];it's, x"
 
 
 def test_paths_of_whatever_characters(place, dlunet):
-    """Every verb, and a run whose default folder is named after the dataset's."""
+    """Every command, and a run whose default folder is named after the dataset's folder."""
     odd = place / ODD
     shutil.copytree(place / "flare22", odd / "flare22")
     before = set(os.listdir(place))
@@ -170,7 +170,7 @@ def test_paths_of_whatever_characters(place, dlunet):
 
 
 def test_self_training_into_its_default_folder(place, dlunet):
-    """Named after the dataset's folder, in which an umlaut stays."""
+    """The default folder is named after the dataset's folder and keeps an umlaut."""
     shutil.copytree(place / "flare22" / "Training" / "FLARE22_LabeledCase50", place / "Brustkörbe")
     shutil.copytree(place / "flare22" / "Training" / "FLARE22_UnlabeledCase1-1000", place / "Brustkörbe" / "imagesUn")
     names = f"data.names=[{','.join(label.name for label in FLARE22)}]"
@@ -215,7 +215,7 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
     ],
 )
 def test_output_that_is_not_utf8(place, dlunet_process, encoding, words, fails):
-    """Letters that cannot be shown are no reason to stop."""
+    """Characters that cannot be encoded do not stop a command."""
     assert dlunet_process(*words, cwd=place, fails=fails, PYTHONIOENCODING=encoding).all
 
 
@@ -225,7 +225,7 @@ def no_home():
 
 @pytest.mark.parametrize("home", [no_home, lambda: Path("/nonexistent")])
 def test_a_user_of_whom_nothing_is_known(monkeypatch, dlunet, home):
-    """As in a container: whatever looks for a home folder finds a temporary one."""
+    """As in a container: libraries that look for a home folder find a temporary one."""
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.setenv("USER", "")
     monkeypatch.setattr("dlunet.cli.Path.home", home)
@@ -237,7 +237,7 @@ def test_a_user_of_whom_nothing_is_known(monkeypatch, dlunet, home):
 
 
 def test_the_mode_of_weights_and_biases(place, dlunet, monkeypatch):
-    """Disabled, it is left out; online, it is asked for before any work is done."""
+    """Disabled, it is skipped; online, the login is checked before any work is done."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     settings = (*TINY, "logger=wandb", "trainer.max_epochs=1")
     dlunet("train", *settings, "output=disabled")
@@ -258,7 +258,7 @@ def test_a_run_that_is_to_be_shorter_than_it_is(place, dlunet):
 
 
 def test_validation_cases_without_an_organ(place, dlunet):
-    """No epoch is the best of them: the last one counts."""
+    """No epoch can be the best, so the last one is used."""
     shutil.copytree(place / "flare22", place / "bare")
     label = place / "bare" / "Tuning" / "labels" / "FLARETs_0001.nii.gz"
     image = sitk.ReadImage(str(label))
@@ -270,7 +270,7 @@ def test_validation_cases_without_an_organ(place, dlunet):
 
 
 def test_self_training_that_cannot_end_does_not_begin(place, dlunet):
-    """The student's want of unlabelled cases is known before the teacher is trained."""
+    """Too few unlabelled cases for the student are reported before the teacher is trained."""
     shutil.copytree(place / "flare22", place / "few", ignore=shutil.ignore_patterns("*Unlabeled*"))
     message = dlunet("self_train", *TINY, "data.root=few", "output=never", fails=True)
     assert "few: found 0 unlabelled cases; expected at least 2" in message
@@ -278,7 +278,8 @@ def test_self_training_that_cannot_end_does_not_begin(place, dlunet):
 
 
 def test_an_export_in_flares_container(place, dlunet):
-    """The script, run on a made-up root: CTs in inputs, labels of the same names in outputs, the checkpoint's own."""
+    """docker/predict.sh with another workspace: CTs in inputs give label maps of the same names in outputs, equal to
+    those of the checkpoint."""
     root = place / "workspace"
     dlunet("export", "checkpoint=run/checkpoints/best.ckpt", "format=safetensors", f"output={root / 'model'}")
     shutil.copytree(place / "flare22" / "Testing" / "images", root / "inputs")

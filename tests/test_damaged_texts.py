@@ -1,4 +1,4 @@
-"""Files that are no volumes, with cut, doubled, flipped and zeroed bytes: read, or refused with a reason."""
+"""Files other than volumes with cut, doubled, flipped or zeroed bytes are read, or refused with a reason."""
 
 import json
 
@@ -75,7 +75,7 @@ CASES = [Case(name, None) for name in "abcde"]
 SPLITS = [{"train": ["a", "b", "c", "d"], "val": ["e"]}]
 RECORD = {"labels": FLARE22.to_dict(), "images": {"a": "/cts/a.nii.gz"}, "warnings": {}}
 
-#: What writes a file, and what reads it.
+#: By kind of file: the function that writes it and the one that reads it.
 READERS = {
     "dataset.json": (
         written("dataset.json", json.dumps(DATASET)),

@@ -1,4 +1,4 @@
-"""docs/extending.md as a user follows it: its files in a folder outside the package, its commands in order."""
+"""docs/extending.md, followed as a user does: its files in a folder outside the package, its commands in order."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ def place(tiny_abdomen, write_volume, tmp_path):
 
 
 def test_the_page_works_as_it_stands(place, dlunet, dlunet_process):
-    """Plug-ins are imported, and register what they bring, in processes of their own; without them it is said."""
+    """Each command runs in a new process, imports the plug-ins and registers them; without them, it reports that."""
     commands = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
     assert len(commands) == 4 and len(list(place.glob("plugins/**/*.*"))) == 8
     printed = {}

@@ -1,4 +1,4 @@
-"""The organs, as the paper's and FLARE22's official scripts name, number and score them."""
+"""Label sets: FLARE22's organs as named, numbered and scored by the paper and the official scripts, and others."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from dlunet.labels import FLARE22, LabelSet, label_set
 
-# Abbreviation, tolerance in mm, tubular: section 7 of FLARE22's evaluation, written out again on purpose.
+# Abbreviation, tolerance in mm, tubular: section 7 of FLARE22's evaluation, deliberately repeated here.
 OFFICIAL = """
 LV 5 no, RK 3 no, SL 3 no, PC 5 no, AT 2 yes, IVC 2 yes, RAG 2 no, LAG 2 no, GB 2 no, EH 3 yes,
 SM 5 no, DD 7 no, LK 3 no
@@ -31,7 +31,7 @@ def test_ids_have_no_gaps():
 
 
 def test_names_of_a_dataset():
-    """Known organs keep what is known of them; the others get what tables and figures need, and no tolerance."""
+    """Known organs keep their properties; other classes get an abbreviation and a colour, but no tolerance."""
     labels = label_set("own", {3: "Kidney_Left", 1: "gall stone", 2: "aorta", 4: "gut segment", 5: "tumour"})
     assert [label.id for label in labels] == [1, 2, 3, 4, 5]
     assert [label.abbreviation for label in labels] == ["GS", "AT", "LK", "GS4", "TUM"]

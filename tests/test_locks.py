@@ -1,4 +1,4 @@
-"""Locks between processes; two lock objects of one process keep each other out as those of two processes do."""
+"""Locks between processes; two lock objects in one process exclude each other like those of two processes."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def test_it_ends_with_its_process(tmp_path):
 
 
 def test_a_sum_that_threads_add_to(tmp_path):
-    """Removed and made anew all the time, the lock lets in one at a time: no addition is lost."""
+    """A lock file that is removed and recreated continually still admits one holder at a time: no addition is lost."""
     total = tmp_path / "total"
     total.write_text("0")
 

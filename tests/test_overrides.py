@@ -1,4 +1,4 @@
-"""Paths on the command line: whatever characters are in them, Hydra gets them as they stand."""
+"""Paths on the command line reach Hydra unchanged, whatever characters they contain."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +12,7 @@ ODD = ["in/Größe", "a=b", "copy (1)", "a[1]", "it's", 'say "x"', "a;b", "a,b",
 
 
 def values(argument, sweep=False):
-    """What Hydra makes of an argument: its value, or the values that it sweeps over."""
+    """Hydra's reading of an argument: its value, or the values of a sweep."""
     (quoted,) = quote_literals([argument], sweep)
     parsed = OverridesParser.create().parse_override(quoted)
     return list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else parsed.value()

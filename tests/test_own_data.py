@@ -1,4 +1,4 @@
-"""A dataset of one's own, from its files to its scores, with no config written for it."""
+"""A user's own dataset, from files to scores, without a config for it."""
 
 import json
 from functools import partial
@@ -37,7 +37,7 @@ def run(dlunet, place):
 
 
 def test_a_plan_of_its_own(place, run):
-    """Median spacing, the whole CT as patch, and the network for it; what the user sets is kept."""
+    """Median spacing, the complete CT as patch, and a network to match; the user's own settings are kept."""
     data = (*DATA, "scale=auto", "data.prepared=own")
     short = (
         "trainer.max_epochs=1",
@@ -49,10 +49,12 @@ def test_a_plan_of_its_own(place, run):
     (file,) = (place / "own").glob("*/plan.yaml")
     chosen = yaml.safe_load(file.read_text())
     spacings = np.array([(8.0, 7.0 + seed / 8, 8.0) for seed in range(4)])
-    names = {"val": 1, "train": 3}  # one of the four validates
+    names = {"val": 1, "train": 3}  # one of the four cases is for validation
     splits = json.loads((place / "own" / "splits.json").read_text())[0]
     assert {part: len(cases) for part, cases in splits.items()} == names
-    assert chosen["plan"]["spacing"] == pytest.approx(np.median(spacings, axis=0).tolist())  # of all folds, as nnU-Net
+    assert chosen["plan"]["spacing"] == pytest.approx(
+        np.median(spacings, axis=0).tolist()
+    )  # of all folds, as in nnU-Net
     assert chosen["plan"]["patch_size"] == [24, 40, 40] and chosen["network"]["features"] == [32, 64, 128, 256]
     assert chosen["plan"]["intensity"]["lower"] < chosen["plan"]["intensity"]["upper"]
     run("train", *data, *short, "output=own-run", "network.features=[4,8,16,32]", "experiment=sup_light")
@@ -73,7 +75,7 @@ def test_train_predict_evaluate_report(place, run):
     assert list(pd.read_csv(folder / "scores" / "summary.csv")["organ"]) == [*ORGANS, "Mean"]
     scores = pd.read_csv(folder / "scores" / "scores.csv")
     assert list(scores["organ"]) == list(ORGANS)
-    assert list(scores["nsd"].isna()) == [False, False, True]  # nobody has stated a tolerance for cysts
+    assert list(scores["nsd"].isna()) == [False, False, True]  # no tolerance is defined for cysts
 
     run("report", f"runs={folder}", "output=report")
     page = (place / "report" / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""Pipelines called from Python refuse settings as the command line does, before any work."""
+"""Pipelines called from Python refuse invalid settings before any work, like the command line."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from dlunet.configs import compose
 from dlunet.errors import UserError
 
 SETTINGS = ["scale=tiny", "data=flare22", "logger=csv"]
-#: A change of sound settings, and what is said of it.
+#: A change to valid settings, and the message it causes.
 WRONG = [
     ("data.root=???", "^missing: data.root; "),
     ("seed=-1", "^seed: found -1; expected a whole number"),
@@ -18,7 +18,7 @@ WRONG = [
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A folder with a file in the way, in which nothing else may appear."""
+    """A folder with a file that blocks an output folder; nothing else may appear in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").touch()
     yield

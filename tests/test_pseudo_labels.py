@@ -1,4 +1,4 @@
-"""Pseudo-labels say where to crop, and nothing else: self-training as in the paper through its command."""
+"""Pseudo-labels determine only crop positions: self-training as in the paper, through its command."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def dlunet(dlunet, place):
 
 
 def write_pseudo_labels(place, name, value):
-    """The same ball in every unlabelled case, of one class."""
+    """Write pseudo-labels with the same ball of one class for every unlabelled case."""
     for case in read_flare22(place / "flare22").unlabelled:
         image = sitk.ReadImage(str(case.image))
         z, y, x = np.indices(image.GetSize()[::-1])
@@ -49,13 +49,13 @@ def test_self_training_goes_through_and_goes_on(place, dlunet):
     assert (place / "chain" / "student" / "scores" / "summary.csv").exists()
     metrics = place / "chain" / "student" / "metrics.csv"
     before = (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes())
-    dlunet("self_train", *settings)  # finished: nothing is trained again
+    dlunet("self_train", *settings)  # already finished: nothing is trained again
     assert (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes()) == before
 
 
 def test_what_a_pseudo_label_says_changes_no_loss(place, dlunet):
-    """Another class at the same voxels gives the same crops, and the same losses to the last digit; other voxels do
-    not, so that the first half of the test could fail."""
+    """Another class at the same voxels gives the same crops and identical losses; without pseudo-labels the losses
+    differ, which shows that the comparison can fail."""
     losses = {}
     for name, value in (("liver", 1), ("kidney", 13)):
         folder = write_pseudo_labels(place, name, value)
@@ -73,7 +73,7 @@ def test_only_the_class_index_is_stored(place, tmp_path):
         assert case.label is None and sorted(path.name for path in case.folder.iterdir()) == [
             "case.json", "image.npy", "index.npy"]  # fmt: skip
         assert list(case.ranges) == [3]
-        middle = case.class_voxels(3).mean(0)  # stored as RAS: y and x run the other way; 8 mm before and after
+        middle = case.class_voxels(3).mean(0)  # stored as RAS: y and x are reversed; 8 mm spacing before and after
         np.testing.assert_allclose(middle, [12, 39 - 25, 39 - 14], atol=0.1)
 
 

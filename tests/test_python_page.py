@@ -1,4 +1,4 @@
-"""docs/python.md: its code blocks run one after the other, in a folder with FLARE22's layout."""
+"""The code blocks of docs/python.md run one after the other in a folder with FLARE22's layout."""
 
 import re
 from contextlib import chdir

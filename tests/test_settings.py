@@ -1,4 +1,4 @@
-"""Every setting that cannot be is refused before work begins, and every choice in conf/ can be."""
+"""Invalid settings are refused before any work begins, and every choice in conf/ is accepted."""
 
 import subprocess
 
@@ -117,7 +117,7 @@ def test_a_network_of_any_kind_is_left_alone_by_every_scale(compose, scale, plug
 
 @pytest.fixture
 def plug_in(tmp_path):
-    """``plug_in(name, text)`` writes a config of the user's own; ``plug_in.searchpath`` lets Hydra find it."""
+    """``plug_in(name, text)`` writes a user's own config; ``plug_in.searchpath`` makes Hydra find it."""
 
     def write(name, text):
         path = tmp_path / "mine" / name
@@ -155,7 +155,7 @@ def test_a_run_is_named_by_what_it_is(compose, words, name):
         (["data=flare22", "data.root=x"], "paper"),
         (["experiment=sup_light", "data=folders", "-m"], "auto"),
         (["data=nnunet,flare22", "seed=1,2", "--multirun"], "auto"),
-        (["data='msd'"], "auto"),  # as some shells and scripts have it
+        (["data='msd'"], "auto"),  # quoted, as by some shells and scripts
         (["data=mine"], "paper"),
         (["data=plain"], "auto"),
         (["data=nonsense"], "auto"),
@@ -188,7 +188,7 @@ TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.w
 
 
 def test_a_full_disk_ends_in_one_message_and_what_fits_is_kept(tiny_flare22, small_disk, tmp_path, dlunet_process):
-    """In processes of their own, which leave no file open on the disk."""
+    """Runs in new processes, which leave no file open on the disk."""
     tiny_flare22(tmp_path / "flare22")
     (small_disk / "ballast").write_bytes(bytes(120_000))
     printed = dlunet_process("prepare", *TINY, f"data.prepared={small_disk}/prepared", cwd=tmp_path, fails=True).all

@@ -1,4 +1,4 @@
-"""What a signal does to a command: it ends, with an exit code that tells of it, and so do its processes."""
+"""A signal ends a command and its child processes, with the exit code of the signal."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from dlunet.signals import ASKING, Stopped, signals_raise
 
 @pytest.fixture(autouse=True)
 def none_is_ignored():
-    """A shell starts what runs in its background, these tests perhaps, with SIGINT ignored, and nohup with SIGHUP."""
+    """Restore default handlers: background jobs of a shell start with SIGINT ignored, those of nohup with SIGHUP."""
     ignored = [number for number in ASKING if signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)
@@ -50,7 +50,7 @@ def test_a_signal_that_comes_where_exceptions_are_ignored(capfd):
 
 
 def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
-    """The signal comes before multiprocessing has taken note of the process; a program that was started stays."""
+    """The signal arrives before multiprocessing has registered the process; other child programs keep running."""
     fork, born = os.fork, []
 
     def interrupted():
@@ -105,7 +105,7 @@ TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.w
 
 
 def stop(process, ready, number):
-    """Send a signal once something is there; what the process printed, and its processes that still run afterwards."""
+    """Send a signal once ``ready()``; returns the output and those child processes that are still running."""
     while not ready():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -117,7 +117,7 @@ def stop(process, ready, number):
 
 
 def test_self_training_that_is_stopped_says_so_and_goes_on(place, start_dlunet, dlunet_process):
-    """The teacher's first epoch is kept; given again, the command trains the second, and then the student."""
+    """The teacher's first epoch is kept; rerun, the command trains the second epoch and then the student."""
     settings = ("output=chain", "trainer.max_epochs=2", "sampling.steps_per_epoch=15", "sampling.num_workers=1")
     teacher = place / "chain" / "teacher"
     process = start_dlunet("self_train", *TINY, *settings, cwd=place)
@@ -141,7 +141,7 @@ def test_processes_that_prepare_end_with_the_command(place, number, start_dlunet
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
 def test_a_training_of_several_processes_ends_with_all_of_them(place, number, times, start_dlunet):
-    """The signal reaches one process alone, as from a batch system; a second Ctrl-C does not wait for the others."""
+    """The signal reaches only one process, as from a batch system; a second Ctrl-C does not wait for the others."""
     shutil.rmtree(place / "two", ignore_errors=True)
     settings = ("output=two", "experiment=sup_light", "trainer.devices=2", "trainer.max_epochs=1000")
     process = start_dlunet("train", *TINY, *settings, cwd=place)

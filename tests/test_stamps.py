@@ -1,4 +1,4 @@
-"""Whether a file is still the same: what the disk says, and, where that changed, the contents."""
+"""Detection of changed files by file system attributes and, where these differ, by contents."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from dlunet import stamps
 
 @pytest.fixture
 def files(tmp_path):
-    """Two files of equal size and time, and a folder."""
+    """Two files of equal size and modification time, and a folder."""
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "series"]
     paths[0].write_text("1234")
     paths[1].write_text("5678")
@@ -35,7 +35,7 @@ def swap(one, other):
 
 
 def write_over(path):
-    """Other contents, the same size and time."""
+    """Change the contents, but not size and modification time."""
     path.write_text("9999")
     os.utime(path, ns=(5, 7_000_000_000))
 

@@ -1,4 +1,4 @@
-"""A folder of cases: the tables, the matching of files, and what is said when something is wrong."""
+"""Evaluation of a folder of cases: tables, matching of files, and error messages."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def label_map(seed):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three references and predictions; a prediction's name carries the image's channel suffix, as some tools write."""
+    """Three references and predictions; the predictions have the images' channel suffix, as written by some tools."""
     for seed, name in enumerate(["a", "b", "c"]):
         write_labels(label_map(seed), tmp_path / "references" / f"{name}.nii.gz", grid())
         write_labels(np.roll(label_map(seed), 1, axis=0), tmp_path / "predictions" / f"{name}_0000.nii.gz", grid())
@@ -172,7 +172,7 @@ def evaluate_unknown(folders, **settings):
 
 
 def test_label_maps_of_which_nothing_is_known_are_scored_on_the_labels_that_occur(folders, capsys):
-    """Labels 2 and 4, by hand: of 8 and 4 voxels, 4 and 1 are found, and 4 is false in the second case."""
+    """Labels 2 and 4, computed by hand: of 8 and 4 voxels, 4 and 1 are found; in case b, label 4 is false positive."""
     half, whole = np.s_[0, 0, 0:4], np.s_[0, 0, 0:8]
     write_pair(folders, "a", {2: half, 4: np.s_[1, 0, 0]}, {2: whole, 4: np.s_[1, 0, 0:4]})
     write_pair(folders, "b", {2: whole, 4: half}, {2: whole})
@@ -187,7 +187,7 @@ def test_label_maps_of_which_nothing_is_known_are_scored_on_the_labels_that_occu
     assert rows == pytest.approx(expected, abs=1e-4)
     assert list(summary["organ"]) == ["label 2", "label 4", "Mean"]
     assert summary["dsc_mean"].iloc[-1] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
-    assert scores["nsd"].isna().all()  # nobody has stated a tolerance
+    assert scores["nsd"].isna().all()  # no tolerance is defined
     assert "found label 2, label 4; their names are unknown" in " ".join(capsys.readouterr().err.split())
 
 
@@ -199,7 +199,7 @@ FLARE22_BOXES[13] = np.s_[11, 0:2, 0:4]
     ("boxes", "taken"),
     [
         (FLARE22_BOXES, True),
-        ({**FLARE22_BOXES, 2: np.s_[1, 0:4, 0:8]}, False),  # the liver is the largest organ
+        ({**FLARE22_BOXES, 2: np.s_[1, 0:4, 0:8]}, False),  # another organ is larger than the liver
         ({organ: box for organ, box in FLARE22_BOXES.items() if organ > 5 or organ == 1}, False),
         ({organ: box for organ, box in FLARE22_BOXES.items() if organ != 13}, False),
         ({13: np.s_[0, 0, 0:4]}, False),

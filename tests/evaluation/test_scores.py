@@ -1,4 +1,4 @@
-"""DSC and NSD against closed forms, a brute-force computation, and FLARE22's official figures."""
+"""DSC and NSD against closed forms, a brute-force computation, and FLARE22's official scores."""
 
 import csv
 import itertools
@@ -27,8 +27,8 @@ def box(shape, start, size):
 def box_surface(start, size, spacing):
     """Surface elements of a box: positions in mm and areas in mm², from geometry alone.
 
-    An element sits on each voxel corner of the surface. On a face it is a voxel's side, on an edge the bevel and on a
-    box corner the triangle that joins the middles of the voxel's sides.
+    There is one element per voxel corner on the surface: on a face the side of a voxel, on an edge the bevel, and on a
+    box corner the triangle that connects the midpoints of the voxel's edges.
     """
     half = np.array(spacing) / 2
     points, areas = [], []

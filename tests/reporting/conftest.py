@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, on a dataset of tiny volumes."""
+"""Run folders as written by training, on a dataset of tiny volumes."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ GRID = Geometry(SHAPE[::-1], (1.5, 1.5, 4.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0
 
 
 def ellipsoids(seed, jitter=0.0, leave_out=()):
-    """A label map with 13 blobs around fixed places, moved by up to ``jitter`` voxels."""
+    """A label map with 13 ellipsoids at fixed positions, shifted by up to ``jitter`` voxels."""
     rng, moves = np.random.default_rng(7), np.random.default_rng(seed)
     z, y, x = np.indices(SHAPE)
     array = np.zeros(SHAPE, np.uint8)
@@ -67,19 +67,19 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def make_run(tmp_path, data):
-    """Write a run folder below the test's own folder; arguments as :func:`write_run`."""
+    """Write a run folder below the test's own folder; arguments as for :func:`write_run`."""
     return functools.partial(write_run, tmp_path / "sweep", data)
 
 
 @pytest.fixture(scope="session")
 def table_3_runs(tmp_path_factory, data):
-    """The runs of the paper's table 3, each better than the one before. Tests only read them."""
+    """The runs of the paper's table 3, each better than the one before; tests must not modify them."""
     sweep = tmp_path_factory.mktemp("table_3")
     return [write_run(sweep, data, name, error=2 - index / 2) for index, name in enumerate(TABLE_3)]
 
 
 def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phantom", parts_of=None):
-    """Write a run folder; the larger ``error``, the worse its predictions."""
+    """Write a run folder; the larger ``error``, the worse the predictions."""
     run = sweep / name / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "scale": {"name": "cpu"}, "data": {"name": data_name, "root": str(data)}}

@@ -1,4 +1,4 @@
-"""The page: that it stands alone, has every section, and says what the folders say."""
+"""The report page is self-contained, has every section, and agrees with the run folders."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TABLE_3 = {
 
 
 class Page(HTMLParser):
-    """The parts of a page that tests ask for: tables as rows of cells, links, section ids, tags and text."""
+    """The parts of a page used by the tests: tables as rows of cells, links, section ids, tags and text."""
 
     def __init__(self, path):
         super().__init__()
@@ -60,12 +60,12 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += f"*{data.strip()}" if self._bold else data.strip()
 
 
-pytestmark = pytest.mark.xdist_group("report")  # one page is written for most
+pytestmark = pytest.mark.xdist_group("report")  # most tests share one page
 
 
 @pytest.fixture(scope="module")
 def report(table_3_runs, tmp_path_factory):
-    """The folder of the report on table 3's runs, found from the sweep's folder."""
+    """The folder of a report on the runs of table 3, given the sweep's folder."""
     return write_report([table_3_runs[0].parents[1]], tmp_path_factory.mktemp("report")).parent
 
 
@@ -136,12 +136,12 @@ def test_a_damaged_record_of_the_metrics_is_said(make_run):
     run = make_run("sup_light")
     (run / "scores" / "metrics.json").write_text('{"dsc": ["DSC"')
     assert any("scores/metrics.json cannot be read" in text for text in read_run(run).missing)
-    (run / "scores" / "metrics.json").unlink()  # as evaluations of an earlier version have none
+    (run / "scores" / "metrics.json").unlink()  # evaluations of earlier versions have none
     assert not any("metrics.json" in text for text in read_run(run).missing)
 
 
 def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_path):
-    """The name is the user's: a semi-supervised run may be called anything, a supervised one anything as well."""
+    """Users choose names freely: neither supervised nor semi-supervised runs are recognised by name."""
     loss = "dlunet.losses.RobustSegmentationLoss"
     runs = [
         make_run("a_second_try", parts_of=("dlunet.methods.CrossPseudo", "LightUNet", loss)),

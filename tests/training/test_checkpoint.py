@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, of a run folder that may be moved."""
+"""Checkpoints are written atomically and survive moving the run folder."""
 
 import os
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ def callback(folder, kind=MovableCheckpoint):
 
 @pytest.fixture
 def state(tmp_path):
-    """What Lightning saves of a best checkpoint with a score of 0.8."""
+    """Lightning's state for a best checkpoint with a score of 0.8."""
     first = callback(tmp_path / "before")
     path = str(tmp_path / "before" / "best.ckpt")
     first.best_model_path = first.kth_best_model_path = path
@@ -41,14 +41,14 @@ def test_the_best_score_counts_wherever_the_folder_lies(tmp_path, state, folder)
 
 
 def test_a_score_without_its_file_does_not_count(tmp_path, state):
-    """Else no later epoch would be kept unless it were better than what is not there."""
+    """Otherwise a later epoch would have to beat a checkpoint that no longer exists."""
     moved = callback(tmp_path / "moved")
     moved.load_state_dict(state)
     assert moved.best_model_score is None and moved.check_monitor_top_k(None, torch.tensor(0.7))
 
 
 def test_what_lightning_s_own_callback_saved_is_found(tmp_path):
-    """The key under which a checkpoint holds it."""
+    """The state has the same key in the checkpoint."""
     assert callback(tmp_path).state_key == callback(tmp_path, ModelCheckpoint).state_key
 
 

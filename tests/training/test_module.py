@@ -19,7 +19,7 @@ PLAN = Plan((8.0, 8.0, 8.0), PATCH, Intensity(0, 1, 0, 1))
 
 
 class Distillation(Method):
-    """Learns what an earlier network sees, and notes the steps that were done."""
+    """Learns from the predictions of an earlier network and records the finished steps."""
 
     predicts = "new"
     streams = {"labelled": Stream(labelled=True)}  # noqa: RUF012
@@ -32,7 +32,7 @@ class Distillation(Method):
     def losses(self, step):
         new, old = step.networks["new"], step.networks["old"]
         taught = old(step.batch["labelled"]["weak"])
-        assert isinstance(taught, torch.Tensor) and not taught.requires_grad  # as it predicts: one level
+        assert isinstance(taught, torch.Tensor) and not taught.requires_grad  # evaluation mode: a single decoder level
         return {"new": {"labelled": step.from_labels(new)["labelled"] + 0 * taught.mean()}}
 
     def after_step(self, step):
@@ -40,7 +40,7 @@ class Distillation(Method):
 
 
 class Pair(Method):
-    """A network and its average, which predict together."""
+    """A network and its moving average, which predict together."""
 
     networks = {"a": Trained(), "slow": Averaged("a", 0.5)}  # noqa: RUF012
     predicts = ("a", "slow")
@@ -68,7 +68,7 @@ def earlier(tmp_path):
 
 
 def fit(module, folder):
-    """Three steps on one patch."""
+    """Train three steps on one patch."""
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, default_root_dir=folder, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

@@ -1,4 +1,4 @@
-"""Training through its real entry points, at a tiny size."""
+"""Training through its real entry points, at tiny scale."""
 
 import csv
 import json
@@ -25,13 +25,13 @@ def place(tiny_flare22, tmp_path_factory):
 
 @pytest.fixture
 def train(dlunet, place):
-    """``train(setting, …, cwd=place, fails=False)`` trains, and returns what the command printed."""
+    """``train(setting, …, cwd=place, fails=False)`` trains and returns what the command printed."""
     return lambda *words, cwd=place, fails=False: dlunet("train", *TINY, *words, cwd=cwd, fails=fails).all
 
 
 @pytest.fixture
 def train_process(dlunet_process, place):
-    """The same by ``python train.py``."""
+    """The same with ``python train.py``."""
     return partial(dlunet_process, "train.py", *TINY, cwd=place)
 
 
@@ -41,7 +41,7 @@ def metrics(run: Path, column: str) -> list[tuple[int, float]]:
 
 
 def test_same_seed_gives_same_losses_and_another_seed_others(place, train, train_process):
-    """In another process, where nothing was drawn before and sets have another order, too."""
+    """Also in another process, with untouched random generators and another iteration order of sets."""
     for run, output, seed in ((train, "once", 1), (train_process, "twice", 1), (train, "other", 2)):
         run("experiment=ssl_light", f"output={output}", f"seed={seed}", "trainer.max_epochs=1")
     losses = [metrics(place / run, "train/loss") for run in ("once", "twice", "other")]
@@ -54,7 +54,7 @@ def test_killed_run_continues_to_the_same_end(place, train, train_process, start
     train(*settings, "output=whole")
     killed = place / "killed"
     with start_dlunet("train.py", *TINY, *settings, "output=killed", cwd=place) as process:
-        # Kill in mid-epoch: the last checkpoint is an epoch old by the time that later steps are on record.
+        # Killed in the middle of an epoch; metrics.csv may contain steps after the last checkpoint.
         while not (killed / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, "finished before it could be killed"
             time.sleep(0.01)
@@ -138,7 +138,7 @@ class Noting(Augmentation):
 
 
 def test_two_processes_train_on_disjoint_cases(place, train_process):
-    """Each process notes the cases of its patches, labelled and unlabelled."""
+    """Each process records the cases of its patches, labelled and unlabelled."""
     (place / "noting.py").write_text(NOTING)
     path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
     noting = ("augmentation=none", "augmentation._target_=noting.Noting")

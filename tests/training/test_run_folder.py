@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and whether it may be continued."""
+"""The folder of a run: locking, and the checks before a run resumes."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ CASES = {"labelled": ["a", "b"], "unlabelled": [], "validation": ["c"]}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with three epochs behind it."""
+    """A run with three finished epochs."""
     folder = RunFolder(tmp_path / "run")
     assert folder.begin(SETTINGS) == 0
     folder.keep_cases(CASES)
@@ -49,7 +49,7 @@ def test_other_settings_are_refused(run, change, message):
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[1, 2]\n: x"])
 def test_settings_that_were_lost(run, content):
-    """As a crash of the machine leaves them. Taken away, they are those of the command."""
+    """Damaged as by a crash of the machine; after deleting the file, the settings of the command apply."""
     (run.path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.yaml: is damaged .*delete it to continue") as error:
         run.begin(SETTINGS)
@@ -59,7 +59,7 @@ def test_settings_that_were_lost(run, content):
 
 
 def test_other_cases_are_refused(run):
-    """A case that was trained on must not validate."""
+    """A former training case must not be used for validation."""
     with pytest.raises(UserError, match=r"other cases \(labelled: \+c, -b; validation: \+b, -c\); restore them"):
         run.keep_cases({"labelled": ["a", "c"], "unlabelled": [], "validation": ["b"]})
     assert json.loads((run.path / "cases.json").read_text()) == CASES

@@ -1,4 +1,4 @@
-"""Learning rates: those of each step, used and logged, are their closed form, also where a run is continued."""
+"""The used and the logged learning rates of every step follow their closed form, also in a resumed run."""
 
 import csv
 from types import SimpleNamespace
@@ -20,12 +20,12 @@ EXPECTED = {
     "poly": lambda epoch, batch, epochs: 0.02 * (1 - (epoch + batch / STEPS) / epochs) ** 0.9,
     "halving": lambda epoch, batch, epochs: 0.02 / 2 ** (epoch // 2),
 }
-#: The patches that a step of each method needs.
+#: The streams of patches of each method.
 STREAMS = {"supervised": ["labelled"], "cross_pseudo": ["labelled", "unlabelled_i", "unlabelled_j"]}
 
 
 class Rates(lightning.Callback):
-    """Notes the rate that the optimiser is about to use."""
+    """Records the learning rate of every optimiser step."""
 
     def __init__(self):
         self.used = []
@@ -47,7 +47,7 @@ def method(request):
 
 @pytest.fixture
 def train(schedule, method, compose, tmp_path):
-    """``train(max_epochs, epochs_done)`` trains on, and returns the rates that were used."""
+    """``train(max_epochs, epochs_done)`` starts or resumes training and returns the learning rates used."""
 
     def run(max_epochs, epochs_done=0):
         folder = RunFolder(tmp_path / "run")
@@ -75,7 +75,7 @@ def logged(folder):
 
 
 def begin_another_epoch(folder):
-    """What a killed run leaves in metrics.csv: the rates of steps that come again, the last row not to its end."""
+    """Leave metrics.csv as a killed run does: with rates of steps that will be repeated, the last row truncated."""
     path = folder.path / "metrics.csv"
     with path.open() as file:
         columns = csv.DictReader(file).fieldnames
@@ -87,7 +87,7 @@ def begin_another_epoch(folder):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kept", [True, False], ids=["schedule in the checkpoint", "checkpoint of an earlier version"])
 def test_rates_have_their_closed_form_also_in_a_run_that_goes_on(train, schedule, kept):
-    """It goes on for longer than was planned, so that the rates to come change where they depend on the end."""
+    """The run resumes with more epochs, so that the remaining rates change if they depend on the last epoch."""
     used, folder = train(2)
     if not kept:
         values = torch.load(folder.last, weights_only=True)
