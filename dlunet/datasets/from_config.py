@@ -1,4 +1,4 @@
-"""The dataset that a config describes."""
+"""Open the dataset described by a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several networks that predict together."""
+"""An ensemble of networks, which predict together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlunet.networks.registry import build_network, register_network
 
 @register_network
 class Ensemble(nn.Module):
-    """The mean of the logits of several networks, for methods of which several networks predict.
+    """The mean of the logits of several networks, for methods with several predicting roles.
 
     Args:
         members: The description of each network, see :func:`dlunet.networks.build_network`.
