@@ -24,7 +24,7 @@ from training_unchanged import ROOT, checkout
 from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "training_step.json"
-REPEATS, STEPS, WARM_UP = 7, 25, 5
+REPEATS, STEPS, WARM_UP = 7, 60, 10
 SETTINGS = (
     "experiment=ssl_light", "scale=cpu", "scale.supervised_epochs=0", "logger=csv", "data.source.labelled=2",
     "data.source.unlabelled=4", "data.source.validation=0", "data.source.test=0", f"sampling.steps_per_epoch={STEPS}",
@@ -63,9 +63,9 @@ def main() -> None:
         if first["before"]["losses"] != first["now"]["losses"]:
             sys.exit("the two sides log different losses")
         found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-        for _ in range(REPEATS):
-            for name, code in sides.items():
-                found[name].append(measured(run(code, Path(temporary))))
+        for repeat in range(REPEATS):
+            for name in list(sides)[:: -1 if repeat % 2 else 1]:  # each side goes first as often as the other
+                found[name].append(measured(run(sides[name], Path(temporary))))
                 print(name, found[name][-1], flush=True)
     result = summary(found)
     print(result)
