@@ -29,7 +29,7 @@ def test_the_page_names_every_file_and_no_other():
 
 
 def test_the_page_says_of_a_module_what_it_says_of_itself():
-    said = dict(re.findall(r"^- `(dlunet/\S+\.py)` – (.*(?:\n  .*)*)", PAGE, re.MULTILINE))
+    said = dict(re.findall(r"^- `((?:dlunet|benchmarks|tests)/\S+\.py)` – (.*(?:\n  .*)*)", PAGE, re.MULTILINE))
     assert said
     for name, text in said.items():
         docstring = ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8"))) or ""
