@@ -25,13 +25,13 @@ demo: $(STAMP)  ## Synthetic abdomens, training with and without unlabelled case
 	BIN=$(BIN) experiments/demo/run.sh
 
 test: $(STAMP)  ## The tests that take minutes at most
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-full: $(STAMP)  ## All tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --hypothesis-profile=full
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-profile=full
 
 test-lowest: $(LOWEST)/.installed  ## The fast tests with the lowest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -m "not slow"
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)

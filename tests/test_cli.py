@@ -17,16 +17,13 @@ REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
 TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "data.workers=1")
 BAD = (*TINY, "output=bad")
 
-pytestmark = pytest.mark.xdist_group("cli")  # all tests share one trained run
-
 
 @pytest.fixture(scope="module")
 def place(tiny_flare22, tmp_path_factory, dlunet_process):
     """A working folder with a dataset and a trained run."""
     folder = tmp_path_factory.mktemp("cli")
     tiny_flare22(folder / "flare22")
-    settings = ("scale=tiny", "data=flare22", "data.root=flare22", "logger=csv", "output=run")
-    dlunet_process("train.py", "experiment=sup_light", *settings, cwd=folder)
+    dlunet_process("train.py", "experiment=sup_light", *TINY, "output=run", cwd=folder)
     return folder
 
 

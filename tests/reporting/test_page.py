@@ -60,9 +60,6 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += f"*{data.strip()}" if self._bold else data.strip()
 
 
-pytestmark = pytest.mark.xdist_group("report")  # most tests share one page
-
-
 @pytest.fixture(scope="module")
 def report(table_3_runs, tmp_path_factory):
     """The folder of a report on the runs of table 3, given the sweep's folder."""
