@@ -31,7 +31,7 @@ def train(config: DictConfig) -> Path:
     best = training.train(config)
     print(f"best checkpoint: {best}")
     if cases:
-        _score(cases, RunFolder(Path(config.output)))
+        _score(cases, RunFolder(Path(config.output)), config.data.workers)
     return best
 
 
@@ -107,7 +107,7 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     return cases
 
 
-def _score(cases: Sequence[Case], run: RunFolder) -> None:
+def _score(cases: Sequence[Case], run: RunFolder, workers: int | None) -> None:
     """Segment and score cases; the results are written to the run folder."""
     from dlunet.evaluation import evaluate_folder  # imports pandas, 30 MB that training does not need
 
@@ -116,4 +116,4 @@ def _score(cases: Sequence[Case], run: RunFolder) -> None:
     images = [case.image for case in cases]
     predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
     references = {case.name: case.label for case in cases if case.label is not None}
-    evaluate_folder(run.predictions, references, run.scores, bundle.labels)
+    evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
