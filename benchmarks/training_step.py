@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py COMMIT
 
-Trains ``ssl_light`` at ``scale=cpu`` for some steps on the same prepared synthetic abdomens, alternately with the code of
-COMMIT and with this checkout, several times each. Prints the median time of a step and the peak memory of both sides,
-and the ratio of the times. Before timing, the script checks that both sides log the same losses.
+Trains ``ssl_light`` at ``scale=cpu`` for some steps on the same prepared synthetic abdomens, alternately with the code
+of COMMIT and with this checkout, several times each. Prints the median time of a step and the peak memory of both
+sides, and the ratio of the times. Before timing, the script checks that both sides log the same losses.
 """
 
 from __future__ import annotations

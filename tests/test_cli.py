@@ -240,7 +240,7 @@ def test_the_mode_of_weights_and_biases(place, dlunet, monkeypatch):
     dlunet("train", *settings, "output=disabled")
     assert not (place / "disabled" / "wandb").exists()
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr("dlunet.training.run.wandb.login", lambda timeout: False)
+    monkeypatch.setattr("wandb.login", lambda timeout: False)
     message = dlunet("train", *settings, "output=online", fails=True)
     assert "logger.offline=false: Weights & Biases cannot be used (no API key); run `wandb login`" in message
     assert not (place / "online").exists()

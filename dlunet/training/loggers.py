@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -22,6 +21,8 @@ def check_login(logger: DictConfig) -> None:
     """
     if not _uses_wandb(logger) or logger.offline:
         return
+    import wandb  # only here: its 20 MB are for those who use it
+
     try:
         if wandb.login(timeout=60):
             return
@@ -52,6 +53,14 @@ def build_loggers(logger: DictConfig, folder: RunFolder, epochs_done: int) -> li
         except ModuleNotFoundError as error:
             raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
     return loggers
+
+
+def close_loggers(logger: DictConfig) -> None:
+    """End the run of Weights & Biases: otherwise the next run of a sweep would log into it."""
+    if _uses_wandb(logger):
+        import wandb
+
+        wandb.finish()
 
 
 def _uses_wandb(logger: DictConfig) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import lightning
 import torch
-import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -24,7 +23,7 @@ from dlunet.sampling import PatchDataModule, check_workers
 from dlunet.signals import Stopped
 from dlunet.training.build import build_module, plain
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
-from dlunet.training.loggers import check_login
+from dlunet.training.loggers import check_login, close_loggers
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import RunFolder
 from dlunet.training.trainer import build_trainer
@@ -94,7 +93,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
                 "fewer: sampling.num_workers=0; add resume=auto to continue from the last finished epoch"
             ) from None
         finally:
-            wandb.finish()  # else the next run of a sweep would log into this one
+            close_loggers(config.logger)
 
 
 def _device_name(config: DictConfig) -> str:
