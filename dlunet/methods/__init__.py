@@ -8,6 +8,7 @@ from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
 from dlunet.methods.dhc import DualDebiasedCoTraining
 from dlunet.methods.entropy_minimisation import EntropyMinimisation
 from dlunet.methods.fixmatch import FixMatch
+from dlunet.methods.from_config import method_of
 from dlunet.methods.mean_teacher import MeanTeacher
 from dlunet.methods.outputs import entropy, probabilities, pseudo_labels
 from dlunet.methods.ramps import sigmoid_ramp
@@ -55,6 +56,7 @@ __all__ = [
     "draw_box",
     "draw_masks",
     "entropy",
+    "method_of",
     "mixed_pseudo_labels",
     "probabilities",
     "pseudo_labels",

@@ -11,8 +11,8 @@ from torch import nn
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.methods import Fixed, Method, Trained
-from dlunet.networks import build_network, load_bundle
+from dlunet.methods import Fixed, Method, Trained, method_of
+from dlunet.networks import Bundle, build_network, load_bundle
 from dlunet.preparation import PreparedDataset
 from dlunet.training.module import SegmentationModule
 
@@ -23,13 +23,16 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     Raises:
         UserError: A network cannot be built, or does not fit the labels or the patch size.
     """
-    method = instantiate(config.method)
+    method = method_of(config)
     classes = {"num_classes": prepared.labels.num_classes}
     descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
     networks = {role: _build_network(description) for role, description in descriptions.items()}
     for network in networks.values():
         _check_patch(network, prepared.plan.patch_size)
-    networks |= {role: _load_fixed(kind, prepared.labels) for role, kind in method.fixed.items()}
+    for role, kind in method.fixed.items():
+        bundle = _load_fixed(kind, prepared.labels)
+        assert bundle.network is not None
+        networks[role], descriptions[role] = bundle.network, bundle.description["network"]
     return SegmentationModule(
         networks=networks,
         network_description=_description_of_prediction(method, descriptions),
@@ -78,15 +81,14 @@ def _build_network(description: dict[str, Any]) -> nn.Module:
         raise UserError(f"network: {error}; check the network settings") from None
 
 
-def _load_fixed(fixed: Fixed, labels: LabelSet) -> nn.Module:
+def _load_fixed(fixed: Fixed, labels: LabelSet) -> Bundle:
     bundle = load_bundle(Path(fixed.checkpoint))
     if bundle.labels != labels:
         raise UserError(
             f"{fixed.checkpoint}: segments {', '.join(label.name for label in bundle.labels)}; expected the labels of "
             f"the dataset: {', '.join(label.name for label in labels)}"
         )
-    assert bundle.network is not None
-    return bundle.network
+    return bundle
 
 
 def _check_patch(network: nn.Module, patch_size: tuple[int, int, int]) -> None:

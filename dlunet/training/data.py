@@ -6,11 +6,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.datasets import Dataset, dataset_of, with_pseudo_labels
 from dlunet.files import write_if_changed
+from dlunet.methods import method_of
 from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
 from dlunet.training.build import plain
 from dlunet.training.planning import complete_plan, fingerprint
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def open_dataset(config: DictConfig) -> Dataset:
     """The dataset of a config, without unlabelled cases if the method uses none."""
     dataset = dataset_of(config)
-    if not instantiate(config.method).needs_unlabelled:
+    if not method_of(config).needs_unlabelled:
         return replace(dataset, unlabelled=())
     if config.data.pseudo_labels is not None:
         return with_pseudo_labels(dataset, Path(config.data.pseudo_labels))

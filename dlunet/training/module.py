@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
+from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
@@ -110,6 +111,11 @@ class SegmentationModule(lightning.LightningModule):
             generator=self._generator(progress.step),
         )
         terms = self.method.losses(step)
+        if terms.keys() != self.method.trained.keys():
+            raise UserError(
+                f"method {type(self.method).__name__}: losses() returned terms for {', '.join(terms) or 'no network'}; "
+                f"expected them for its trained networks: {', '.join(self.method.trained)}"
+            )
         optimizer.zero_grad()
         self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
         optimizer.step()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dlunet.datasets import Dataset
+from dlunet.methods import method_of
 from dlunet.preparation import Fingerprint, take_fingerprint
 from dlunet.preparation.planning import REFERENCE_GB, plan_spacing, plan_topology
 from dlunet.training.build import network_config
@@ -24,7 +24,7 @@ def complete_plan(config: DictConfig, dataset: Dataset) -> None:
         UserError: The config lacks the description of a network, or a labelled case cannot be read.
     """
     plan = config.plan
-    networks = {kind.config: network_config(config, kind) for kind in instantiate(config.method).trained.values()}
+    networks = {kind.config: network_config(config, kind) for kind in method_of(config).trained.values()}
     # A network that is not a U-Net has none of these settings.
     left_open = [
         (network, part)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from dlunet.errors import UserError
 from dlunet.files import write_text
+from dlunet.methods import method_of
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers
@@ -51,7 +52,7 @@ def train(config: DictConfig) -> Path:
     check_login(config.logger)
     dataset = open_dataset(config)
     complete_plan(config, dataset)
-    streams = instantiate(config.method).streams.values()
+    streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.labelled) for stream in streams)
     check_workers(config.sampling.num_workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():

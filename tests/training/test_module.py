@@ -124,3 +124,57 @@ def test_a_fixed_network_for_other_labels_is_refused(compose, earlier):
     config.method = {"_target_": f"{__name__}.Distillation", "checkpoint": str(checkpoint)}
     with pytest.raises(UserError, match=r"old.safetensors: segments Bladder; expected the labels .*: Liver"):
         build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+
+
+class Wrong(Pair):
+    """A method with a mistake in what it declares or returns."""
+
+    def __init__(self, terms=()):
+        super().__init__()
+        self.terms = terms
+
+    def losses(self, step):
+        loss = step.networks["a"](step.batch["labelled"]["weak"])[0].mean()
+        return {role: {"labelled": loss} for role in self.terms}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"predicts": "b"}, r"Wrong: predicts: found \['b'\]; expected roles of its networks: a, slow"),
+        ({"predicts": []}, "Wrong: predicts: found no role; expected"),
+        ({"networks": {"a": Trained(), "slow": Averaged("b")}}, "Wrong: networks: slow averages 'b'; expected .*: a$"),
+        (
+            {"streams": {"unlabelled": Stream(labelled=False)}},
+            "Wrong: streams: found unlabelled; expected .*'labelled'",
+        ),
+        (
+            {"streams": {"labelled": Stream(True), "x": Stream(False, other_than="y"), "y": Stream(False)}},
+            "Wrong: streams: x is other_than='y'; expected a stream before it: labelled$",
+        ),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(mistake, message, compose, monkeypatch):
+    config = compose("train", ["scale=tiny", "output=x"])
+    config.method = {"_target_": f"{__name__}.Wrong"}
+    for name, value in mistake.items():
+        monkeypatch.setattr(Wrong, name, value)
+    with pytest.raises(UserError, match=f"^method {message}"):
+        build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+
+
+def test_something_else_than_a_method_is_refused(compose):
+    config = compose("train", ["scale=tiny", "output=x"])
+    config.method = {"_target_": "torch.nn.Identity"}
+    with pytest.raises(UserError, match=r"^method: found Identity; expected a subclass of dlunet\.methods\.Method"):
+        build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("terms", "found"), [([], "no network"), (["a", "slow"], "a, slow")])
+def test_terms_of_other_networks_than_the_trained_ones_are_refused(terms, found, compose, tmp_path):
+    config = compose("train", ["scale=tiny", "output=x"])
+    config.method = {"_target_": f"{__name__}.Wrong", "terms": terms}
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    with pytest.raises(UserError, match=f"^method Wrong: losses.. returned terms for {found}; expected .*: a$"):
+        fit(module, tmp_path)
