@@ -40,7 +40,7 @@ STYLE = {
     "text.parse_math": False,
 }
 #: The logged columns that are plotted, with their titles.
-CURVES = (("train/loss", "Training loss"), ("val/dsc", "Validation DSC, mean over organs"))
+CURVES = (("train/loss", "Training loss"), ("val/dsc", "Validation DSC, mean over classes"))
 Groups = Mapping[str, Sequence[Run]]
 
 
