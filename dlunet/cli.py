@@ -22,7 +22,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dlunet.configs import CONFIGS, register_resolvers, with_default_scale, without_hydra
+from dlunet.configs import CONFIGS, in_short, register_resolvers, with_default_scale, without_hydra
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
@@ -79,11 +79,11 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         with signals_raise():
             task()
     except Stopped as stop:
-        _fail(f"stopped by {stop.name}; what is finished is kept; rerun the command to resume", stop.exit_code)
+        _fail(f"stopped by {stop.name}; finished work is kept; rerun the command to resume", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
-        _fail(f"{_in_short(error)}\n`dlunet {verb} --help` lists the settings")
+        _fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]
@@ -197,7 +197,7 @@ def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     if config.labels is None:
         return OutputFolder(predictions).labels()
     path = Path(config.labels)
-    if str(path).lower() == FLARE22.name.lower() and not path.exists():
+    if str(path).lower() == FLARE22.name.lower() and not path.is_file():
         return FLARE22
     return labels_of(path, read_dataset_json(path))
 
@@ -219,12 +219,6 @@ def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
             _fail(f"{error.filename or config.get('output', '')}: {error.strerror}; check permissions and free space")
 
     return guarded
-
-
-def _in_short(error: Exception) -> str:
-    """Hydra's message without the parts that are of no use to users."""
-    lines = str(error).partition("Config search path")[0].splitlines()
-    return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
 def _print_whatever_comes() -> None:

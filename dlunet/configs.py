@@ -15,6 +15,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dlunet.errors import UserError
 from dlunet.overrides import quote_literals
 from dlunet.plugins import load_plugins, search_path, take_folder
 
@@ -44,8 +45,7 @@ def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None 
         plugins: A folder with your own configs and Python files, see ``docs/extending.md``.
 
     Raises:
-        UserError: The plug-in folder cannot be used.
-        hydra.errors.CompactHydraException: A setting does not exist.
+        UserError: The plug-in folder cannot be used, or a setting does not exist.
     """
     _, folder = take_folder([] if plugins is None else [f"--config-dir={plugins}"])
     words = quote_literals(settings, sweep=False)
@@ -54,9 +54,18 @@ def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None 
         words = [search_path(folder), *words]
     register_resolvers()
     words = with_default_scale(verb, words)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(verb, words, return_hydra_config=True)
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose(verb, words, return_hydra_config=True)
+    except CompactHydraException as error:
+        raise UserError(in_short(error)) from None
     return without_hydra(config)
+
+
+def in_short(error: Exception) -> str:
+    """Hydra's message without the parts that are of no use to users."""
+    lines = str(error).partition("Config search path")[0].splitlines()
+    return "\n".join(line for line in lines if line.strip() and not line.startswith(("To append", "See http")))
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -77,7 +77,7 @@ def _in_parallel(
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise UserError(
-            f"{what}: one of {workers} processes was killed, probably out of memory; what is finished is kept; rerun "
+            f"{what}: one of {workers} processes was killed, probably out of memory; finished cases are kept; rerun "
             "the command with one process, which needs the least memory: data.workers=1"
         ) from None
     except BaseException:  # an interrupt does not wait for the cases in progress

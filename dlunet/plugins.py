@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 
 from dlunet.errors import UserError
 
@@ -30,7 +31,7 @@ def take_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
             value = value or next(iter(words[place + 1 : place + 2]), "")
             folder = Path(value).expanduser()
             if not value or not folder.is_dir():
-                raise UserError(f"{FLAGS[0]}={value}: no such folder; expected a folder of plug-ins")
+                raise UserError(f"{FLAGS[0]}: found no folder {value}; expected a folder of plug-ins")
             folder = folder.resolve()
             words[place : place + 1 + (word in FLAGS)] = [f"{FLAGS[0]}={folder}"]
             break
@@ -46,13 +47,23 @@ def load_plugins(folder: Path) -> None:
     """Import the Python files of a folder.
 
     Raises:
-        UserError: A file has the name of another module.
+        UserError: A file cannot be imported, or has the name of another module.
     """
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     for file in sorted(folder.glob("*.py")):
-        module = import_module(file.stem)
+        try:
+            module = import_module(file.stem)
+        except Exception as error:  # whatever is wrong with a user's file
+            raise UserError(f"{file}: cannot be imported ({_place(error, file)}); correct the file") from error
         if Path(module.__file__ or "").resolve() != file.resolve():
             raise UserError(
                 f"{file}: a module named {file.stem} already exists ({module.__file__}); choose another file name"
             )
+
+
+def _place(error: Exception, file: Path) -> str:
+    """The error and the last line of the file that led to it."""
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+    return f"{type(error).__name__}{f' in line {line}' if line else ''}: {error}"

@@ -70,6 +70,8 @@ RULES: dict[str, Rule] = {
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
     "resume": (lambda value: value == "auto", "auto, or null"),
     "strict": SWITCH,
+    "volumes": SWITCH,
+    "overlay": SWITCH,
     "test": SWITCH,
     "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
 }

@@ -9,6 +9,12 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TAKEN_NAME = """from dlunet.evaluation import register_metric
+
+@register_metric("HD", False)
+def hd95(prediction, reference, spacing):
+    return 0
+"""
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
@@ -54,10 +60,10 @@ def test_the_page_works_as_it_stands(place, dlunet, dlunet_process):
 def test_what_is_not_there_is_named(tmp_path, dlunet):
     words = ("--config-dir", "nowhere", "checkpoint=x", "input=x", "output=x")
     printed = dlunet("predict", *words, cwd=tmp_path, fails=True)
-    assert "--config-dir=nowhere: no such folder" in printed.stderr
+    assert "--config-dir: found no folder nowhere" in printed.stderr
     words = ("predictions=labels", "references=references", "metrics=[wrong]", "output=y")
     printed = dlunet("evaluate", *words, cwd=tmp_path, fails=True)
-    assert "metrics: found wrong; expected some of hd95" in printed.stderr
+    assert "metrics: found wrong; expected one or more of hd95" in printed.stderr
 
 
 def test_a_file_that_has_the_name_of_another_module_is_refused(tmp_path, dlunet):
@@ -65,3 +71,18 @@ def test_a_file_that_has_the_name_of_another_module_is_refused(tmp_path, dlunet)
     words = (f"--config-dir={tmp_path}", "predictions=x", "references=x", "output=y")
     printed = dlunet("evaluate", *words, cwd=tmp_path, fails=True)
     assert "json.py" in printed.stderr and "choose another file name" in printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef (", "SyntaxError in line 2"),
+        ("x = 1\n\nimport not_there_at_all", "ModuleNotFoundError in line 3: No module named 'not_there_at_all'"),
+        (TAKEN_NAME, "ValueError in line 3: there is already a metric hd95"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named(text, message, tmp_path, dlunet):
+    (tmp_path / "broken_plug_in.py").write_text(text)
+    words = (f"--config-dir={tmp_path}", "predictions=x", "references=x", "output=y")
+    printed = dlunet("evaluate", *words, cwd=tmp_path, fails=True)
+    assert f"broken_plug_in.py: cannot be imported ({message}" in printed.stderr

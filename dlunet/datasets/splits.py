@@ -37,6 +37,9 @@ def split_cases(
     Raises:
         UserError: The file is damaged or lists other cases, or there is no such fold.
     """
+    named = {case.name: case for case in cases}
+    if len(named) < len(cases):
+        raise UserError(f"{file}: found {len(cases)} labelled cases with {len(named)} names; expected unique names")
     if fold == "all" or len(cases) < 2:
         return tuple(cases), ()
     if not file.exists():
@@ -44,7 +47,6 @@ def split_cases(
     splits = _read(file)
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise UserError(f"data.fold: found {fold}; expected 0 to {len(splits) - 1}, the folds in {file}, or all")
-    named = {case.name: case for case in cases}
     train, val = splits[fold]["train"], splits[fold]["val"]
     strange = sorted(set(named).symmetric_difference({*train, *val})) or sorted(set(train) & set(val))
     if strange:

@@ -177,7 +177,7 @@ def _count_labels(pair: _Pair) -> np.ndarray:
 
 def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:
     if shown is None:
-        return "found labels up to 13: scored as FLARE22's organs; labels=dataset.json names others"
+        return "found labels up to 13: scored as FLARE22's organs; set labels=dataset.json if they are other classes"
     found = ", ".join(label.name for label in labels if label.name in shown) or "none"
     return (
         f"found {found}; their names are unknown: labels=dataset.json names them, labels=flare22 takes them as "

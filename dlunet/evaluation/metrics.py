@@ -59,7 +59,10 @@ def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure]
     """
 
     def register(measure: AnyMeasure) -> AnyMeasure:
-        METRICS[measure.__name__] = Metric(title, higher_is_better, measure)
+        name = measure.__name__
+        known = METRICS.setdefault(name, Metric(title, higher_is_better, measure)).measure
+        if name in ALWAYS or known is None or known.__module__ != measure.__module__:
+            raise ValueError(f"there is already a metric {name}; choose another name")
         return measure
 
     return register
@@ -80,10 +83,11 @@ def find_metrics(names: Sequence[str]) -> dict[str, Metric]:
     Raises:
         UserError: A metric is unknown.
     """
+    names = [names] if isinstance(names, str) else names
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise UserError(
-            f"metrics: found {unknown[0]}; expected some of {', '.join(METRICS)}; if it is a plug-in, add "
+            f"metrics: found {unknown[0]}; expected one or more of {', '.join(METRICS)}; if it is a plug-in, add "
             "--config-dir=FOLDER"
         )
     return {name: METRICS[name] for name in names}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from dlunet.errors import UserError
 from dlunet.evaluation.metrics import Measure
 from dlunet.labels import FLARE22, Label, LabelSet
 
@@ -164,8 +165,18 @@ def measure_case(
         if masks is None or not all(mask.any() for mask in masks):
             values.append((math.nan,) * len(measures))
         else:
-            values.append(tuple(round(float(measure(*masks, spacing)), DECIMALS) for measure in measures))
+            values.append(tuple(_value_of(measure, label, masks, spacing) for measure in measures))
     return values
+
+
+def _value_of(measure: Measure, label: Label, masks: tuple[np.ndarray, np.ndarray], spacing: Sequence[float]) -> float:
+    try:
+        return round(float(measure(*masks, spacing)), DECIMALS)
+    except Exception as error:  # a metric may be a plug-in, and fail in any way
+        name = getattr(measure, "__name__", measure)
+        raise UserError(
+            f"metrics: {name} failed for {label.name} ({type(error).__name__}: {error}); expected a number"
+        ) from error
 
 
 def _in_stored_order(

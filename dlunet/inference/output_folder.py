@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from dlunet.errors import UserError
@@ -47,7 +48,7 @@ class OutputFolder(PredictionsLayout):
             found = self._read_record() if self.record.exists() else {}
             changed = [key for key in settings if found.get(key) != settings[key]]
             if changed:
-                known = [f"{key}: found {found.get(key)}, now {settings[key]}" for key in changed] if found else []
+                known = [_difference(key, found.get(key), settings[key]) for key in changed] if found else []
                 self._make_way(known, targets, replace)
                 found = {}
             known_images = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in images}
@@ -134,3 +135,8 @@ class OutputFolder(PredictionsLayout):
             yield
         finally:
             lock.release()
+
+
+def _difference(setting: str, before: Any, now: Any) -> str:
+    found, wanted = (shorten(str(value), 60, placeholder=" …") for value in (before, now))
+    return f"{setting}: found {found}, now {wanted}"

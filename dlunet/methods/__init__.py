@@ -2,13 +2,13 @@
 
 from dlunet.methods.base import Averaged, Batch, Fixed, Method, Progress, Step, Stream, Terms, Trained
 from dlunet.methods.bcp import BidirectionalCopyPaste
+from dlunet.methods.checks import check_terms, method_of
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cross_teaching import CrossTeaching
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
 from dlunet.methods.dhc import DualDebiasedCoTraining
 from dlunet.methods.entropy_minimisation import EntropyMinimisation
 from dlunet.methods.fixmatch import FixMatch
-from dlunet.methods.from_config import method_of
 from dlunet.methods.mean_teacher import MeanTeacher
 from dlunet.methods.outputs import entropy, probabilities, pseudo_labels
 from dlunet.methods.ramps import sigmoid_ramp
@@ -52,6 +52,7 @@ __all__ = [
     "Trained",
     "UncertaintyAwareMeanTeacher",
     "UniMatch",
+    "check_terms",
     "cut_mix",
     "draw_box",
     "draw_masks",

@@ -25,12 +25,13 @@ SAFETENSORS = ".safetensors"
 EXAMPLE = RunLayout(Path("runs/…")).best
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path | str) -> Bundle:
     """Load the network that predicts from a checkpoint, without executing code from it.
 
     Raises:
         UserError: The file is missing, damaged, or not a DLUNet checkpoint.
     """
+    path = Path(path)
     values = read_safetensors(path) if path.suffix == SAFETENSORS else read_checkpoint(path)
     try:
         described = values[KEY]

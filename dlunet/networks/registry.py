@@ -39,7 +39,7 @@ def build_network(description: dict[str, Any]) -> nn.Module:
         ValueError: The kind is unknown or the arguments do not fit.
     """
     arguments = dict(description)
-    kind = arguments.pop("kind")
+    kind = arguments.pop("kind", None)
     if kind not in NETWORKS:
         raise ValueError(
             f"unknown kind of network {kind!r}; expected one of {', '.join(NETWORKS)}; if it is a plug-in, add "

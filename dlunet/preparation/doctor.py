@@ -105,7 +105,7 @@ def _parts_table(parts: dict[str, dict[str, CaseFacts]]) -> Table:
 
 
 def _labels_table(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Table:
-    table = Table("id", "label", "cases that show it", "voxels a case, median")
+    table = Table("id", "class", "cases that contain it", "median voxels per case")
     shown = [case.voxels for cases in parts.values() for case in cases.values() if case.voxels is not None]
     for label in labels:
         counts = [voxels[label.id] for voxels in shown if label.id in voxels]

@@ -91,7 +91,7 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     Raises:
         UserError: No case is fit, or none contains a class.
     """
-    kept = _read_cache(cache, cases)
+    kept = _read_cache(cache, cases, num_classes)
     if kept is not None:
         return kept
     read: dict[str, CaseFacts] = {}
@@ -118,7 +118,11 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
         Intensity(float(lower), float(upper), float(values.mean()), float(max(values.std(), 1e-6))),
     )
     write_text(
-        cache, json.dumps({**asdict(result), "cases": {case.name: files[case.name] for case in cases}}, indent=2)
+        cache,
+        json.dumps(
+            {**asdict(result), "num_classes": num_classes, "cases": {case.name: files[case.name] for case in cases}},
+            indent=2,
+        ),
     )
     return result
 
@@ -138,11 +142,13 @@ def _stamps(case: Case) -> stamps.Stamps:
         return []
 
 
-def _read_cache(path: Path, cases: Sequence[Case]) -> Fingerprint | None:
-    """The cached fingerprint of the same files; if they only moved or changed their times, the cache is updated."""
+def _read_cache(path: Path, cases: Sequence[Case], num_classes: int) -> Fingerprint | None:
+    """The cached fingerprint of the same files and classes; if the files only moved, the cache is updated."""
     try:
         values = json.loads(path.read_text())
         followed = {case.name: stamps.follow(values["cases"].get(case.name), _sources(case)) for case in cases}
+        if values.get("num_classes", num_classes) != num_classes:
+            return None
         if None in followed.values() or followed.keys() != values["cases"].keys():
             return None
         shapes, spacings = (tuple(tuple(row) for row in values[key]) for key in ("shapes", "spacings"))

@@ -167,12 +167,12 @@ class _Preparation:
 
     def case_is_up_to_date(self, case: Case) -> bool:
         """Whether the case itself is up to date, regardless of its index."""
-        return is_up_to_date(self.place(case), self._settings, _sources(case))
+        return is_up_to_date(self.place(case), self._settings, _sources(case), self.num_classes)
 
     def index_is_up_to_date(self, case: Case) -> bool:
         """Whether the index of its pseudo-labels is up to date, or there are none."""
         place = self.index_place(case)
-        return place is None or is_up_to_date(place, self._index_settings, _index_sources(case))
+        return place is None or is_up_to_date(place, self._index_settings, _index_sources(case), self.num_classes)
 
     def replaces(self, case: Case) -> bool:
         """Whether preparing the case replaces something outdated that another run may be reading."""

@@ -180,7 +180,7 @@ def _save(folder: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path]) -> bool:
+def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path], num_classes: int) -> bool:
     """Whether ``folder`` contains a finished case or index made with these settings from these files.
 
     If the files are the same and only moved or changed their times, the record in the folder is updated.
@@ -188,6 +188,8 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
     try:
         values = json.loads((folder / CASE).read_text())
         made_from = values["made_from"]
+        if any(int(label) >= num_classes for label in values.get("ranges", {})):
+            return False  # prepared for more classes: reading its label map again reports the surplus label
         if {key: value for key, value in made_from.items() if key != "files"} != settings:
             return False
         if "shape" in values:

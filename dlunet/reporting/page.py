@@ -59,10 +59,10 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     score_tables = _score_tables(groups, labels)
     panels = case_panels(groups, labels)
     drawn = {
-        "organ_scores": (figures.organ_scores(groups, labels), "DSC of each test case by organ and experiment"),
+        "organ_scores": (figures.organ_scores(groups, labels), "DSC of each test case by class and experiment"),
         "training_curves": (figures.training_curves(groups), "Training loss and validation DSC by step and experiment"),
-        "organ_curves": (figures.organ_curves(groups, labels), "Validation DSC by step, organ and experiment"),
-        "panels": (panels.figure, f"CT slices with organs in colour, a row for each case: {', '.join(panels.cases)}"),
+        "organ_curves": (figures.organ_curves(groups, labels), "Validation DSC by step, class and experiment"),
+        "panels": (panels.figure, f"CT slices with classes in colour, one row per case: {', '.join(panels.cases)}"),
     }
     images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
     write_text(output / "scores.csv", tables.as_csv_table(groups, score_tables).to_csv(index=False))

@@ -62,7 +62,7 @@ class ScoreTable:
 
     def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
         """Whether the printed value is the best of its column, which must have at least two values."""
-        values = self.mean[column].round(decimals)
+        values = self.mean[column].astype(float).round(decimals)  # missing values may have made it a column of objects
         best = values.max() if self.metric.higher_is_better else values.min()
         return bool(values.count() > 1 and values[experiment] == best)
 

@@ -150,9 +150,10 @@ class PatchDataModule(lightning.LightningDataModule):
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:
         if found < needed:
+            otherwise = "" if kind == "labelled" else ", or train with method=supervised"
             raise UserError(
                 f"found {found} {kind} cases; expected at least {needed} for this method and number of processes; "
-                "add cases, use fewer devices, or train with method=supervised"
+                f"add cases, or use fewer devices{otherwise}"
             )
 
 

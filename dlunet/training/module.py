@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Batch, Method, Progress, Step, side_by_side
+from dlunet.methods import Batch, Method, Progress, Step, check_terms, side_by_side
 from dlunet.networks import describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
@@ -66,6 +66,8 @@ class SegmentationModule(lightning.LightningModule):
             self.networks[role] = network.requires_grad_(False)
         for role in method.fixed:
             networks[role].requires_grad_(False)
+        for trained_or_fixed in networks.values():
+            trained_or_fixed.register_forward_hook(partial(_check_logits, labels.num_classes))
         self.network_description = network_description
         self.method = method
         method.setup(labels.num_classes)
@@ -111,11 +113,7 @@ class SegmentationModule(lightning.LightningModule):
             generator=self._generator(progress.step),
         )
         terms = self.method.losses(step)
-        if terms.keys() != self.method.trained.keys():
-            raise UserError(
-                f"method {type(self.method).__name__}: losses() returned terms for {', '.join(terms) or 'no network'}; "
-                f"expected them for its trained networks: {', '.join(self.method.trained)}"
-            )
+        check_terms(self.method, terms)
         optimizer.zero_grad()
         self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
         optimizer.step()
@@ -192,3 +190,16 @@ class SegmentationModule(lightning.LightningModule):
     def _generator(self, step: int) -> torch.Generator:
         """A generator seeded by the step alone (and the rank), so that a resumed run repeats its random numbers."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
+
+
+def _check_logits(
+    num_classes: int, network: nn.Module, arguments: tuple[Tensor, ...], output: Tensor | Sequence[Tensor]
+) -> None:
+    """A forward hook: a loss would not notice logits of channels without a class."""
+    logits = output if isinstance(output, Tensor) else output[0]
+    expected = (len(arguments[0]), num_classes, *arguments[0].shape[2:])
+    if tuple(logits.shape) != expected:
+        raise UserError(
+            f"network {type(network).__name__}: found logits of shape {tuple(logits.shape)}; expected {expected}, as "
+            "(batch, classes, z, y, x) of its input"
+        )

@@ -109,6 +109,8 @@ def _silence_lightning() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        ".*exists and is not empty.*",  # a resumed run
+        ".*in eval mode at the start of training.*",  # fixed networks
         ".*LeafSpec.*",
         r".*`lr_scheduler\.step\(\)` before",  # mixed precision skips a first step whose gradients overflow
     ):

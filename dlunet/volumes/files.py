@@ -152,7 +152,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
 def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a folder of CTs ({', '.join(SUFFIXES)}, DICOM)")
+        raise UserError(f"{folder}: no such folder; expected a folder of volumes ({', '.join(SUFFIXES)}, DICOM)")
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 

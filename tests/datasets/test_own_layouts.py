@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from dlunet.datasets import read_folders, read_msd, read_nnunet_raw
+from dlunet.datasets import Case, Dataset, dataset_of, read_folders, read_msd, read_nnunet_raw, split_cases
 from dlunet.errors import UserError
+from dlunet.labels import label_set
 
 LABELS = {"background": 0, "liver": 1, "kidney_right": 2, "tumour": 3}
 
@@ -178,3 +181,23 @@ def test_two_folders_in_disorder(tmp_path):
     assert len(dataset.problems) == len(expected)
     for said, problem in zip(expected, dataset.problems, strict=True):
         assert said in problem
+
+
+def test_a_layout_of_one_s_own_that_returns_something_wrong(monkeypatch):
+    """Cases of one name would be training and validation cases at once."""
+    labels, case = label_set("mine", {1: "liver"}), Case("a", Path("a.nii.gz"), Path("b.nii.gz"))
+    config = OmegaConf.create({"data": {"root": "mine", "source": {"_target_": f"{__name__}.returned"}}})
+    for value, message in (
+        (None, "data.source: found NoneType; expected a function that returns a Dataset"),
+        (Dataset(labels, ()), "mine: found no labelled cases"),
+        (Dataset(labels, (case, case)), "mine: found the case a more than once"),
+        (Dataset(labels, (case,), test=(case, case)), "mine: found the case a more than once"),
+    ):
+        monkeypatch.setitem(globals(), "returned", lambda value=value: value)
+        with pytest.raises(UserError, match=f"^{message}"):
+            dataset_of(config)
+    with pytest.raises(UserError, match="found 3 labelled cases with 1 names"):
+        split_cases([case] * 3, Path("splits.json"))
+
+
+returned = None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlunet.errors import UserError
 from dlunet.evaluation import OrganScore, dice_score, score_case, surface_dice
 from dlunet.evaluation.metrics import hd95
 from dlunet.evaluation.scores import measure_case
@@ -218,6 +219,11 @@ def test_further_metrics_are_those_of_the_scored_slices_and_have_no_value_where_
         assert spacing == (3, 2, 1)
         return 100 * predicted.sum() + expected.sum()
 
+    def texts(predicted, expected, spacing):
+        return "many"
+
+    with pytest.raises(UserError, match=r"^metrics: texts failed for Tube .ValueError: .*; expected a number"):
+        measure_case(prediction, reference, (3, 2, 1), [texts], labels)
     values = measure_case(prediction, reference, (3, 2, 1), [voxels], labels)
     assert values[0] == (100 * 6 + 12,)  # three of the reference's four slices
     assert math.isnan(values[1][0])

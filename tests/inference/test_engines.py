@@ -110,9 +110,40 @@ def test_auto_takes_the_fastest_that_is_installed(checkpoint, monkeypatch):
         load_engine(checkpoint, device="tensorrt")
 
 
+class Broken(TorchEngine):
+    """PyTorch with logits that cannot be used."""
+
+    def __init__(self, network, spoil):
+        super().__init__(network)
+        self.spoil = spoil
+
+    def __call__(self, tiles):
+        return self.spoil(super().__call__(tiles))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda logits: logits[:, 1:], r"found logits of shape \(1, 13, 16, 32, 32\); expected \(1, 14, 16, 32, 32\)"),
+        (lambda logits: logits.where(logits < logits.max(), float("nan")), "found NaN among its logits"),
+    ],
+)
+def test_logits_that_cannot_be_used_end_in_an_error(spoil, message, checkpoint, volume):
+    bundle = load_bundle(checkpoint)
+    with pytest.raises(UserError, match=f"^torch on cpu, float32: {message}"):
+        Predictor(bundle, engine=Broken(bundle.network, spoil)).segment(volume)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="an engine torch is already registered by dlunet"):
+        base.register_engine("torch")(Broken)
+    assert base.ENGINES["torch"] is TorchEngine
+
+
 def test_an_engine_registers_itself(checkpoint, volume, monkeypatch):
     """It runs on request; ``auto`` chooses it only on devices for which it has a rank, the lowest rank first."""
-    monkeypatch.setitem(base.ENGINES, "mine", None)  # removed afterwards
+    monkeypatch.setitem(base.ENGINES, "mine", None)  # undone after the test
+    del base.ENGINES["mine"]
 
     @base.register_engine("mine")
     class Mine(TorchEngine):

@@ -60,17 +60,23 @@ def test_a_case_without_labels(tmp_path):
 
 
 def test_up_to_date_means_made_from_the_same(folder, tmp_path):
-    assert is_up_to_date(folder, {"from": [1, 2.5]}, [])
-    assert not is_up_to_date(folder, {"from": [1, 2.6]}, [])
-    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [tmp_path / "more"])
-    assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]}, [])
+    assert is_up_to_date(folder, {"from": [1, 2.5]}, [], 14)
+    assert not is_up_to_date(folder, {"from": [1, 2.6]}, [], 14)
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [tmp_path / "more"], 14)
+    assert not is_up_to_date(folder.with_name("gone"), {"from": [1, 2.5]}, [], 14)
+
+
+def test_a_case_with_more_classes_than_the_dataset_is_out_of_date(folder):
+    highest = int(LABEL.max())
+    assert is_up_to_date(folder, {"from": [1, 2.5]}, [], highest + 1)
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [], highest)
 
 
 @pytest.mark.parametrize("part", ["image.npy", "label.npy", "index.npy", "case.json"])
 def test_a_case_that_lost_a_part_is_made_anew(folder, part):
     """For instance where old files are deleted one by one: a labelled case is not taken for an unlabelled one."""
     (folder / part).unlink()
-    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [], 14)
     if part != "case.json":
         with pytest.raises(UserError, match=f"^{folder / part}: is damaged"):
             PreparedCase.open(folder).check()
@@ -81,7 +87,7 @@ def test_where_the_files_lie_does_not_matter(tmp_path):
     (tmp_path / "a").write_text("CT")
     save_prepared(tmp_path / "case", IMAGE, LABEL, {"files": stamps.stamp([tmp_path / "a"])})
     (tmp_path / "b").write_text("CT")
-    assert is_up_to_date(tmp_path / "case", {}, [tmp_path / "b"])
+    assert is_up_to_date(tmp_path / "case", {}, [tmp_path / "b"], 14)
     noted = json.loads((tmp_path / "case" / "case.json").read_text())["made_from"]["files"]
     assert noted == stamps.stamp([tmp_path / "b"])
     np.testing.assert_array_equal(PreparedCase.open(tmp_path / "case").label, LABEL)
@@ -90,7 +96,7 @@ def test_where_the_files_lie_does_not_matter(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"shape": [8, 30', "null", '{"shape": 3, "ranges": {}}', '{"ranges": {}}'])
 def test_a_damaged_description(folder, content):
     (folder / "case.json").write_text(content)
-    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [])
+    assert not is_up_to_date(folder, {"from": [1, 2.5]}, [], 14)
     with pytest.raises(UserError, match=f"^{folder}: is not a prepared case.*rerun the command"):
         PreparedCase.open(folder)
 
@@ -111,4 +117,4 @@ def test_a_failed_write_leaves_the_old_case_and_nothing_else(folder, monkeypatch
     with pytest.raises(UserError, match=f"{folder}: could not be written .No space left"):
         save_prepared(folder, IMAGE, LABEL, {"from": "new"})
     assert os.listdir(folder.parent) == ["case"]
-    assert is_up_to_date(folder, {"from": [1, 2.5]}, [])
+    assert is_up_to_date(folder, {"from": [1, 2.5]}, [], 14)

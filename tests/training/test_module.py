@@ -10,7 +10,7 @@ from dlunet.errors import UserError
 from dlunet.inference import export_bundle, load_engine
 from dlunet.labels import FLARE22, label_set
 from dlunet.methods import Averaged, Fixed, Method, Stream, Trained
-from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
+from dlunet.networks import Bundle, build_network, describe, load_bundle, register_network, save_safetensors
 from dlunet.preparation import Intensity, Plan
 from dlunet.training.build import build_module
 
@@ -135,6 +135,9 @@ class Wrong(Pair):
 
     def losses(self, step):
         loss = step.networks["a"](step.batch["labelled"]["weak"])[0].mean()
+        if isinstance(self.terms, str):
+            other = {"detached": loss.detach(), "vector": loss[None]}
+            return {"a": {"labelled": other[self.terms]}} if self.terms in other else None
         return {role: {"labelled": loss} for role in self.terms}
 
 
@@ -148,6 +151,14 @@ class Wrong(Pair):
             {"streams": {"unlabelled": Stream(labelled=False)}},
             "Wrong: streams: found unlabelled; expected .*'labelled'",
         ),
+        ({"networks": {"a": Trained}}, "Wrong: networks: a is <class .*; expected Trained"),
+        ({"networks": {"a": Trained(), "slow": Averaged("a", 9)}}, "Wrong: networks: slow has decay=9; expected"),
+        ({"networks": {"a": Trained(), "training": Averaged("a")}}, "Wrong: networks: found the role 'training'"),
+        ({"networks": {"a.b": Trained()}}, "Wrong: networks: found the role 'a.b'"),
+        ({"networks": {"slow": Fixed("x")}}, "Wrong: networks: found none that is trained"),
+        ({"streams": {"labelled": Stream(True, times=0)}}, "Wrong: streams: labelled has times=0"),
+        ({"streams": {"labelled": Stream(True, views=("weak", "strnog"))}}, "Wrong: streams: labelled has views="),
+        ({"streams": {"labelled": Stream(True, views="weak")}}, "Wrong: streams: labelled has views="),
         (
             {"streams": {"labelled": Stream(True), "x": Stream(False, other_than="y"), "y": Stream(False)}},
             "Wrong: streams: x is other_than='y'; expected a stream before it: labelled$",
@@ -171,10 +182,38 @@ def test_something_else_than_a_method_is_refused(compose):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("terms", "found"), [([], "no network"), (["a", "slow"], "a, slow")])
+@pytest.mark.parametrize(
+    ("terms", "found"),
+    [
+        ([], "terms for no network"),
+        (["a", "slow"], "terms for a, slow"),
+        ("number", "NoneType"),
+        ("detached", "nothing that a can minimise"),
+        ("vector", "nothing that a can minimise"),
+    ],
+)
 def test_terms_of_other_networks_than_the_trained_ones_are_refused(terms, found, compose, tmp_path):
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": f"{__name__}.Wrong", "terms": terms}
     module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
-    with pytest.raises(UserError, match=f"^method Wrong: losses.. returned terms for {found}; expected .*: a$"):
+    with pytest.raises(UserError, match=f"^method Wrong: losses.. returned {found}; expected .*: a$"):
+        fit(module, tmp_path)
+
+
+@register_network
+class TooManyChannels(torch.nn.Conv3d):
+    """A network with one class more than it is asked for."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__(in_channels, num_classes + 1, 3, padding=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_channels_without_a_class_are_refused(compose, tmp_path):
+    config = compose("train", ["scale=tiny", "output=x", "method=supervised"])
+    config.network = {"kind": "TooManyChannels", "in_channels": 1}
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    with pytest.raises(
+        UserError, match=r"^network TooManyChannels: found logits of shape \(1, 15, .*expected \(1, 14,"
+    ):
         fit(module, tmp_path)

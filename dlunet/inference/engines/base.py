@@ -82,7 +82,9 @@ def register_engine(name: str) -> Callable[[AnyEngine], AnyEngine]:
     """A decorator: ``engine=NAME`` runs networks with this class."""
 
     def register(engine: AnyEngine) -> AnyEngine:
-        ENGINES[name] = engine
+        known = ENGINES.setdefault(name, engine)
+        if (known.__module__, known.__qualname__) != (engine.__module__, engine.__qualname__):
+            raise ValueError(f"an engine {name} is already registered by {known.__module__}; choose another name")
         return engine
 
     return register

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_engine(
-    checkpoint: Path, engine: str = "auto", device: str = "auto", precision: str = "auto"
+    checkpoint: Path | str, engine: str = "auto", device: str = "auto", precision: str = "auto"
 ) -> tuple[Bundle, Engine]:
     """Load a checkpoint or an exported folder into an engine.
 
@@ -32,6 +32,7 @@ def load_engine(
     Raises:
         UserError: The checkpoint cannot be used, or the engine is not installed or does not support the request.
     """
+    checkpoint = Path(checkpoint)
     _check_known("engine", engine, ENGINES)
     _check_known("device", device, _all("devices"))
     _check_known("precision", precision, _all("precisions"))
@@ -125,7 +126,8 @@ def _obstacle(name: str, device: str, precision: str, network: nn.Module | None 
             return f"engine={name}: found {setting[:-1]}={value}; expected {expected}, or engine={' or '.join(others)}"
     for package in kind.packages:
         if find_spec(package) is None:
-            return f"engine={name}: {package} is not installed; pip install 'dlunet[{kind.extra}]'"
+            what = f"'dlunet[{kind.extra}]'" if kind.extra else package
+            return f"engine={name}: {package} is not installed; pip install {what}"
     reason = None if network is None else kind.why_not(network)
     return reason and _named(name, reason)
 

@@ -127,7 +127,7 @@ class NativeEngine(Engine):
     def why_not(cls, network: nn.Module) -> str | None:
         """It runs light U-Nets and needs a compiler."""
         if not can_run(network):
-            return OTHER_NETWORK
+            return f"{OTHER_NETWORK}, found {type(network).__name__}"
         return None if find_compiler() else NO_COMPILER
 
     @classmethod
