@@ -86,7 +86,7 @@ READERS = {
     "record": (written("prediction.json", json.dumps(RECORD)), lambda path: OutputFolder(path.parent).labels()),
     "table": (table, read_case_table),
     "prepared case": (prepared, lambda path: PreparedCase.open(path.parent).check()),
-    "prepared case, checked": (prepared, lambda path: is_up_to_date(path.parent, {}, [])),
+    "prepared case, checked": (prepared, lambda path: is_up_to_date(path.parent, {}, [], 14)),
     "fingerprint": (fingerprint, lambda path: take_fingerprint([one_case(path.parent)], 14, path, workers=1)),
     "weights": (safetensors, load_bundle),
     "export": (lambda folder: safetensors(folder).parent / "dlunet.json", lambda path: load_engine(path.parent)),

@@ -55,6 +55,8 @@ WRONG = [
     "seed=zero",
     "resume=yes",
     "strict=maybe",
+    "+volumes=maybe",
+    "+overlay=1",
     "test=1",
 ]
 
