@@ -28,7 +28,7 @@ REPEATS, STEPS, WARM_UP = 7, 60, 10
 SETTINGS = (
     "experiment=ssl_light", "scale=cpu", "scale.supervised_epochs=0", "logger=csv", "data.source.labelled=2",
     "data.source.unlabelled=4", "data.source.validation=0", "data.source.test=0", f"sampling.steps_per_epoch={STEPS}",
-    "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=1",
 )  # fmt: skip
 
 #: Runs the command with a timing callback, which uses only Lightning's interface and thus works on both sides.
