@@ -119,11 +119,12 @@ def _by_rank(device: str) -> list[str]:
 def _obstacle(name: str, device: str, precision: str, network: nn.Module | None = None) -> str | None:
     """Why an engine does not support the request; None if it does, as far as is known without loading it."""
     kind = ENGINES[name]
-    for setting, value, possible in (("devices", device, kind.devices), ("precisions", precision, kind.precisions)):
+    for setting, value in (("device", device), ("precision", precision)):
+        possible = getattr(kind, f"{setting}s")
         if value not in ("auto", *possible):
-            others = [other for other, able in ENGINES.items() if value in getattr(able, setting)]
+            others = [other for other, able in ENGINES.items() if value in getattr(able, f"{setting}s")]
             expected = f"one of {', '.join(possible)}" if len(possible) > 1 else possible[0]
-            return f"engine={name}: found {setting[:-1]}={value}; expected {expected}, or engine={' or '.join(others)}"
+            return f"engine={name}: found {setting}={value}; expected {expected}, or engine={' or '.join(others)}"
     for package in kind.packages:
         if find_spec(package) is None:
             what = f"'dlunet[{kind.extra}]'" if kind.extra else package

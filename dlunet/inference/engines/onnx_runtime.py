@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlunet.errors import UserError
-from dlunet.inference.engines.base import Engine, register_engine
-from dlunet.inference.graphs import graph_of, why_no_graph
-from dlunet.networks import Bundle
+from dlunet.inference.engines.base import register_engine
+from dlunet.inference.engines.graph_engine import GraphEngine
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -21,7 +20,7 @@ PROVIDERS = {
 
 
 @register_engine("onnxruntime")
-class OnnxRuntimeEngine(Engine):
+class OnnxRuntimeEngine(GraphEngine):
     """ONNX Runtime on a CPU, or on a GPU directly or through TensorRT; it uses one thread per core."""
 
     devices = tuple(PROVIDERS)
@@ -30,7 +29,7 @@ class OnnxRuntimeEngine(Engine):
     formats = ("onnx",)
     auto_rank = {"cpu": 3, "cuda": 2, "tensorrt": 1}  # noqa: RUF012
 
-    def __init__(self, model: bytes, device: str = "cpu") -> None:
+    def __init__(self, model: bytes | Path, device: str, precision: str) -> None:
         import onnxruntime
 
         wanted = PROVIDERS[device]
@@ -40,26 +39,12 @@ class OnnxRuntimeEngine(Engine):
                 f"device={device}: this ONNX Runtime has no {wanted}, only {', '.join(available)}; install "
                 "onnxruntime-gpu, or choose device=cpu"
             )
+        content = model.read_bytes() if isinstance(model, Path) else model
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = False  # the arena grows to several times the memory of one tile
-        self.session = onnxruntime.InferenceSession(model, options, [wanted])
+        self.session = onnxruntime.InferenceSession(content, options, [wanted])
         self.input = self.session.get_inputs()[0].name
-        self.name = f"onnxruntime on {device}, float32"
-
-    @classmethod
-    def why_not(cls, network: nn.Module) -> str | None:
-        """It runs networks that can be written as an ONNX graph."""
-        return why_no_graph(network)
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, device: str, precision: str) -> OnnxRuntimeEngine:
-        """The bundle's network as an ONNX graph."""
-        return cls(graph_of(bundle), device)
-
-    @classmethod
-    def from_export(cls, model: Path, device: str, precision: str) -> OnnxRuntimeEngine:
-        """An ONNX file."""
-        return cls(model.read_bytes(), device)
+        self.name = f"onnxruntime on {device}, {precision}"
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """The logits of a tile."""
