@@ -109,7 +109,7 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
 
 def _score(cases: Sequence[Case], run: RunFolder, workers: int | None) -> None:
     """Segment and score cases; the results are written to the run folder."""
-    from dlunet.evaluation import evaluate_folder  # imports pandas, 30 MB that training does not need
+    from dlunet.evaluation import evaluate_folder  # imports pandas, whose memory training does not need
 
     bundle, engine = load_engine(run.trained)
     # Replaces predictions of an earlier, shorter training of this run.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 from dlunet.errors import UserError
 
@@ -60,6 +61,11 @@ def load_plugins(folder: Path) -> None:
             raise UserError(
                 f"{file}: a module named {file.stem} already exists ({module.__file__}); choose another file name"
             )
+
+
+def is_another(known: Any, new: Any) -> bool:
+    """Whether two classes or functions differ in where they are defined: one that is imported again is the same."""
+    return (known.__module__, known.__qualname__) != (new.__module__, new.__qualname__)
 
 
 def _place(error: Exception, file: Path) -> str:

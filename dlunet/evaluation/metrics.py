@@ -13,6 +13,7 @@ import numpy as np
 
 from dlunet.errors import UserError
 from dlunet.files import write_text
+from dlunet.plugins import is_another
 from dlunet.run_layout import ScoresLayout
 
 with warnings.catch_warnings():
@@ -60,9 +61,10 @@ def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure]
 
     def register(measure: AnyMeasure) -> AnyMeasure:
         name = measure.__name__
-        known = METRICS.setdefault(name, Metric(title, higher_is_better, measure)).measure
-        if name in ALWAYS or known is None or known.__module__ != measure.__module__:
+        known = METRICS.get(name)
+        if name in ALWAYS or (known is not None and is_another(known.measure, measure)):
             raise ValueError(f"there is already a metric {name}; choose another name")
+        METRICS[name] = Metric(title, higher_is_better, measure)
         return measure
 
     return register

@@ -17,7 +17,7 @@ def read_case_table(path: Path) -> dict[str, dict[str, str]]:
     """
     if not path.exists():
         return {}
-    import pandas as pd  # imported here: training need not load its 30 MB
+    import pandas as pd  # only here: training does without its memory
 
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a case may be named 0001 or NA

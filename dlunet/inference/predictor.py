@@ -15,7 +15,7 @@ from dlunet.inference.engines import Engine, make_engine
 from dlunet.inference.postprocessing import postprocess
 from dlunet.inference.resample_to_input import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
-from dlunet.networks import Bundle
+from dlunet.networks import Bundle, check_logits
 from dlunet.preparation import prepare_image
 from dlunet.volumes import Volume
 
@@ -71,7 +71,11 @@ class Predictor:
 
         def network(tiles: Tensor) -> Tensor:
             logits = self.engine(tiles)
-            self._check(logits, tiles)
+            check_logits(self.engine.name, logits, tiles, self.bundle.labels.num_classes)
+            if logits.sum(dtype=torch.float32).isnan():  # much faster than to look at each
+                raise UserError(
+                    f"{self.engine.name}: found NaN among its logits; expected numbers; try precision=float32"
+                )
             if after_tile:
                 for _ in tiles:
                     after_tile()
@@ -80,13 +84,6 @@ class Predictor:
         on_device, patch = prepared.to(self.engine.device), self.bundle.plan.patch_size
         slabs = stream_logits(network, on_device, patch, self.tile_step, self.flips, self.engine.tiles_at_once)
         return postprocess(labels_on_grid(slabs, prepared.shape[1:], shape), self.postprocess)
-
-    def _check(self, logits: Tensor, tiles: Tensor) -> None:
-        expected = (len(tiles), self.bundle.labels.num_classes, *tiles.shape[2:])
-        if tuple(logits.shape) != expected:
-            raise UserError(f"{self.engine.name}: found logits of shape {tuple(logits.shape)}; expected {expected}")
-        if logits.isnan().any():
-            raise UserError(f"{self.engine.name}: found NaN among its logits; expected numbers; try precision=float32")
 
     def count_tiles(self, prepared: Tensor) -> int:
         """The number of tiles for a prepared CT, flips included."""

@@ -3,7 +3,7 @@
 from dlunet.networks.bundle import Bundle, describe, read_description
 from dlunet.networks.checkpoint_files import load_bundle, save_safetensors
 from dlunet.networks.ensemble import Ensemble, mean_logits
-from dlunet.networks.registry import build_network, register_network
+from dlunet.networks.registry import build_network, check_logits, register_network
 from dlunet.networks.unet import LightUNet, PlainUNet, UNet
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PlainUNet",
     "UNet",
     "build_network",
+    "check_logits",
     "describe",
     "load_bundle",
     "mean_logits",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from dlunet.errors import UserError
 from dlunet.networks.unet import LightUNet, PlainUNet
+from dlunet.plugins import is_another
 
 #: The networks that a checkpoint may name; no other class is ever built from a file.
 NETWORKS: dict[str, type[nn.Module]] = {"LightUNet": LightUNet, "PlainUNet": PlainUNet}
@@ -25,7 +27,7 @@ def register_network(network: Network) -> Network:
         ValueError: Another network is registered under this name.
     """
     known = NETWORKS.setdefault(network.__name__, network)
-    if (known.__module__, known.__qualname__) != (network.__module__, network.__qualname__):
+    if is_another(known, network):
         raise ValueError(
             f"a network {network.__name__} is already registered by {known.__module__}; choose another name"
         )
@@ -46,3 +48,23 @@ def build_network(description: dict[str, Any]) -> nn.Module:
             "--config-dir=FOLDER"
         )
     return NETWORKS[kind](**arguments)
+
+
+def check_logits(who: str, logits: Tensor, patches: Tensor, num_classes: int) -> None:
+    """Check the shape of logits: neither a loss nor an argmax would notice channels without a class.
+
+    Args:
+        who: The network or engine, for the message.
+        logits: What it returned.
+        patches: What it was given, (B, channels, z, y, x).
+        num_classes: Background included.
+
+    Raises:
+        UserError: The shape is not (B, num_classes, z, y, x).
+    """
+    expected = (len(patches), num_classes, *patches.shape[2:])
+    if tuple(logits.shape) != expected:
+        raise UserError(
+            f"{who}: found logits of shape {tuple(logits.shape)}; expected {expected}, as (batch, classes, z, y, x) of "
+            "its input"
+        )

@@ -21,7 +21,7 @@ def check_login(logger: DictConfig) -> None:
     """
     if not _uses_wandb(logger) or logger.offline:
         return
-    import wandb  # only here: its 20 MB are for those who use it
+    import wandb  # only here: its memory is for those who use it
 
     try:
         if wandb.login(timeout=60):

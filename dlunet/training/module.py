@@ -16,12 +16,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
-from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
 from dlunet.methods import Batch, Method, Progress, Step, check_terms, side_by_side
-from dlunet.networks import describe, mean_logits
+from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
 from dlunet.training.schedules import Schedule
@@ -197,9 +196,4 @@ def _check_logits(
 ) -> None:
     """A forward hook: a loss would not notice logits of channels without a class."""
     logits = output if isinstance(output, Tensor) else output[0]
-    expected = (len(arguments[0]), num_classes, *arguments[0].shape[2:])
-    if tuple(logits.shape) != expected:
-        raise UserError(
-            f"network {type(network).__name__}: found logits of shape {tuple(logits.shape)}; expected {expected}, as "
-            "(batch, classes, z, y, x) of its input"
-        )
+    check_logits(f"network {type(network).__name__}", logits, arguments[0], num_classes)

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor, nn
 
 from dlunet.networks import Bundle
+from dlunet.plugins import is_another
 
 
 class EngineUnavailable(Exception):
@@ -83,7 +84,7 @@ def register_engine(name: str) -> Callable[[AnyEngine], AnyEngine]:
 
     def register(engine: AnyEngine) -> AnyEngine:
         known = ENGINES.setdefault(name, engine)
-        if (known.__module__, known.__qualname__) != (engine.__module__, engine.__qualname__):
+        if is_another(known, engine):
             raise ValueError(f"an engine {name} is already registered by {known.__module__}; choose another name")
         return engine
 
