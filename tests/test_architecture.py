@@ -9,7 +9,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 #: Results, and files created by tools.
 NOT_OURS = re.compile(r"(^|/)(__pycache__|results|[^/]*_cache)(/|$)")
 #: Files that may exceed 400 lines: compiled source and the synthetic anatomy.
-LONG = {"dlunet/inference/engines/native/light_unet.cpp", "dlunet/phantom/organs.py"}
+LONG = {"dlunet/native/light_unet.cpp", "dlunet/phantom/organs.py"}
 
 
 def project_files():

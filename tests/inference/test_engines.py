@@ -12,9 +12,9 @@ from torch import nn
 from dlunet.errors import UserError
 from dlunet.inference import Predictor, export_bundle, load_engine, make_engine
 from dlunet.inference.engines import TorchEngine, base, choice
-from dlunet.inference.engines.native import find_compiler, library
 from dlunet.inference.engines.pytorch import tiles_at_once
 from dlunet.labels import FLARE22
+from dlunet.native import find_compiler, library
 from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
 from dlunet.volumes import read_ct

@@ -10,8 +10,9 @@ from torch import nn
 from dlunet.errors import UserError
 from dlunet.inference import make_engine
 from dlunet.inference.engines import EngineUnavailable
-from dlunet.inference.engines.native import NativeEngine, can_run, find_compiler, library
+from dlunet.inference.engines.native import NativeEngine, can_run
 from dlunet.labels import FLARE22
+from dlunet.native import NativeUnavailable, find_compiler, library
 from dlunet.networks import Bundle, LightUNet, PlainUNet
 from dlunet.preparation import Intensity, Plan
 
@@ -182,7 +183,7 @@ def test_a_cache_that_cannot_be_used_or_trusted(spoil, empty_cache, tmp_path, mo
 def test_nowhere_to_compile(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(EngineUnavailable, match="cannot be compiled"):
+    with pytest.raises(NativeUnavailable, match="cannot be compiled"):
         library.load_library()
 
 
@@ -192,7 +193,7 @@ def test_a_damaged_library_is_named(empty_cache):
     path.parent.mkdir(parents=True, mode=0o700)
     path.write_bytes(b"")
     path.chmod(0o700)
-    with pytest.raises(EngineUnavailable, match=f"{path}: cannot be loaded.*delete it"):
+    with pytest.raises(NativeUnavailable, match=f"{path}: cannot be loaded.*delete it"):
         library.load_library()
 
 

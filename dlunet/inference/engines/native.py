@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlunet.inference.engines.base import Engine, EngineUnavailable, register_engine
-from dlunet.inference.engines.native.library import FLAGS, NO_COMPILER, find_compiler, load_library
+from dlunet.native import FLAGS, NO_COMPILER, NativeUnavailable, find_compiler, load_library
 from dlunet.networks import Bundle, LightUNet
 from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, SeparableConv3d, SeparableUpsampling
 from dlunet.networks.unet import LightStage
@@ -115,7 +115,10 @@ class NativeEngine(Engine):
         assert isinstance(network, LightUNet)
         network.check_size(patch_size)
         self.name = "native on cpu, float32"
-        self._library = load_library(flags)
+        try:
+            self._library = load_library(flags)
+        except NativeUnavailable as error:
+            raise EngineUnavailable(str(error)) from None
         self._library.separable.argtypes = (POINTER(_Separable), c_int)
         self._library.classify.argtypes = (POINTER(_Head), c_int)
         self._width = self._library.width()

@@ -1,4 +1,4 @@
-"""Compiles ``light_unet.cpp`` once for the current processor, and loads it."""
+"""Compiles the C++ files of this folder once for the current processor, and loads them as one library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from pathlib import Path
 
 from dlunet.errors import WriteError
 from dlunet.files import whole
-from dlunet.inference.engines.base import EngineUnavailable
 
-SOURCE = Path(__file__).with_name("light_unet.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 NO_COMPILER = f"no C++ compiler is installed ({', '.join(COMPILERS)}); install one, such as g++"
+
+
+class NativeUnavailable(Exception):
+    """The library cannot be used on this machine; the message says why."""
+
 
 #: Write permission for group or others.
 OTHERS_WRITE = 0o022
@@ -38,13 +43,13 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
     for this process only.
 
     Raises:
-        EngineUnavailable: There is no compiler, or it fails.
+        NativeUnavailable: There is no compiler, or it fails.
     """
     if os.name == "nt":
-        raise EngineUnavailable("it does not run on Windows")
+        raise NativeUnavailable("it does not run on Windows")
     compiler = find_compiler()
     if compiler is None:
-        raise EngineUnavailable(NO_COMPILER)
+        raise NativeUnavailable(NO_COMPILER)
     library = library_path(compiler, flags)
     try:
         if _is_ours(library.parent) and _is_ours(library):
@@ -55,21 +60,22 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix="dlunet-") as folder:  # once loaded, the file is no longer needed
             return _load(_compile(compiler, flags, Path(folder) / library.name))
     except (OSError, WriteError) as error:
-        raise EngineUnavailable(f"the library cannot be compiled ({error})") from None
+        raise NativeUnavailable(f"the library cannot be compiled ({error})") from None
 
 
 def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
     """The path of the compiled library in the cache folder."""
     target = _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # predefined macros: the target processor
-    digest = hashlib.sha256(SOURCE.read_bytes() + target + repr(flags).encode()).hexdigest()
+    code = b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))
+    digest = hashlib.sha256(code + target + repr(flags).encode()).hexdigest()
     home = os.path.expanduser("~")  # noqa: PTH111  # without a home, "~" stays and nothing is cached
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache")
-    return caches / "dlunet" / f"light_unet-{digest[:16]}.so"
+    return caches / "dlunet" / f"native-{digest[:16]}.so"
 
 
 def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
     with whole(library) as temporary:
-        _run([compiler, *flags, str(SOURCE), "-o", str(temporary)])
+        _run([compiler, *flags, *map(str, SOURCES), "-o", str(temporary)])
     return library
 
 
@@ -77,7 +83,7 @@ def _load(library: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise EngineUnavailable(
+        raise NativeUnavailable(
             f"{library}: cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME to a folder that allows "
             "executables"
         ) from None
@@ -106,6 +112,6 @@ def _run(command: list[str]) -> bytes:
         return subprocess.run(command, capture_output=True, check=True).stdout
     except subprocess.CalledProcessError as error:
         message = error.stderr.decode(errors="replace").strip().splitlines()
-        raise EngineUnavailable(f"{command[0]} fails: {message[0] if message else error}") from None
+        raise NativeUnavailable(f"{command[0]} fails: {message[0] if message else error}") from None
     except OSError as error:
-        raise EngineUnavailable(f"{command[0]} cannot be run: {error.strerror}") from None
+        raise NativeUnavailable(f"{command[0]} cannot be run: {error.strerror}") from None
