@@ -1,5 +1,12 @@
 """Compiled code for a CPU: C++ files, compiled on this machine on first use."""
 
-from dlunet.native.library import FLAGS, NO_COMPILER, NativeUnavailable, find_compiler, load_library
+from dlunet.native.library import (
+    FLAGS,
+    NO_COMPILER,
+    NativeUnavailable,
+    find_compiler,
+    load_library,
+    why_unavailable,
+)
 
-__all__ = ["FLAGS", "NO_COMPILER", "NativeUnavailable", "find_compiler", "load_library"]
+__all__ = ["FLAGS", "NO_COMPILER", "NativeUnavailable", "find_compiler", "load_library", "why_unavailable"]

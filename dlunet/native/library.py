@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ NO_COMPILER = f"no C++ compiler is installed ({', '.join(COMPILERS)}); install o
 class NativeUnavailable(Exception):
     """The library cannot be used on this machine; the message says why."""
 
+
+logger = logging.getLogger(__name__)
 
 #: Write permission for group or others.
 OTHERS_WRITE = 0o022
@@ -61,6 +64,21 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
             return _load(_compile(compiler, flags, Path(folder) / library.name))
     except (OSError, WriteError) as error:
         raise NativeUnavailable(f"the library cannot be compiled ({error})") from None
+
+
+@cache
+def why_unavailable() -> str | None:
+    """Why the library cannot be used on this machine; None if it can. Compiles it if it is not cached.
+
+    A failing compiler is reported once, a missing one is not.
+    """
+    try:
+        load_library()
+    except NativeUnavailable as error:
+        if find_compiler():
+            logger.warning("warning: compiled code cannot be used: %s", error)
+        return str(error)
+    return None
 
 
 def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 Size3 = tuple[int, int, int]
 
+LEAKY_SLOPE = 0.01
+
 
 def same_padding(kernel_size: Size3) -> Size3:
     """The padding that keeps the size at stride 1, for odd kernels."""
@@ -154,3 +156,21 @@ class SeparableUpsampling(nn.Sequential):
         """The weight (in, out, *stride) of the single transposed convolution equivalent to both layers."""
         depthwise, pointwise = (layer.weight for layer in cast(Iterable[nn.Conv3d], self))
         return torch.einsum("cijk,oc->coijk", depthwise[:, 0], pointwise.flatten(1))
+
+
+class LightStage(nn.Module):
+    """Two separable convolutions with a residual from the first one's un-normalised output, so without projection."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
+        super().__init__()
+        self.conv1 = SeparableConv3d(in_channels, out_channels, kernel_size, stride)
+        self.norm1 = InstanceNorm3d(out_channels)
+        self.conv2 = SeparableConv3d(out_channels, out_channels, kernel_size)
+        self.norm2 = InstanceNorm3d(out_channels)
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, z, y, x) to (B, out, z / stride, …)."""
+        a = self.conv1(x)
+        b = self.conv2(self.activation(self.norm1(a)))
+        return self.activation(self.norm2(a + b))

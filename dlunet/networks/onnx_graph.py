@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from dlunet.networks.layers import SeparableConv3d, SeparableUpsampling
-from dlunet.networks.unet import LightStage, UNet
+from dlunet.networks.layers import LightStage, SeparableConv3d, SeparableUpsampling
+from dlunet.networks.unet import UNet
 
 #: The oldest format versions with all operations used here.
 OPSET, IR_VERSION = 17, 8

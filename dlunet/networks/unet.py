@@ -1,4 +1,4 @@
-"""A U-Net with two kinds of stage: light (separable, residual; DLUNet, Fig. 2) and plain (nnU-Net)."""
+"""The U-Net, with light stages (DLUNet, Fig. 2) or plain ones (nnU-Net)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dlunet.networks.compiled import compiled_forward
 from dlunet.networks.layers import (
+    LEAKY_SLOPE,
     InstanceNorm3d,
+    LightStage,
     PointwiseConv3d,
-    SeparableConv3d,
     SeparableUpsampling,
     Size3,
     same_padding,
@@ -23,25 +25,6 @@ FEATURES = (32, 64, 128, 256, 320, 320)
 STRIDES: tuple[Size3, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
 KERNEL_SIZES: tuple[Size3, ...] = ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
 DECODER_KERNEL: Size3 = (3, 3, 3)
-LEAKY_SLOPE = 0.01
-
-
-class LightStage(nn.Module):
-    """Two separable convolutions with a residual from the first one's un-normalised output, so without projection."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size3, stride: Size3 = (1, 1, 1)) -> None:
-        super().__init__()
-        self.conv1 = SeparableConv3d(in_channels, out_channels, kernel_size, stride)
-        self.norm1 = InstanceNorm3d(out_channels)
-        self.conv2 = SeparableConv3d(out_channels, out_channels, kernel_size)
-        self.norm2 = InstanceNorm3d(out_channels)
-        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, z, y, x) to (B, out, z / stride, …)."""
-        a = self.conv1(x)
-        b = self.conv2(self.activation(self.norm1(a)))
-        return self.activation(self.norm2(a + b))
 
 
 class PlainStage(nn.Sequential):
@@ -179,10 +162,20 @@ class UNet(nn.Module):
 
 
 class LightUNet(UNet):
-    """The light network of DLUNet: 1,465,130 parameters with default settings."""
+    """The light network of DLUNet: 1,465,130 parameters with default settings.
+
+    On a CPU it runs as compiled code where that is possible, see :mod:`dlunet.networks.compiled`.
+    """
 
     stage = LightStage
     upsampling = SeparableUpsampling
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """See :meth:`UNet.forward`."""
+        self.check_size(x.shape[2:])
+        is_unchanged = type(self).encode is UNet.encode and type(self).decode is UNet.decode
+        logits = compiled_forward(self, x) if is_unchanged else None
+        return super().forward(x) if logits is None else logits
 
 
 class PlainUNet(UNet):

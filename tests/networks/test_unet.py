@@ -169,7 +169,7 @@ def test_encoder_and_decoder_make_up_the_network(training):
     features = network.encode(x)
     assert [tuple(f.shape[:3]) for f in features] == [(2, 2, 8), (2, 3, 8), (2, 4, 4), (2, 5, 2), (2, 6, 1), (2, 6, 1)]
     kept = [f.clone() for f in features]
-    torch.testing.assert_close(network.decode(features), network(x), rtol=0, atol=0)
+    torch.testing.assert_close(network.decode(features), network(x), rtol=0, atol=1e-4)  # by different code
     assert all(torch.equal(a, b) for a, b in zip(features, kept, strict=True))  # unchanged by decoding
     dropped = network.decode([*features[:-1], torch.zeros_like(features[-1])])
     assert not torch.equal(dropped[0], network(x)[0])

@@ -1,0 +1,76 @@
+"""Memory of a sequence of operations: tensors share one block where their lifetimes allow, and blocks are reused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Offsets are multiples of this many floats, a cache line.
+LINE = 16
+
+
+@dataclass
+class Lifetime:
+    """A tensor, and the operations between which its values must be kept.
+
+    Attributes:
+        size: In floats.
+        first: The operation that writes it.
+        last: The last operation that reads it.
+        offset: In floats, from the start of the block; set by :func:`place`.
+    """
+
+    size: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+def place(tensors: Sequence[Lifetime]) -> int:
+    """Choose offsets such that tensors alive at the same time do not overlap; the largest are placed first.
+
+    Returns:
+        The size of the block in floats.
+    """
+    placed: list[Lifetime] = []
+    for tensor in sorted(tensors, key=lambda each: -each.size):
+        neighbours = [other for other in placed if other.first <= tensor.last and tensor.first <= other.last]
+        tensor.offset = 0
+        for other in sorted(neighbours, key=lambda each: each.offset):
+            if tensor.offset + tensor.size <= other.offset:
+                break
+            tensor.offset = max(tensor.offset, -(-(other.offset + other.size) // LINE) * LINE)
+        placed.append(tensor)
+    return max((tensor.offset + tensor.size for tensor in placed), default=0)
+
+
+class Blocks:
+    """Blocks of memory that are kept for the next request: the pages of a new one are slower than the computation."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Tensor:
+        """A block of at least this many floats."""
+        with self._lock:
+            self._free.sort(key=len)
+            fitting = next((place for place, block in enumerate(self._free) if len(block) >= size), None)
+            if fitting is not None:
+                return self._free.pop(fitting)
+            if self._free:
+                self._free.pop()  # too small: its memory makes room for the new one
+        return torch.empty(size)
+
+    def give_back(self, block: Tensor) -> None:
+        """Keep a block for the next request."""
+        with self._lock:
+            self._free.append(block)
+
+
+#: The blocks of this process.
+BLOCKS = Blocks()
