@@ -6,19 +6,33 @@ ignored label, whose voxels get weight 0. Sums over voxels are weighted; a mean 
 all weights are 0.
 
 NRD and TCE are DLUNet's noise-robust pair (eq. 7 and 8); Dice + cross entropy is nnU-Net's.
+
+On a CPU, compiled code sums over the voxels where it can, see :mod:`dlunet.losses.compiled`; a loss is then a formula
+of these sums. Elsewhere a loss is computed by PyTorch, operation by operation.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlunet.losses.compiled import ClassSums, Terms, class_sums
+
 
 class VoxelLoss(nn.Module):
-    """Base class with the common arguments of all losses of this module; subclasses implement :meth:`compare`."""
+    """Base class with the common arguments of all losses of this module.
+
+    Subclasses implement :meth:`compare`, and may offer :attr:`terms` and :meth:`from_sums` in addition.
+    """
+
+    @property
+    def terms(self) -> Terms | None:
+        """The sums over voxels that the loss is a formula of; None: only :meth:`compare` computes it."""
+        return None
 
     def forward(
         self,
@@ -40,11 +54,19 @@ class VoxelLoss(nn.Module):
         Raises:
             ValueError: The shapes do not match.
         """
+        if weight is not None and weight.shape != target.shape:
+            raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(target.shape)} as the target")
+        if self.terms is not None and (sums := class_sums(logits, target, weight, ignore, self.terms)) is not None:
+            return self.from_sums(sums, class_weight).to(logits.dtype)
         target, weight = _without_ignored(target, weight, ignore)
         return self.compare(logits, target, weight, class_weight)
 
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The loss of a target without ignored voxels."""
+        raise NotImplementedError
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The loss from the sums of its :attr:`terms`."""
         raise NotImplementedError
 
 
@@ -76,6 +98,11 @@ class NoiseRobustDiceLoss(VoxelLoss):
         self.batch_dice = batch_dice
         self.include_background = include_background
 
+    @property
+    def terms(self) -> Terms | None:
+        """Those of the ratio; compiled code has the default exponent only."""
+        return Terms("difference", self.denominator) if self.gamma == 1.5 else None
+
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The mean over classes of the noise-robust ratio."""
         p, y = _probabilities_and_one_hot(logits, target, self.include_background)
@@ -86,6 +113,14 @@ class NoiseRobustDiceLoss(VoxelLoss):
 
         difference = total((p - y).abs().pow(self.gamma))
         size = total(p.square()) + total(y.square()) if self.denominator == "squared" else total(p + y)
+        return _mean_over_classes(difference / (size + _EPSILON), class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes of the noise-robust ratio."""
+        first = 0 if self.include_background else 1
+        difference, size = sums.overlap[:, first:], (sums.size + sums.truth)[:, first:]
+        if self.batch_dice:
+            difference, size = difference.sum(0), size.sum(0)
         return _mean_over_classes(difference / (size + _EPSILON), class_weight)
 
 
@@ -103,6 +138,11 @@ class TaylorCrossEntropyLoss(VoxelLoss):
             raise ValueError(f"variant must be 'paper' or 'published', not {variant!r}")
         self.variant = variant
 
+    @property
+    def terms(self) -> Terms:
+        """That of the mean over voxels."""
+        return Terms(missed="taylor" if self.variant == "paper" else "taylor over classes")
+
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The mean over voxels (and, as published, classes)."""
         weight = _by_true_class(target, weight, class_weight)
@@ -115,6 +155,11 @@ class TaylorCrossEntropyLoss(VoxelLoss):
         log_q = F.log_softmax(at_least_float32(logits), dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
         return _mean(miss + miss.square() / 2, weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The mean over voxels (and, as published, classes)."""
+        mean = _mean_over_voxels(sums, class_weight)
+        return mean if self.variant == "paper" else mean / (2 * sums.missed.shape[1])
 
 
 class RobustSegmentationLoss(VoxelLoss):
@@ -129,10 +174,19 @@ class RobustSegmentationLoss(VoxelLoss):
         self.nrd = NoiseRobustDiceLoss(denominator=denominator)
         self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
 
+    @property
+    def terms(self) -> Terms | None:
+        """Those of both, in one pass."""
+        return None if self.nrd.terms is None else replace(self.nrd.terms, missed=self.tce.terms.missed)
+
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""
         weights = (weight, class_weight)
         return self.nrd.compare(logits, target, *weights) + self.tce.compare(logits, target, *weights)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The sum of both."""
+        return self.nrd.from_sums(sums, class_weight) + self.tce.from_sums(sums, class_weight)
 
 
 class DiceCrossEntropyLoss(VoxelLoss):
@@ -141,13 +195,17 @@ class DiceCrossEntropyLoss(VoxelLoss):
     The Dice term is 1 − Dice, so that a perfect prediction gives 0; nnU-Net omits the 1.
     """
 
+    @property
+    def terms(self) -> Terms:
+        """Those of both, in one pass."""
+        return Terms("product", "linear", "cross entropy")
+
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""
         p, y = _probabilities_and_one_hot(logits, target, include_background=False)
         axes = _summed_axes(p, batch_dice=True)
         overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)
-        dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
-        missed = 1 - dice.mean() if class_weight is None else _mean_over_classes(1 - dice, class_weight)
+        missed = _missed_dice(overlap, size, class_weight)
         scores = at_least_float32(logits)
         weight = _by_true_class(target, weight, class_weight)
         if weight is None:
@@ -155,14 +213,17 @@ class DiceCrossEntropyLoss(VoxelLoss):
         by_voxel = F.cross_entropy(scores, target.long(), reduction="none")
         return missed + _mean(by_voxel[:, None], weight)
 
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The sum of both."""
+        overlap, size = sums.overlap[:, 1:].sum(0), (sums.size + sums.truth)[:, 1:].sum(0)
+        return _missed_dice(overlap, size, class_weight) + _mean_over_voxels(sums, class_weight)
+
 
 _EPSILON = 1e-5
 
 
 def _without_ignored(target: Tensor, weight: Tensor | None, ignore: int | None) -> tuple[Tensor, Tensor | None]:
     """Targets and weights with ignored voxels set to background of weight 0."""
-    if weight is not None and weight.shape != target.shape:
-        raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(target.shape)} as the target")
     if ignore is None:
         return target, weight
     ignored = target == ignore
@@ -181,6 +242,20 @@ def _by_true_class(target: Tensor, weight: Tensor | None, class_weight: Tensor |
 def _mean_over_classes(values: Tensor, class_weight: Tensor | None) -> Tensor:
     """The class-weighted mean of values (…, C), or (…, C − 1) without background."""
     return values.mean() if class_weight is None else (values * class_weight[-values.shape[-1] :]).mean()
+
+
+def _missed_dice(overlap: Tensor, size: Tensor, class_weight: Tensor | None) -> Tensor:
+    """1 − Dice from sums (C − 1,), averaged over classes."""
+    dice = (2 * overlap + _EPSILON) / (size + _EPSILON)
+    return 1 - dice.mean() if class_weight is None else _mean_over_classes(1 - dice, class_weight)
+
+
+def _mean_over_voxels(sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+    """The weighted mean over voxels of the missed term, each voxel weighted by its true class."""
+    missed, truth = sums.missed.sum(0), sums.truth.sum(0)
+    if class_weight is not None:
+        missed, truth = missed * class_weight, truth * class_weight
+    return missed.sum() / truth.sum().clamp_min(_EPSILON)
 
 
 def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:

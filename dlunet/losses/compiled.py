@@ -1,0 +1,227 @@
+"""The sums over voxels that losses are formulas of, and pseudo-labels, with the compiled code of `losses.cpp`.
+
+It runs on a CPU in float32. Elsewhere, and where there is no compiler, :func:`class_sums` returns None and the losses
+are computed by PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dlunet.native import FLAGS, NativeUnavailable, find_compiler, load_library
+
+log = logging.getLogger(__name__)
+
+# The structures and enumerations of losses.cpp.
+_LABEL_TYPES = {
+    torch.bool: 0,
+    torch.uint8: 0,
+    torch.int8: 1,
+    torch.uint16: 2,
+    torch.int16: 3,
+    torch.int32: 4,
+    torch.int64: 5,
+}
+_MISSED = (None, "taylor", "taylor over classes", "cross entropy")
+_NOT_IGNORED = -(2**63)
+
+
+class _Volumes(Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("target", c_void_p),
+        ("weight", c_void_p),
+        ("batch", c_int64),
+        ("classes", c_int64),
+        ("voxels", c_int64),
+        ("strides", c_int64 * 3),
+        ("ignored", c_int64),
+        ("label_type", c_int),
+    )
+
+
+class _Terms(Structure):
+    _fields_ = (("is_difference", c_int), ("linear", c_float), ("quadratic", c_float), ("missed", c_int))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a loss sums over voxels; p: softmax, y: one-hot target, q: p of the true class, w: voxel weights.
+
+    Attributes:
+        overlap: ``"difference"`` for Σ w·|p − y|^1.5, ``"product"`` for Σ w·p·y.
+        size: ``"linear"`` for Σ w·p, ``"squared"`` for Σ w·p².
+        missed: The term t of Σ w·t, summed over the voxels of each true class: ``"taylor"`` for (1 − q) + (1 − q)²/2,
+            ``"taylor over classes"`` for Σ |p − y| + (p − y)² over the classes, ``"cross entropy"`` for −log q; or
+            None.
+    """
+
+    overlap: str = "product"
+    size: str = "linear"
+    missed: str | None = None
+
+    def _for_library(self) -> _Terms:
+        is_squared = self.size == "squared"
+        return _Terms(self.overlap == "difference", not is_squared, is_squared, _MISSED.index(self.missed))
+
+
+class ClassSums(NamedTuple):
+    """Sums over the voxels of each sample, by class: (B, C) in float64, see :class:`Terms`; ``truth`` is Σ w·y."""
+
+    overlap: Tensor
+    size: Tensor
+    truth: Tensor
+    missed: Tensor
+
+
+def why_not_compiled(flags: tuple[str, ...] = FLAGS) -> str | None:
+    """Why losses on this machine's CPU are not computed by compiled code, or None if they are."""
+    return _load(flags)[1]
+
+
+def class_sums(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore: int | None,
+    terms: Terms,
+    flags: tuple[str, ...] = FLAGS,
+) -> ClassSums | None:
+    """The sums of a loss in one pass over the logits; their gradient takes a second one.
+
+    Args:
+        logits: (B, C, …).
+        target: Labels (B, …).
+        weight: Voxel weights (B, …).
+        ignore: A label whose voxels are ignored.
+        terms: What is summed.
+        flags: Compiler flags.
+
+    Returns:
+        The sums; None: PyTorch must compute this loss.
+
+    Raises:
+        IndexError: A label is no class.
+    """
+    if not _can_run(logits, flags) or not _can_be_target(target, logits) or not _can_be_weight(weight, logits):
+        return None
+    voxels = (target.contiguous(), None if weight is None else weight.float().contiguous())
+    ignored = _NOT_IGNORED if ignore is None else ignore
+    return ClassSums(*_ClassSums.apply(logits, *voxels, ignored, terms, flags).unbind(-1))
+
+
+def largest_class(logits: Tensor, flags: tuple[str, ...] = FLAGS) -> Tensor:
+    """The class (B, …) of the largest of the logits (B, C, …), as ``argmax(1)``, but in uint8 if compiled code runs."""
+    if not _can_run(logits, flags) or logits.shape[1] > 256:
+        return logits.argmax(1)
+    logits = _dense(logits.detach())
+    labels = torch.empty(_voxel_shape(logits), dtype=torch.uint8)
+    volumes = _volumes(logits, labels, None, _NOT_IGNORED)
+    _library(flags).largest_class(byref(volumes), labels.data_ptr(), torch.get_num_threads())
+    return labels
+
+
+class _ClassSums(torch.autograd.Function):
+    """The sums as one tensor (B, C, 4)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int, terms: Terms, flags: tuple
+    ) -> Tensor:
+        logits = _dense(logits)
+        ctx.save_for_backward(logits, target, weight)
+        ctx.rest = ignored, terms, flags
+        sums = torch.empty(*logits.shape[:2], len(ClassSums._fields), dtype=torch.float64)
+        volumes, given = _volumes(logits, target, weight, ignored), terms._for_library()
+        unknown = _library(flags).class_sums(byref(volumes), byref(given), sums.data_ptr(), torch.get_num_threads())
+        if unknown:
+            raise IndexError(f"the target has {unknown} voxels whose label is none of the {logits.shape[1]} classes")
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        ignored, terms, flags = ctx.rest
+        to_logits = torch.empty_like(logits)
+        volumes, given = _volumes(logits, target, weight, ignored), terms._for_library()
+        of_sums = gradients[0].contiguous()
+        _library(flags).class_sums_gradient(
+            byref(volumes), byref(given), of_sums.data_ptr(), to_logits.data_ptr(), torch.get_num_threads()
+        )
+        return to_logits, None, None, None, None, None
+
+
+def _can_run(logits: Tensor, flags: tuple[str, ...]) -> bool:
+    is_float32 = logits.is_cpu and logits.dtype == torch.float32
+    return is_float32 and logits.ndim > 2 and logits.numel() > 0 and _load(flags)[0] is not None
+
+
+def _can_be_target(target: Tensor, logits: Tensor) -> bool:
+    return target.is_cpu and target.dtype in _LABEL_TYPES and target.shape == _voxel_shape(logits)
+
+
+def _can_be_weight(weight: Tensor | None, logits: Tensor) -> bool:
+    if weight is None:
+        return True
+    is_wide = weight.dtype == torch.float64  # PyTorch's loss then is, too
+    return weight.is_cpu and not is_wide and not weight.requires_grad and weight.shape == _voxel_shape(logits)
+
+
+def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
+    library = _load(flags)[0]
+    assert library is not None
+    return library
+
+
+@cache
+def _load(flags: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none; warns if a compiler is installed and fails."""
+    try:
+        library = load_library(flags)
+    except NativeUnavailable as error:
+        if find_compiler() is not None:
+            log.warning("PyTorch computes the losses, which takes longer: %s", error)
+        return None, str(error)
+    library.class_sums.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_int)
+    library.class_sums.restype = c_int64
+    library.class_sums_gradient.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_void_p, c_int)
+    library.class_sums_gradient.restype = None
+    library.largest_class.argtypes = (POINTER(_Volumes), c_void_p, c_int)
+    library.largest_class.restype = None
+    return library, None
+
+
+def _voxel_shape(logits: Tensor) -> torch.Size:
+    return logits.shape[:1] + logits.shape[2:]
+
+
+def _dense(logits: Tensor) -> Tensor:
+    """The logits, copied unless they are contiguous or channels-last."""
+    return logits if logits.movedim(1, -1).is_contiguous() else logits.contiguous()
+
+
+def _volumes(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> _Volumes:
+    batch, classes, voxels = *logits.shape[:2], math.prod(logits.shape[2:])
+    of_class, of_voxel = (voxels, 1) if logits.is_contiguous() else (1, classes)
+    return _Volumes(
+        logits.data_ptr(),
+        target.data_ptr(),
+        None if weight is None else weight.data_ptr(),
+        batch,
+        classes,
+        voxels,
+        (c_int64 * 3)(classes * voxels, of_class, of_voxel),
+        ignored,
+        _LABEL_TYPES[target.dtype],
+    )
