@@ -1,5 +1,6 @@
 """Losses: noise-robust Dice, Taylor cross entropy, Dice + cross entropy, and deep supervision."""
 
+from dlunet.losses.compiled import largest_class, why_not_compiled
 from dlunet.losses.segmentation import (
     DiceCrossEntropyLoss,
     NoiseRobustDiceLoss,
@@ -18,5 +19,7 @@ __all__ = [
     "TaylorCrossEntropyLoss",
     "at_least_float32",
     "downsample",
+    "largest_class",
     "level_weights",
+    "why_not_compiled",
 ]

@@ -38,10 +38,11 @@ class DeepSupervisionLoss(nn.Module):
             class_weight: Class weights (C,), used at every level.
         """
         levels = [logits] if isinstance(logits, Tensor) else list(logits)
-        targets = _by_level(target, levels)
-        weights = [None] * len(levels) if weight is None else _by_level(weight, levels)
+        factors = level_weights(len(levels))
+        targets = _by_level(target, levels, factors)
+        weights = [None] * len(levels) if weight is None else _by_level(weight, levels, factors)
         terms = []
-        for factor, scores, labels, of_voxels in zip(level_weights(len(levels)), levels, targets, weights, strict=True):
+        for factor, scores, labels, of_voxels in zip(factors, levels, targets, weights, strict=True):
             if factor > 0:
                 asked = {"weight": of_voxels, "ignore": ignore, "class_weight": class_weight}
                 given = {name: value for name, value in asked.items() if value is not None}
@@ -49,9 +50,16 @@ class DeepSupervisionLoss(nn.Module):
         return sum(terms[1:], start=terms[0])
 
 
-def _by_level(volumes: Tensor | Sequence[Tensor], levels: Sequence[Tensor]) -> Sequence[Tensor]:
-    """One volume (B, z, y, x) for each level of logits."""
-    return [downsample(volumes, level.shape[2:]) for level in levels] if isinstance(volumes, Tensor) else volumes
+def _by_level(
+    volumes: Tensor | Sequence[Tensor], levels: Sequence[Tensor], factors: Sequence[float]
+) -> Sequence[Tensor | None]:
+    """One volume (B, z, y, x) for each level of logits; a single one is not downsampled to levels that do not count."""
+    if not isinstance(volumes, Tensor):
+        return volumes
+    return [
+        downsample(volumes, level.shape[2:]) if factor > 0 else None
+        for level, factor in zip(levels, factors, strict=True)
+    ]
 
 
 class LossSchedule(nn.Module):
@@ -83,7 +91,9 @@ def level_weights(levels: int) -> list[float]:
 
 
 def downsample(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Downsample labels or a mask (B, z, y, x) to a coarser size by nearest neighbour."""
-    if tuple(target.shape[1:]) == tuple(size):
-        return target
+    """Downsample labels or a mask (B, z, y, x) to a coarser size by nearest neighbour; a view if the size divides."""
+    old = target.shape[1:]
+    if all(n % m == 0 for n, m in zip(old, size, strict=True)):
+        z, y, x = (n // m for n, m in zip(old, size, strict=True))
+        return target[:, ::z, ::y, ::x]
     return F.interpolate(target[:, None].float(), tuple(size), mode="nearest")[:, 0].to(target.dtype)

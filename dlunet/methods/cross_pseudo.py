@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dlunet.losses import downsample
+from dlunet.losses import downsample, largest_class
 from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 from dlunet.methods.cutmix import cut_mix, draw_masks
 
@@ -66,5 +66,5 @@ def mixed_pseudo_labels(network: nn.Module, x_i: Tensor, x_j: Tensor, masks: Ten
     """
     outputs = network(torch.cat([x_i, x_j]))
     levels = [outputs] if isinstance(outputs, Tensor) else outputs
-    labels = [level.argmax(1).chunk(2) for level in levels]
+    labels = [largest_class(level).chunk(2) for level in levels]
     return [cut_mix(y_i, y_j, downsample(masks, y_i.shape[1:])) for y_i, y_j in labels]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlunet.losses import at_least_float32
+from dlunet.losses import at_least_float32, largest_class
 
 
 def probabilities(outputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -22,4 +22,4 @@ def entropy(p: Tensor) -> Tensor:
 
 def pseudo_labels(outputs: Tensor | Sequence[Tensor]) -> Tensor:
     """The most probable class (B, z, y, x) of the finest logits."""
-    return (outputs if isinstance(outputs, Tensor) else outputs[0]).argmax(1)
+    return largest_class(outputs if isinstance(outputs, Tensor) else outputs[0])

@@ -1,4 +1,4 @@
-// Square root, exponential and logarithm of vectors of floats, for every compiler and processor.
+// Square root, exponential and logarithm of vectors of floats.
 #pragma once
 
 #include "lanes.h"

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from dlunet.losses import DeepSupervisionLoss, LossSchedule, downsample, level_weights
+from dlunet.losses import DeepSupervisionLoss, LossSchedule, downsample, level_weights, supervision
 
 SIZES = [(8, 16, 16), (8, 8, 8), (4, 4, 4), (2, 2, 2), (1, 1, 1)]
 
@@ -85,6 +88,13 @@ def test_the_coarsest_level_takes_no_part(levels, label):
     assert DeepSupervisionLoss(MeanDistance())(levels, label).isfinite()
 
 
+def test_nothing_is_downsampled_to_the_coarsest_level(levels, label, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(supervision, "downsample", lambda y, size: sizes.append(tuple(size)) or downsample(y, size))
+    DeepSupervisionLoss(WeightedDistance())(levels, label, weight=torch.ones(label.shape))
+    assert sizes == 2 * SIZES[:4]
+
+
 def test_a_single_output_is_the_loss_itself(levels, label):
     expected = MeanDistance()(levels[0], label)
     for logits in (levels[0], levels[:1]):
@@ -97,6 +107,14 @@ def test_downsampling_takes_existing_labels_and_keeps_their_type(dtype):
     found = downsample(label, (3, 6, 2))
     assert found.dtype == dtype
     assert torch.equal(found, label[:, [0, 1, 3]][..., [0, 3]])  # floor(i · old / new)
+
+
+@given(size=st.tuples(*[st.integers(1, 9)] * 3), times=st.tuples(*[st.sampled_from([1, 1.5, 2, 2.3, 3, 5])] * 3))
+def test_downsampling_is_interpolation_to_the_nearest(size, times):
+    shape = [int(n * t) for n, t in zip(size, times, strict=True)]
+    label = torch.randint(0, 256, (2, *shape), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    expected = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0]
+    assert torch.equal(downsample(label, size).float(), expected)
 
 
 def test_a_schedule_changes_losses_at_the_stated_epoch():
