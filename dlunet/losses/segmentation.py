@@ -26,7 +26,8 @@ from dlunet.losses.compiled import ClassSums, Terms, class_sums
 class VoxelLoss(nn.Module):
     """Base class with the common arguments of all losses of this module.
 
-    Subclasses implement :meth:`compare`, and may offer :attr:`terms` and :meth:`from_sums` in addition.
+    Subclasses implement :meth:`compare`; :attr:`terms` and :meth:`from_sums`, if also implemented, take precedence where
+    compiled code runs.
     """
 
     @property
@@ -56,13 +57,14 @@ class VoxelLoss(nn.Module):
         """
         if weight is not None and weight.shape != target.shape:
             raise ValueError(f"weight is {tuple(weight.shape)}, expected {tuple(target.shape)} as the target")
+        logits = at_least_float32(logits)
         if self.terms is not None and (sums := class_sums(logits, target, weight, ignore, self.terms)) is not None:
             return self.from_sums(sums, class_weight).to(logits.dtype)
         target, weight = _without_ignored(target, weight, ignore)
         return self.compare(logits, target, weight, class_weight)
 
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The loss of a target without ignored voxels."""
+        """The loss of a target without ignored voxels; logits in half precision have been converted to float32."""
         raise NotImplementedError
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
@@ -152,7 +154,7 @@ class TaylorCrossEntropyLoss(VoxelLoss):
             return _mean(difference.abs() + difference.square(), weight) / 2
         _check_same_size(logits, target)
         # The loss needs one probability per voxel: log-softmax and gather avoid a one-hot volume.
-        log_q = F.log_softmax(at_least_float32(logits), dim=1).gather(1, target.long()[:, None])
+        log_q = F.log_softmax(logits, dim=1).gather(1, target.long()[:, None])
         miss = 1 - log_q.exp()
         return _mean(miss + miss.square() / 2, weight)
 
@@ -206,11 +208,10 @@ class DiceCrossEntropyLoss(VoxelLoss):
         axes = _summed_axes(p, batch_dice=True)
         overlap, size = _weighted(p * y, weight).sum(axes), _weighted(p + y, weight).sum(axes)
         missed = _missed_dice(overlap, size, class_weight)
-        scores = at_least_float32(logits)
         weight = _by_true_class(target, weight, class_weight)
         if weight is None:
-            return missed + F.cross_entropy(scores, target.long())
-        by_voxel = F.cross_entropy(scores, target.long(), reduction="none")
+            return missed + F.cross_entropy(logits, target.long())
+        by_voxel = F.cross_entropy(logits, target.long(), reduction="none")
         return missed + _mean(by_voxel[:, None], weight)
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
@@ -271,9 +272,9 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _probabilities_and_one_hot(logits: Tensor, target: Tensor, include_background: bool) -> tuple[Tensor, Tensor]:
-    """Softmax and one-hot target, (B, C, z, y, x), in float32 or wider: half precision cannot sum over a patch."""
+    """Softmax and one-hot target, (B, C, z, y, x)."""
     _check_same_size(logits, target)
-    p = torch.softmax(at_least_float32(logits), dim=1)
+    p = torch.softmax(logits, dim=1)
     y = torch.zeros_like(p).scatter_(1, target.long()[:, None], 1)
     return (p, y) if include_background else (p[:, 1:], y[:, 1:])
 

@@ -10,11 +10,12 @@ namespace dlunet {
 
 typedef Lanes<FULL> Floats;
 typedef int32_t Ints __attribute__((vector_size(4 * FULL), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * FULL), aligned(4), may_alias));
 
 INLINE Floats at(const float* from) { return load<FULL>(from); }
 INLINE Floats all(float value) { return Floats{} + value; }
-INLINE Ints bits(Floats value) { return reinterpret_cast<Ints>(value); }
-INLINE Floats from_bits(Ints value) { return reinterpret_cast<Floats>(value); }
+INLINE Bits bits(Floats value) { return reinterpret_cast<Bits>(value); }
+INLINE Floats from_bits(Bits value) { return reinterpret_cast<Floats>(value); }
 
 INLINE Floats root(Floats value) {
 #ifdef __AVX512F__
@@ -38,15 +39,16 @@ INLINE Floats exponential(Floats x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.f;
-    const Floats power = from_bits((bits(shifted) << 23) + 0x3f800000);
+    const Floats power = from_bits((bits(shifted) << 23) + 0x3f800000u);
     return x < all(-87.3f) ? Floats{} : y * power;
 }
 
 // log(x) for normal x ≥ 1 to 1e-7 relative; NaN stays NaN. As n · log(2) + log(m) with m in [√½, √2), and Cephes'
 // polynomial.
 INLINE Floats logarithm(Floats x) {
-    const Ints n = (bits(x) - 0x3f3504f3) >> 23;
-    const Floats f = from_bits(bits(x) - (n << 23)) - 1.f, exponent = __builtin_convertvector(n, Floats);
+    const Ints n = reinterpret_cast<Ints>(bits(x) - 0x3f3504f3u) >> 23;
+    const Floats f = from_bits(bits(x) - (reinterpret_cast<Bits>(n) << 23)) - 1.f;
+    const Floats exponent = __builtin_convertvector(n, Floats);
     Floats y = all(7.0376836292e-2f);
     y = y * f - 1.1514610310e-1f;
     y = y * f + 1.1676998740e-1f;

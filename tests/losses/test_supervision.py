@@ -1,9 +1,9 @@
 """Deep supervision and loss schedules."""
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -109,7 +109,9 @@ def test_downsampling_takes_existing_labels_and_keeps_their_type(dtype):
     assert torch.equal(found, label[:, [0, 1, 3]][..., [0, 3]])  # floor(i · old / new)
 
 
-@given(size=st.tuples(*[st.integers(1, 9)] * 3), times=st.tuples(*[st.sampled_from([1, 1.5, 2, 2.3, 3, 5])] * 3))
+@hypothesis.given(
+    size=st.tuples(*[st.integers(1, 9)] * 3), times=st.tuples(*[st.sampled_from([1, 1.5, 2, 2.3, 3, 5])] * 3)
+)
 def test_downsampling_is_interpolation_to_the_nearest(size, times):
     shape = [int(n * t) for n, t in zip(size, times, strict=True)]
     label = torch.randint(0, 256, (2, *shape), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
