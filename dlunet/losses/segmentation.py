@@ -26,8 +26,8 @@ from dlunet.losses.compiled import ClassSums, Terms, class_sums
 class VoxelLoss(nn.Module):
     """Base class with the common arguments of all losses of this module.
 
-    Subclasses implement :meth:`compare`; :attr:`terms` and :meth:`from_sums`, if also implemented, take precedence where
-    compiled code runs.
+    Subclasses implement :meth:`compare`; :attr:`terms` and :meth:`from_sums`, if also implemented, take precedence
+    where compiled code runs.
     """
 
     @property
