@@ -12,7 +12,6 @@ from dlunet.methods.fixmatch import FixMatch
 from dlunet.methods.mean_teacher import MeanTeacher
 from dlunet.methods.outputs import entropy, probabilities, pseudo_labels
 from dlunet.methods.ramps import sigmoid_ramp
-from dlunet.methods.side_by_side import side_by_side
 from dlunet.methods.supervised import Supervised
 from dlunet.methods.ua_mt import UncertaintyAwareMeanTeacher
 from dlunet.methods.unimatch import UniMatch
@@ -61,6 +60,5 @@ __all__ = [
     "mixed_pseudo_labels",
     "probabilities",
     "pseudo_labels",
-    "side_by_side",
     "sigmoid_ramp",
 ]

@@ -7,14 +7,15 @@ checkpoints. A method does not depend on Lightning and reads like the paper's eq
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dlunet.losses import DeepSupervisionLoss
 from dlunet.methods.side_by_side import side_by_side
+from dlunet.networks import runs_compiled
 
 Result = TypeVar("Result")
 
@@ -95,6 +96,14 @@ class Progress:
     fraction: float
 
 
+def are_terms(found: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether these are scalar tensors by name, at least one of which can be minimised."""
+    if not isinstance(found, Mapping):
+        return False
+    scalars = [term for term in found.values() if isinstance(term, Tensor) and not term.dim()]
+    return len(scalars) == len(found) and any(term.requires_grad for term in scalars)
+
+
 @dataclass(frozen=True)
 class Step:
     """The input of a method for one step.
@@ -106,6 +115,8 @@ class Step:
         pseudo_loss: The loss for pseudo-labels.
         progress: The progress of the run.
         generator: The random generator of the step.
+        backward: Computes the gradients of a loss; None: they are computed after :meth:`Method.losses`, from its terms.
+        learnt: The roles of networks whose gradients :meth:`learn` has computed.
     """
 
     networks: Mapping[str, nn.Module]
@@ -114,6 +125,8 @@ class Step:
     pseudo_loss: DeepSupervisionLoss
     progress: Progress
     generator: torch.Generator
+    backward: Callable[[Tensor], None] | None = None
+    learnt: set[str] = field(default_factory=set)
 
     def from_labels(self, network: nn.Module) -> dict[str, Tensor]:
         """The loss on the labelled patches, a term of every method."""
@@ -130,7 +143,26 @@ class Step:
         """
         networks = [self.networks[role] for role in roles]
         device = next(iter(self.batch["labelled"].values())).device
-        return dict(zip(roles, side_by_side(function, networks, *arguments, device=device), strict=True))
+        # Compiled code fills all cores with one network, which takes less memory.
+        run = map if device.type != "cpu" or all(map(runs_compiled, networks)) else side_by_side
+        return dict(zip(roles, run(function, networks, *arguments), strict=True))
+
+    def learn(self, function: Callable[..., dict[str, Tensor]], roles: Sequence[str], *arguments: Sequence) -> Terms:
+        """The terms of several networks, with the gradients of each network computed as soon as its terms are.
+
+        The activations of one network are freed before those of the next one are computed, where they do not run in
+        parallel. Arguments as for :meth:`each`; ``function`` returns the terms of one network.
+        """
+
+        def learn_one(network: nn.Module, role: str, *given: object) -> dict[str, Tensor]:
+            terms = function(network, *given)
+            if self.backward is None or not are_terms(terms):
+                return terms
+            self.backward(torch.stack(list(terms.values())).sum())
+            self.learnt.add(role)
+            return {name: value.detach() for name, value in terms.items()}
+
+        return self.each(learn_one, roles, roles, *arguments)
 
 
 class Method(nn.Module):
@@ -194,6 +226,6 @@ class Method(nn.Module):
     def losses(self, step: Step) -> Terms:
         """The weighted loss terms by name, for each trained network, which minimises their sum.
 
-        The terms of a network depend on its own parameters only.
+        The terms of a network depend on its own parameters only. Terms from :meth:`Step.learn` are minimised already.
         """
         raise NotImplementedError

@@ -7,10 +7,10 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from dlunet.errors import UserError
-from dlunet.methods.base import Averaged, Fixed, Method, Trained
+from dlunet.methods.base import Averaged, Fixed, Method, Step, Trained, are_terms
 
 #: The stream that every method has.
 LABELLED = "labelled"
@@ -30,7 +30,7 @@ def method_of(config: DictConfig) -> Method:
     return method
 
 
-def check_terms(method: Method, terms: Any) -> None:
+def check_terms(method: Method, step: Step, terms: Any) -> None:
     """Check what :meth:`Method.losses` has returned.
 
     Raises:
@@ -44,8 +44,7 @@ def check_terms(method: Method, terms: Any) -> None:
         found = f"terms for {', '.join(map(str, terms)) or 'no network'}"
     else:
         for role, named in terms.items():
-            scalars = isinstance(named, Mapping) and all(isinstance(x, Tensor) and not x.dim() for x in named.values())
-            if not scalars or not any(term.requires_grad for term in named.values()):
+            if role not in step.learnt and not are_terms(named):
                 found = f"nothing that {role} can minimise"
     if found:
         raise UserError(f"method {type(method).__name__}: losses() returned {found}; expected {expected}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dlunet.losses import downsample, largest_class
 from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 from dlunet.methods.cutmix import cut_mix, draw_masks
+from dlunet.methods.outputs import in_one_pass
 
 
 class CrossPseudo(Method):
@@ -35,7 +36,8 @@ class CrossPseudo(Method):
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         if "unlabelled_i" not in step.batch:
-            return step.each(step.from_labels, "ab")
+            return step.learn(step.from_labels, "ab")
+        labelled = step.batch["labelled"]
         x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
         masks = draw_masks(len(x_i), x_i.shape[2:], self.num_boxes, step.generator).to(x_i.device)
         x_ij = cut_mix(x_i, x_j, masks)
@@ -44,11 +46,14 @@ class CrossPseudo(Method):
             return mixed_pseudo_labels(network, x_i, x_j, masks)
 
         def learn(network: nn.Module, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
-            labelled = step.from_labels(network)
-            return {**labelled, "unlabelled": self.unlabelled_weight * step.pseudo_loss(network(x_ij), pseudo_labels)}
+            on_labelled, on_mixed = in_one_pass(network, labelled["weak"], x_ij)
+            return {
+                "labelled": step.loss(on_labelled, labelled["label"]),
+                "unlabelled": self.unlabelled_weight * step.pseudo_loss(on_mixed, pseudo_labels),
+            }
 
         by = step.each(teach, "ab")
-        return step.each(learn, "ab", (by["b"], by["a"]))
+        return step.learn(learn, "ab", (by["b"], by["a"]))
 
 
 @torch.no_grad()

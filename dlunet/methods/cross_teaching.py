@@ -34,7 +34,7 @@ class CrossTeaching(Method):
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         if "unlabelled" not in step.batch:
-            return step.each(step.from_labels, "ab")
+            return step.learn(step.from_labels, "ab")
         x = step.batch["unlabelled"]["weak"]
         weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
         seen = step.each(lambda network: network(x), "ab")

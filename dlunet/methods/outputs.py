@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlunet.losses import at_least_float32, largest_class
+
+
+def in_one_pass(network: nn.Module, *patches: Tensor) -> list[Tensor] | list[list[Tensor]]:
+    """The outputs of a network for several batches of patches, computed in one pass: as if called for each batch."""
+    outputs = network(torch.cat(patches))
+    sizes = [len(batch) for batch in patches]
+    if isinstance(outputs, Tensor):
+        return list(outputs.split(sizes))
+    return [list(levels) for levels in zip(*(level.split(sizes) for level in outputs), strict=True)]
 
 
 def probabilities(outputs: Tensor | Sequence[Tensor]) -> Tensor:

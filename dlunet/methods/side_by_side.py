@@ -12,19 +12,18 @@ import torch
 Result = TypeVar("Result")
 
 
-def side_by_side(function: Callable[..., Result], *arguments: Sequence[Any], device: torch.device) -> list[Result]:
-    """Call a function for all networks, in parallel where that is faster: on a CPU with at least one core per network.
+def side_by_side(function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
+    """Call a function for all networks on a CPU, in parallel if there is at least one core per network.
 
     Args:
         function: The function; it must not touch the parameters of another network.
         arguments: As for :func:`map`, one entry per network.
-        device: The device of the networks.
 
     Returns:
         The results in order, identical to those of sequential calls.
     """
     count, cores = len(arguments[0]), torch.get_num_threads()
-    if device.type != "cpu" or not 1 < count <= cores:
+    if not 1 < count <= cores:
         return list(map(function, *arguments))
     precision, is_mixed = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 

@@ -39,7 +39,7 @@ LAYERS = {
 
 
 def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
-    """The logits of a light U-Net by compiled code.
+    """The logits of a light U-Net by compiled code, which :func:`why_not` must allow.
 
     Args:
         network: A light U-Net.
@@ -49,7 +49,7 @@ def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
         What the network's forward pass returns, or None if PyTorch's layers have to compute it.
     """
     parameters = list(network.parameters())
-    if not _can_read([x, *parameters]) or _is_observed(network) or why_not(network):
+    if not _can_read([x, *parameters]) or _is_observed(network):
         return None
     every_level = network.training and network.deep_supervision
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *parameters))

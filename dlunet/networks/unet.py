@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dlunet.networks.compiled import compiled_forward
+from dlunet.networks.compiled import compiled_forward, why_not
 from dlunet.networks.layers import (
     LEAKY_SLOPE,
     InstanceNorm3d,
@@ -170,11 +170,16 @@ class LightUNet(UNet):
     stage = LightStage
     upsampling = SeparableUpsampling
 
+    @property
+    def why_not_compiled(self) -> str | None:
+        """Why it does not run as compiled code on this machine's CPU; None if it does."""
+        is_unchanged = type(self).encode is UNet.encode and type(self).decode is UNet.decode
+        return why_not(self) if is_unchanged else f"{type(self).__name__} changes what a light U-Net computes"
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See :meth:`UNet.forward`."""
         self.check_size(x.shape[2:])
-        is_unchanged = type(self).encode is UNet.encode and type(self).decode is UNet.decode
-        logits = compiled_forward(self, x) if is_unchanged else None
+        logits = None if self.why_not_compiled else compiled_forward(self, x)
         return super().forward(x) if logits is None else logits
 
 
@@ -183,6 +188,11 @@ class PlainUNet(UNet):
 
     stage = PlainStage
     upsampling = PlainUpsampling
+
+
+def runs_compiled(network: nn.Module) -> bool:
+    """Whether a network runs as compiled code on a CPU, in float32."""
+    return isinstance(network, LightUNet) and not torch.is_autocast_enabled("cpu") and not network.why_not_compiled
 
 
 def _he_normal(module: nn.Module) -> None:

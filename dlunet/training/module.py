@@ -19,7 +19,7 @@ from torchmetrics.segmentation import DiceScore
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Batch, Method, Progress, Step, check_terms, side_by_side
+from dlunet.methods import Batch, Method, Progress, Step, check_terms
 from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
@@ -110,11 +110,14 @@ class SegmentationModule(lightning.LightningModule):
             pseudo_loss=self._in_force(self.pseudo_loss),
             progress=progress,
             generator=self._generator(progress.step),
+            backward=None if self.trainer.world_size > 1 else self.manual_backward,  # DDP allows one backward pass
         )
-        terms = self.method.losses(step)
-        check_terms(self.method, terms)
         optimizer.zero_grad()
-        self._backward([torch.stack(list(of_network.values())).sum() for of_network in terms.values()])
+        terms = self.method.losses(step)
+        check_terms(self.method, step, terms)
+        left = [torch.stack(list(named.values())).sum() for role, named in terms.items() if role not in step.learnt]
+        if left:
+            self.manual_backward(torch.stack(left).sum())
         optimizer.step()
         self._scheduler.step()
         self._average()
@@ -162,13 +165,6 @@ class SegmentationModule(lightning.LightningModule):
     def _average(self) -> None:
         for role, average in self.method.averaged.items():
             cast(AveragedModel, self.networks[role]).update_parameters(self.networks[average.of])
-
-    def _backward(self, losses: list[Tensor]) -> None:
-        """Compute the gradients of all networks concurrently, or in one pass if processes average them (DDP)."""
-        if self.trainer.world_size > 1:
-            self.manual_backward(torch.stack(losses).sum())
-        else:
-            side_by_side(self.manual_backward, losses, device=self.device)
 
     @property
     def _scheduler(self) -> LambdaLR:
