@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 import torchio as tio
 
 
 class Augmentation:
-    """The transforms of a crop, before the patch is cut from its centre.
+    """The transforms of a patch.
 
     Args:
-        affine: Rotation and scaling. They need a margin around the patch, so they are drawn separately: a patch without
-            them is read without the margin.
+        affine: Rotation and scaling, about the centre of the patch. They need a margin around the patch, so they are
+            drawn separately: a patch without them is read without the margin.
         affine_probability: Probability of rotation and, independently, of scaling.
         intensity: Intensity transforms, in order.
         flip: Random flips.
@@ -38,8 +38,8 @@ class Augmentation:
     ) -> None:
         self.affine = affine
         self.affine_probability = affine_probability
-        self.after = tio.Compose([*intensity, *([flip] if flip is not None else [])])
-        self.strong = tio.Compose(list(strong))
+        self.after = _in_place([*intensity, *([flip] if flip is not None else [])])
+        self.strong = _in_place(strong)
 
     def strengthen(self, image: tio.Image) -> tio.ScalarImage:
         """A strong view of an already augmented patch: same geometry, different intensities."""
@@ -56,12 +56,18 @@ class Augmentation:
             tuple(scales.tolist()) if scaled else (1.0, 1.0, 1.0),
             tuple(degrees.tolist()) if turned else (0.0, 0.0, 0.0),
             tuple(translation.tolist()),
-            center=drawn.center,
             default_pad_value=drawn.default_pad_value,
             default_pad_label=drawn.default_pad_label,
             image_interpolation=drawn.image_interpolation,
             label_interpolation=drawn.label_interpolation,
         )
+
+
+def _in_place(transforms: Sequence[tio.Transform]) -> tio.Compose:
+    """All transforms in order, without the copies of the patch that TorchIO makes for each: it is used only once."""
+    for transform in transforms:
+        transform.copy = False
+    return tio.Compose(transforms, copy=False)
 
 
 def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
@@ -72,16 +78,68 @@ def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[f
         patch_size: (z, y, x), in voxels.
         spacing: Voxel size (z, y, x) in mm: the rotation acts in mm, not in voxels.
     """
+    matrix, shift = _source(affine, spacing)
+    half = np.array(patch_size) / 2
+    # The corners are opposite each other: the farthest of all is at the sum of the sizes along each axis.
+    reach = np.abs(matrix) @ half + np.abs(shift)
+    # Equal margins keep the patch centred; one extra voxel is for the interpolation.
+    z, y, x = (size + 2 * max(0, math.ceil(margin)) for size, margin in zip(patch_size, reach + 1 - half, strict=True))
+    return z, y, x
+
+
+def turn(
+    affine: tio.Affine,
+    crop: np.ndarray,
+    patch_size: Sequence[int],
+    spacing: Sequence[float],
+    quantisation_step: float | None = None,
+) -> np.ndarray:
+    """The patch at the centre of a crop after rotation and scaling.
+
+    TorchIO's own resampling transposes the crop and computes all of its voxels, most of which would be cut off.
+
+    Args:
+        affine: The transform, about the image centre.
+        crop: (z, y, x), with equal margins around the patch on both sides.
+        patch_size: (z, y, x), in voxels.
+        spacing: Voxel size (z, y, x) in mm.
+        quantisation_step: That of an image, in which its values outside the crop are converted; None for a label map.
+
+    Returns:
+        (z, y, x): an image as float32, in quantisation steps; a label map with its dtype.
+    """
+    matrix, shift = _source(affine, spacing)
+    volume = sitk.GetImageFromArray(crop)
+    # In voxels from the first one; SimpleITK counts axes backwards.
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[::-1, ::-1].ravel().tolist())
+    transform.SetCenter(((np.array(patch_size) - 1) / 2)[::-1].tolist())
+    transform.SetTranslation((shift + (np.array(crop.shape) - patch_size) / 2)[::-1].tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(size) for size in reversed(patch_size)])
+    resampler.SetTransform(transform)
+    if quantisation_step is None:
+        resampler.SetInterpolator(affine.get_sitk_interpolator(affine.label_interpolation))
+        resampler.SetDefaultPixelValue(affine.default_pad_label)
+    else:
+        pad = affine.get_default_pad_value(torch.from_numpy(crop), volume)
+        is_number = not isinstance(affine.default_pad_value, str)  # the others are computed from the crop
+        resampler.SetInterpolator(affine.get_sitk_interpolator(affine.image_interpolation))
+        resampler.SetDefaultPixelValue(pad / quantisation_step if is_number else float(pad))
+        resampler.SetOutputPixelType(sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(resampler.Execute(volume))
+
+
+def _source(affine: tio.Affine, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and shift from an offset to the image centre (z, y, x), in voxels, to the offset it is resampled from."""
     image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2))
     source_of = affine.get_affine_transform(image).TransformPoint
     middle = np.array(image.get_center(lps=True))
-    half = np.array(patch_size) * spacing / 2
-    corners = [middle + half * signs for signs in product((-1, 1), repeat=3)]
-    reach = np.abs([np.array(source_of(corner.tolist())) - middle for corner in corners]).max(axis=0)
-    # Equal margins keep the patch centred; one extra voxel is for the interpolation.
-    margins = [max(0, math.ceil(r - h)) for r, h in zip(reach / spacing + 1, np.array(patch_size) / 2, strict=True)]
-    z, y, x = (size + 2 * margin for size, margin in zip(patch_size, margins, strict=True))
-    return z, y, x
+    # One voxel along each axis. The affine is in LPS coordinates, in which the first two axes point backwards.
+    steps = np.array((-1, -1, 1)) * spacing
+    centre = np.array(source_of(middle.tolist()))
+    columns = [np.array(source_of((middle + step).tolist())) - centre for step in np.diag(steps)]
+    return np.stack(columns, axis=1) / steps[:, None], (centre - middle) / steps
 
 
 class RandomBrightness(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):
@@ -110,9 +168,9 @@ class RandomContrast(tio.transforms.augmentation.RandomTransform, tio.transforms
         """Draw one factor for the subject."""
         factor = self.sample_uniform(*self.factors)
         for image in self.get_images(subject):
-            data = image.data
-            low, high, mean = data.min().item(), data.max().item(), data.mean()
-            image.set_data(((data - mean) * factor + mean).clamp(low, high))
+            low, high = (value.item() for value in torch.aminmax(image.data))
+            mean = image.data.mean()
+            image.set_data(image.data.sub(mean).mul_(factor).add_(mean).clamp_(low, high))
         return subject
 
 
@@ -128,20 +186,20 @@ class RandomGamma(tio.transforms.augmentation.RandomTransform, tio.transforms.In
     def __init__(self, powers: tuple[float, float] = (0.7, 1.5), inverted: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.powers = powers
-        self.sign = -1 if inverted else 1
+        self.inverted = inverted
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Draw one power for the subject."""
         low, high = self.powers
         power = self.sample_uniform(low, 1.0) if torch.rand(()) < 0.5 else self.sample_uniform(1.0, high)
         for image in self.get_images(subject):
-            image.set_data(self.sign * self._raised(self.sign * image.data, power))
+            image.set_data(self._raised(image.data, power))
         return subject
 
-    @staticmethod
-    def _raised(data: torch.Tensor, power: float) -> torch.Tensor:
-        low, extent = data.min(), data.max() - data.min()
-        if extent == 0:  # constant patch, such as air
+    def _raised(self, data: torch.Tensor, power: float) -> torch.Tensor:
+        low, high = torch.aminmax(data)
+        if low == high:  # constant patch, such as air
             return data
-        raised = ((data - low) / extent) ** power
-        return (raised - raised.mean()) / raised.std() * data.std() + data.mean()
+        raised = (high - data if self.inverted else data - low).div_(high - low).pow_(power)
+        gain = data.std() / raised.std()
+        return raised.sub_(raised.mean()).mul_(-gain if self.inverted else gain).add_(data.mean())

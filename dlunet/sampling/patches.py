@@ -10,8 +10,8 @@ import torch
 import torchio as tio
 
 from dlunet.preparation import PreparedCase
-from dlunet.sampling.augmentation import Augmentation, crop_size
-from dlunet.sampling.sampler import ClassBalancedSampler, crop, cut_middle
+from dlunet.sampling.augmentation import Augmentation, crop_size, turn
+from dlunet.sampling.sampler import ClassBalancedSampler, crop
 
 
 class PatchDataset(tio.SubjectsDataset):
@@ -60,7 +60,8 @@ class PatchDataset(tio.SubjectsDataset):
         seeds = np.random.SeedSequence([*self.seed, index])
         generator = np.random.default_rng(seeds)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            # Not torch.manual_seed, which also records its caller for each kind of GPU: that takes longer than a crop.
+            torch.default_generator.manual_seed(int(seeds.generate_state(1)[0]))
             patch = self._draw(self.cases[self.order[index]], generator)
             for view in self.views:
                 patch.add_image(self.augmentation.strengthen(patch.get_first_image()), view)
@@ -68,22 +69,29 @@ class PatchDataset(tio.SubjectsDataset):
 
     def _draw(self, case: PreparedCase, generator: np.random.Generator) -> tio.Subject:
         centre = self.sampler.draw_centre(case, generator)
-        size = [int(n) for n in self.sampler.patch_size]
         affine = self.augmentation.draw_affine()
-        if affine is None:
-            return self.augmentation.after(self._read(case, centre, size))
-        turned = affine(self._read(case, centre, crop_size(affine, size, self.spacing)))
-        return self.augmentation.after(cut_middle(turned, size))
-
-    def _read(self, case: PreparedCase, centre: Sequence[int], size: Sequence[int]) -> tio.Subject:
         grid = np.diag([*self.spacing, 1.0])
-        image = crop(case.image, centre, size) * case.quantisation_step
-        subject = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
+        image = self._read(case.image[0], centre, affine, case.quantisation_step) * case.quantisation_step
+        patch = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
             assert case.label is not None
-            label = crop(case.label[None], centre, size)
-            subject.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
-        return subject
+            label = self._read(case.label, centre, affine)
+            patch.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
+        return self.augmentation.after(patch)
+
+    def _read(
+        self,
+        volume: np.ndarray,
+        centre: Sequence[int],
+        affine: tio.Affine | None,
+        quantisation_step: float | None = None,
+    ) -> torch.Tensor:
+        """The patch (1, z, y, x) of a volume, rotated and scaled before it is converted: integers are read faster."""
+        size = [int(n) for n in self.sampler.patch_size]
+        if affine is None:
+            return crop(volume[None], centre, size)
+        around = crop(volume, centre, crop_size(affine, size, self.spacing)).numpy()
+        return torch.from_numpy(turn(affine, around, size, self.spacing, quantisation_step))[None]
 
 
 def draw_order(

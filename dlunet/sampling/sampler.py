@@ -1,4 +1,4 @@
-"""Draws class-balanced patch centres, reads crops around them, and cuts patches from augmented crops."""
+"""Draws class-balanced patch centres and reads crops around them."""
 
 from __future__ import annotations
 
@@ -51,12 +51,6 @@ class ClassBalancedSampler(tio.data.sampler.PatchSampler):
     def _anywhere(size: int, patch: int, generator: np.random.Generator) -> int:
         """A centre with the patch inside the volume, or the centre of the volume if the patch is larger."""
         return size // 2 if size <= patch else patch // 2 + int(generator.integers(size - patch + 1))
-
-
-def cut_middle(subject: tio.Subject, size: Sequence[int]) -> tio.Subject:
-    """The patch of a size (z, y, x) at the centre of a crop with equal margins on both sides."""
-    z, y, x = ((n - p) // 2 for n, p in zip(subject.spatial_shape, size, strict=True))
-    return tio.Crop((z, y, x))(subject) if z or y or x else subject
 
 
 def crop(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> torch.Tensor:
