@@ -1,10 +1,10 @@
 """Sampling of batches from prepared cases: class-balanced crops, augmentation, TorchIO queues, the data module."""
 
-from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomContrast, RandomGamma
+from dlunet.sampling.augmentation import Augmentation, RandomBrightness, RandomContrast, RandomGamma, RandomNoise
 from dlunet.sampling.datamodule import PatchDataModule
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler, crop
-from dlunet.sampling.workers import check_workers
+from dlunet.sampling.workers import check_workers, worker_count
 
 __all__ = [
     "Augmentation",
@@ -14,7 +14,9 @@ __all__ = [
     "RandomBrightness",
     "RandomContrast",
     "RandomGamma",
+    "RandomNoise",
     "check_workers",
     "crop",
     "draw_order",
+    "worker_count",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def crop_size(affine: tio.Affine, patch_size: Sequence[int], spacing: Sequence[f
         patch_size: (z, y, x), in voxels.
         spacing: Voxel size (z, y, x) in mm: the rotation acts in mm, not in voxels.
     """
-    matrix, shift = _source(affine, spacing)
+    matrix, shift = _source(affine, tuple(spacing))
     half = np.array(patch_size) / 2
     # The corners are opposite each other: the farthest of all is at the sum of the sizes along each axis.
     reach = np.abs(matrix) @ half + np.abs(shift)
@@ -108,7 +109,7 @@ def turn(
     Returns:
         (z, y, x): an image as float32, in quantisation steps; a label map with its dtype.
     """
-    matrix, shift = _source(affine, spacing)
+    matrix, shift = _source(affine, tuple(spacing))
     volume = sitk.GetImageFromArray(crop)
     # In voxels from the first one; SimpleITK counts axes backwards.
     transform = sitk.AffineTransform(3)
@@ -130,7 +131,8 @@ def turn(
     return sitk.GetArrayFromImage(resampler.Execute(volume))
 
 
-def _source(affine: tio.Affine, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=1)  # for the size of the crop, the image and the label map of a patch
+def _source(affine: tio.Affine, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and shift from an offset to the image centre (z, y, x), in voxels, to the offset it is resampled from."""
     image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2))
     source_of = affine.get_affine_transform(image).TransformPoint
@@ -140,6 +142,17 @@ def _source(affine: tio.Affine, spacing: Sequence[float]) -> tuple[np.ndarray, n
     centre = np.array(source_of(middle.tolist()))
     columns = [np.array(source_of((middle + step).tolist())) - centre for step in np.diag(steps)]
     return np.stack(columns, axis=1) / steps[:, None], (centre - middle) / steps
+
+
+class RandomNoise(tio.RandomNoise):
+    """TorchIO's noise, without a seed of its own, which would take as long to set as a small patch takes to draw."""
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Draw mean, standard deviation and noise for each image."""
+        for image in self.get_images(subject):
+            mean, deviation, _ = self.get_params(self.mean_range, self.std_range)
+            image.set_data(torch.randn(image.data.shape).mul_(deviation).add_(mean).add_(image.data))
+        return subject
 
 
 class RandomBrightness(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -12,11 +13,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
-from dlunet.methods import Method, Stream
+from dlunet.methods import Batch, Method, Stream
 from dlunet.preparation import PreparedCase, PreparedDataset
+from dlunet.sampling.ahead import Ahead
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
+from dlunet.sampling.workers import worker_count
 
 #: The view that every training uses.
 WEAK = "weak"
@@ -27,8 +30,8 @@ logger = logging.getLogger(__name__)
 class PatchDataModule(lightning.LightningDataModule):
     """Yields, for each step, a batch of every :class:`dlunet.methods.Stream` that the method uses in the current epoch.
 
-    Loaders are created every epoch, and their patches depend only on the seed and the epoch: a resumed run gets the
-    same patches as an uninterrupted one. Each process of a distributed run has its own cases.
+    Patches depend only on the seed, the epoch and the step, not on the number of workers: a resumed run gets the same
+    patches as an uninterrupted one. Each process of a distributed run has its own cases.
 
     Args:
         prepared: The prepared cases and their plan.
@@ -37,7 +40,8 @@ class PatchDataModule(lightning.LightningDataModule):
         batch_size: Patches per step and stream, times the stream's own factor.
         steps_per_epoch: Steps per epoch.
         foreground_fraction: See :class:`ClassBalancedSampler`.
-        num_workers: Processes per stream that read and augment; 0: the main process does so.
+        num_workers: Processes that read and augment ahead of the steps; 0: the main process does so; None: see
+            :func:`worker_count`.
         seed: Random seed.
     """
 
@@ -49,7 +53,7 @@ class PatchDataModule(lightning.LightningDataModule):
         batch_size: int = 1,
         steps_per_epoch: int = 250,
         foreground_fraction: float = 1 / 3,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -58,9 +62,10 @@ class PatchDataModule(lightning.LightningDataModule):
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.num_workers = num_workers
+        self.num_workers = worker_count(num_workers)
         self.seed = seed
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
+        self._ahead = Ahead(self._batches, steps_per_epoch, self.num_workers)
 
     def check_cases(self, processes: int) -> None:
         """Check that every process gets enough cases, and log how unlabelled patches are cropped.
@@ -82,20 +87,25 @@ class PatchDataModule(lightning.LightningDataModule):
                 )
 
     def train_dataloader(self) -> CombinedLoader:
-        """The streams of the current epoch."""
+        """The batches (:data:`dlunet.methods.Batch`) of the current epoch."""
         assert self.trainer is not None
-        wanted = self.method.streams_in(self.trainer.current_epoch)
-        return CombinedLoader({name: self._loader(name, stream) for name, stream in wanted.items()}, mode="min_size")
+        return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch), mode="min_size")
 
     def val_dataloader(self) -> DataLoader:
         """Complete prepared cases, one at a time."""
         return DataLoader(_WholeCases(self.prepared.validation), batch_size=None)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert the streams' subjects to a :data:`Batch`."""
-        if "labelled" not in batch:
-            return batch
-        return {name: self._views(subjects, self.method.streams[name]) for name, subjects in batch.items()}
+    def teardown(self, stage: str | None = None) -> None:
+        """End the workers."""
+        self._ahead.close()
+
+    def _batches(self, epoch: int, steps: range) -> Iterator[Batch]:
+        wanted = self.method.streams_in(epoch)
+        with torch.random.fork_rng(devices=[]):  # PyTorch's loaders draw a seed, which is not used here
+            loaders = [iter(self._loader(name, stream, epoch, steps)) for name, stream in wanted.items()]
+        for batches in zip(*loaders, strict=True):
+            subjects_by_stream = zip(wanted.items(), batches, strict=True)
+            yield {name: self._views(subjects, stream) for (name, stream), subjects in subjects_by_stream}
 
     @staticmethod
     def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:
@@ -108,9 +118,9 @@ class PatchDataModule(lightning.LightningDataModule):
         first = streams[name].other_than or name
         return [other for other, stream in streams.items() if first in (other, stream.other_than)]
 
-    def _loader(self, name: str, stream: Stream) -> tio.SubjectsLoader:
+    def _loader(self, name: str, stream: Stream, epoch: int, steps: range) -> tio.SubjectsLoader:
         assert self.trainer is not None
-        rank, world_size, epoch = self.trainer.global_rank, self.trainer.world_size, self.trainer.current_epoch
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
         cases = self.prepared.labelled if stream.labelled else self.prepared.unlabelled
         names, group = list(self.method.streams), self._group(name)
         batch_size = self.batch_size * stream.times
@@ -132,20 +142,17 @@ class PatchDataModule(lightning.LightningDataModule):
             views=[view for view in stream.views if view != WEAK],
             seed=[self.seed, names.index(name), epoch, rank],
         )
-        # TorchIO's queue spreads the patches of a batch over the workers; a plain loader would assign a complete batch
-        # to one worker. An item is a finished patch, already in random order: one sample per item, no shuffling. The
-        # queue holds one batch, because filling it waits for all of its patches; the workers continue reading.
+        # An item is a finished patch, already in random order: one sample per item, no shuffling.
         queue = tio.Queue(
             dataset,
             max_length=batch_size,
             samples_per_volume=1,
             sampler=self.sampler,
-            num_workers=self.num_workers,
+            subject_sampler=[step * batch_size + k for step in steps for k in range(batch_size)],  # type: ignore[arg-type]
             shuffle_subjects=False,
             shuffle_patches=False,
-            start_background=self.num_workers > 0,
         )
-        return tio.SubjectsLoader(queue, batch_size=batch_size, num_workers=0)
+        return tio.SubjectsLoader(queue, batch_size=batch_size)
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

@@ -1,20 +1,31 @@
-"""Checks the requirements of worker processes on the machine before any is started."""
+"""How many worker processes make batches, and what they require of the machine, checked before any is started."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 
 from dlunet.errors import UserError
-from dlunet.parallel import POOL_BYTES, check_shared_memory
+from dlunet.parallel import POOL_BYTES, available_cores, check_shared_memory
 
-#: Prefetched patches per worker (PyTorch's default), and bytes per value.
+#: Batches that each worker has ready, and bytes per value.
 PREFETCHED, VALUE_BYTES = 2, 4
+
+#: The cores for each worker, and the most workers, where their number is not set.
+CORES_EACH, MOST_WORKERS = 4, 4
 
 #: A socket path may have 107 bytes, of which Python appends 32 to the folder of temporary files.
 LONGEST_SOCKET_FOLDER = 75
+
+
+def worker_count(setting: int | None) -> int:
+    """The number of workers: as set, or so few that the step keeps its cores; none where forking is not safe."""
+    if setting is not None:
+        return setting
+    return max(1, min(available_cores() // CORES_EACH, MOST_WORKERS)) if sys.platform == "linux" else 0
 
 
 def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], images: int) -> None:
@@ -23,7 +34,7 @@ def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], 
     Without enough shared memory, workers fail one by one, and the main process waits for them forever.
 
     Args:
-        num_workers: Worker processes per stream.
+        num_workers: Number of worker processes.
         batch_size: Patches per batch.
         patch_size: (z, y, x).
         images: Number of images and label maps in a step of batch size 1.
@@ -40,6 +51,6 @@ def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], 
             f"TMPDIR={folder}: the name has {length} bytes; {setting} creates sockets there, which allows at most "
             f"{LONGEST_SOCKET_FOLDER}; set TMPDIR=/tmp, or sampling.num_workers=0"
         )
-    patches = images * (PREFETCHED * num_workers + batch_size)
+    patches = images * batch_size * (PREFETCHED * num_workers + 1)
     needed = POOL_BYTES + patches * VALUE_BYTES * math.prod(patch_size)
     check_shared_memory(needed, setting, "sampling.num_workers=0")

@@ -20,7 +20,7 @@ from dlunet.files import write_text
 from dlunet.methods import method_of
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
-from dlunet.sampling import PatchDataModule, check_workers
+from dlunet.sampling import PatchDataModule, check_workers, worker_count
 from dlunet.signals import Stopped
 from dlunet.training.build import build_module, plain
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
@@ -54,7 +54,8 @@ def train(config: DictConfig) -> Path:
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.labelled) for stream in streams)
-    check_workers(config.sampling.num_workers, config.sampling.batch_size, config.plan.patch_size, images)
+    workers = worker_count(config.sampling.num_workers)
+    check_workers(workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():
         epochs_done = folder.begin(plain(config))
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
@@ -86,7 +87,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             log.info("%s: the last finished epoch is kept; add resume=auto to continue from it", folder.path)
             raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # another error, of the step or in a worker
                 raise
             time.sleep(SIGNAL_DELAY)  # a signal sent to all processes takes precedence
             raise UserError(
@@ -94,6 +95,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
                 "fewer: sampling.num_workers=0; add resume=auto to continue from the last finished epoch"
             ) from None
         finally:
+            datamodule.teardown()
             close_loggers(config.logger)
 
 

@@ -1,0 +1,122 @@
+"""Batches are made ahead of the steps, by worker processes that live as long as the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import SimpleITK as sitk
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dlunet.errors import UserError
+from dlunet.sampling.workers import PREFETCHED
+
+#: Called with an epoch and some of its steps in ascending order; yields their batches.
+MakeBatches = Callable[[int, range], Iterator[Any]]
+
+
+class Ahead:
+    """The batches of a run, epoch by epoch; workers continue with the next epoch while one ends.
+
+    Worker k of n makes steps k, k + n, …, each with the patches of all streams, and waits where :data:`PREFETCHED` of
+    its batches are ready.
+
+    Args:
+        make: Makes the batches. It may only depend on the epoch and the step, not on what was made before.
+        steps_per_epoch: Steps per epoch.
+        num_workers: Number of processes; 0: each batch is made by this process, once it is needed.
+    """
+
+    def __init__(self, make: MakeBatches, steps_per_epoch: int, num_workers: int) -> None:
+        self.make = make
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = num_workers
+        self._batches: Iterator[Any] | None = None
+        self._next = 0  # the step, counted from the first epoch, of the next batch
+
+    def epoch(self, number: int) -> Epoch:
+        """The batches of an epoch."""
+        return Epoch(self, number)
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """Yield the batches of an epoch.
+
+        Raises:
+            UserError: As raised by ``make``, here or in a worker.
+        """
+        first = epoch * self.steps_per_epoch
+        if self._batches is None or self._next != first:
+            self._begin(first)
+        for _ in range(self.steps_per_epoch):
+            assert self._batches is not None
+            batch = next(self._batches)
+            self._next += 1
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the workers, which is what PyTorch's iterator does when it is deleted."""
+        self._batches = None
+
+    def _begin(self, first: int) -> None:
+        self.close()
+        # Forked, not spawned: they share the memory of this process instead of importing everything again.
+        how = {"multiprocessing_context": "fork", "prefetch_factor": PREFETCHED, "worker_init_fn": _begin_worker}
+        loader = DataLoader(
+            _Steps(self.make, self.steps_per_epoch, first),
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_as_made,
+            generator=torch.Generator(),  # its own: the number of workers must not affect what a network draws
+            **(how if self.num_workers else {}),  # type: ignore[arg-type]
+        )
+        self._batches, self._next = iter(loader), first
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The batches of one epoch.
+
+    Lightning ends the workers of a ``DataLoader`` with each epoch; it leaves those of another iterable alone.
+    """
+
+    ahead: Ahead
+    number: int
+
+    def __len__(self) -> int:
+        return self.ahead.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.ahead.batches(self.number)
+
+
+class _Steps(IterableDataset):
+    """The batches of a worker, without end; a UserError is the last."""
+
+    def __init__(self, make: MakeBatches, steps_per_epoch: int, first: int) -> None:
+        self.make = make
+        self.steps_per_epoch = steps_per_epoch
+        self.first = first
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        try:
+            for epoch in count(self.first // self.steps_per_epoch):
+                done = epoch * self.steps_per_epoch - self.first
+                yield from self.make(epoch, range((number - done) % workers, self.steps_per_epoch, workers))
+        except UserError as error:  # passed on as a value: an exception would arrive with the worker's traceback
+            yield error
+
+
+def _begin_worker(number: int) -> None:
+    """PyTorch limits only its own threads; SimpleITK's would take cores from the step."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _as_made(batch: Any) -> Any:
+    return batch
