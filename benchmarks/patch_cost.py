@@ -66,7 +66,8 @@ for node in whole.intensity:
 if "flip" in whole:
     parts["flip"] = Augmentation(flip=built(whole.flip))
 found = {"read": read} | {name: cost(acting, True, part) - read for name, part in parts.items()}
-found |= {"labelled patch": cost(configured, True, built(whole)), "unlabelled patch": cost(configured, False, built(whole))}
+for kind, labelled in (("labelled patch", True), ("unlabelled patch", False)):
+    found[kind] = cost(configured, labelled, built(whole))
 print(json.dumps(found))
 """
 
