@@ -110,17 +110,17 @@ def write_case(folder: Path, number: int, slices: int) -> None:
 
 
 def our_patches(folder: Path, count: int, augmentation: Augmentation | None = None) -> Iterator[Any]:
-    """Patches of the data module used in training."""
+    """Patches, image and label, of the data module used in training."""
     cases = tuple(PreparedCase.open(folder / f"case_{number}") for number in range(CASES))
     prepared = PreparedDataset(FLARE22, PLAN, cases, (), ())
     module = PatchDataModule(prepared, Supervised(), augmentation or Augmentation(), 1, count, foreground_fraction=1.0)
     module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)  # type: ignore[assignment]
     for batch, *_ in module.train_dataloader():
-        yield batch["labelled"]
+        yield batch["labelled"]["weak"], batch["labelled"]["label"]
 
 
 def torchio_patches(folder: Path, count: int) -> Iterator[Any]:
-    """Patches of TorchIO's queue and label sampler, one per volume."""
+    """Patches, image and label, of TorchIO's queue and label sampler, one per volume."""
     subjects = [
         tio.Subject(
             image=tio.ScalarImage(folder / f"image_{number}.nii.gz"),
@@ -131,7 +131,8 @@ def torchio_patches(folder: Path, count: int) -> Iterator[Any]:
     dataset = tio.SubjectsDataset([subjects[k % CASES] for k in range(count)])
     sampler = tio.LabelSampler(PATCH, "label", {1: 1, 2: 1, 3: 1})
     queue = tio.Queue(dataset, max_length=1, samples_per_volume=1, sampler=sampler, num_workers=0)
-    yield from tio.SubjectsLoader(queue, batch_size=1)
+    for subjects in tio.SubjectsLoader(queue, batch_size=1):
+        yield subjects["image"][tio.DATA], subjects["label"][tio.DATA][:, 0]
 
 
 def patches_a_second(make: Callable[[int], Iterator[Any]], count: int) -> float:
@@ -146,9 +147,9 @@ def check(folder: Path) -> None:
     """Check that the patches of both sides are crops of one of the volumes, with an organ at the centre."""
     volumes = [tio.ScalarImage(folder / f"image_{number}.nii.gz").data for number in range(CASES)]
     for patches in (our_patches(folder, 2), torchio_patches(folder, 2)):
-        for subject in patches:
-            image, label = subject["image"][tio.DATA][0], subject["label"][tio.DATA][0]
-            assert tuple(image.shape) == (1, *PATCH) and label[0, 28, 80, 80] > 0
+        for images, labels in patches:
+            image, label = images[0], labels[0]
+            assert tuple(image.shape) == (1, *PATCH) and label[28, 80, 80] > 0
             anchor = image[0, 28, 80, 80]
             places = [(n, *map(int, z)) for n, v in enumerate(volumes) for z in torch.nonzero(v[0] == anchor)]
             assert any(_is_there(volumes[n][0], image[0], (z, y, x)) for n, z, y, x in places)

@@ -19,12 +19,12 @@ from pathlib import Path
 from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "waiting_for_data.json"
-PAIRS, STEPS, WARM_UP = 7, 200, 10
+PAIRS, STEPS, WARM_UP, READY = 7, 200, 10, 20
 
 #: Runs the command with Lightning's profiler, which times the requests for data, and with every second epoch on ready
 #: batches.
 TIMED = """
-import json, sys, time
+import copy, json, sys, time
 from itertools import islice
 import lightning
 from lightning.pytorch.profilers import SimpleProfiler
@@ -58,7 +58,7 @@ def alternately(self):
     if self.trainer.current_epoch % 2 == 0:
         return real(self)
     if not hasattr(self, "ready"):
-        self.ready = [batch for batch, *_ in islice(real(self), kept)]
+        self.ready = [copy.deepcopy(batch) for batch, *_ in islice(real(self), kept)]
         self.teardown("fit")
     return CombinedLoader(Ready(self.ready, self.steps_per_epoch), mode="min_size")
 PatchDataModule.train_dataloader = alternately
@@ -92,7 +92,7 @@ def measured(pairs: int) -> list[dict[str, float]]:
             "data.source.unlabelled=4", "data.source.validation=0", "data.source.test=0", f"data.root={folder}/phantom",
             f"sampling.steps_per_epoch={WARM_UP + STEPS}", f"trainer.max_epochs={2 * pairs}", f"output={folder}/run",
         ]  # fmt: skip
-        command = [sys.executable, "-c", TIMED, str(answer), str(STEPS), *words]
+        command = [sys.executable, "-c", TIMED, str(answer), str(READY), *words]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         steps = json.loads(answer.read_text())
     epochs = []

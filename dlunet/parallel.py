@@ -91,11 +91,15 @@ def _begin_worker() -> None:
     """Initialise a worker process."""
     torch.set_num_threads(1)  # the worker processes already use all cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides when this one ends
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent ends: a killed parent cannot stop its workers."""
+def end_with_parent() -> None:
+    """Exit as soon as the parent ends: a killed parent cannot stop its workers, and their copies of its locks last."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dlunet.errors import UserError
+from dlunet.parallel import end_with_parent
 from dlunet.sampling.workers import PREFETCHED
 
 #: Called with an epoch and some of its steps in ascending order; yields their batches.
@@ -114,7 +115,8 @@ class _Steps(IterableDataset):
 
 
 def _begin_worker(number: int) -> None:
-    """PyTorch limits only its own threads; SimpleITK's would take cores from the step."""
+    end_with_parent()
+    # PyTorch limits only its own threads; SimpleITK's would take cores from the step.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchio as tio
 from hydra.utils import instantiate
+from scipy.stats import kstest
 
 from dlunet.sampling import (
     Augmentation,
@@ -17,8 +18,9 @@ from dlunet.sampling import (
     RandomBrightness,
     RandomContrast,
     RandomGamma,
+    RandomNoise,
 )
-from dlunet.sampling.augmentation import crop_size
+from dlunet.sampling.augmentation import crop_size, turn
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "augmentation").glob("*.yaml"))
 
@@ -29,6 +31,23 @@ def subject():
     label = rng.integers(0, 14, (1, 6, 7, 8)).astype(np.uint8)
     image = torch.from_numpy(rng.normal(0.5, 1, (1, 6, 7, 8))).float()
     return tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=torch.from_numpy(label)))
+
+
+def test_noise_is_distributed_as_stated():
+    """One draw of mean and standard deviation for an image; the same distribution as TorchIO's, by a second test."""
+    quiet = tio.Subject(image=tio.ScalarImage(tensor=torch.full((1, 20, 30, 40), 3.0)))
+    torch.manual_seed(0)
+    values = (RandomNoise(mean=(0.5, 0.5), std=(0.2, 0.2))(quiet)["image"].data - 3.5) / 0.2
+    assert kstest(values.flatten(), "norm").pvalue > 0.01
+    drawn, reference = (
+        [transform(mean=(-1, 1), std=(0, 0.3))(quiet)["image"].data for _ in range(200)]
+        for transform in (RandomNoise, tio.RandomNoise)
+    )
+    for measure in (torch.mean, torch.std):
+        ours, theirs = ([float(measure(image)) for image in images] for images in (drawn, reference))
+        assert kstest(ours, theirs).pvalue > 0.01
+    assert kstest([float(image.std()) / 0.3 for image in drawn], "uniform").pvalue > 0.01
+    assert torch.equal(quiet["image"].data, torch.full((1, 20, 30, 40), 3.0))
 
 
 def test_brightness_multiplies(subject):
@@ -118,6 +137,34 @@ def test_the_margin_is_no_larger_than_needed(scale, degrees, needed):
     affine = Augmentation(tio.RandomAffine(scales=(scale, scale), degrees=degrees, isotropic=True), 1.0).draw_affine()
     size = crop_size(affine, (8, 20, 24), (1.0, 1.5, 1.0))
     assert all(n <= found <= n + 4 for n, found in zip(needed, size, strict=True)), size
+
+
+PARAMETERS = [
+    {"scales": (1.2, 0.9, 0.8), "degrees": (20, -10, 35), "translation": (0, 0, 0), "default_pad_value": 0},
+    {"scales": (0.8, 0.8, 0.8), "degrees": (5, 15, -25), "translation": (2, -3, 1.5), "default_pad_value": -2.5},
+    {"scales": (0.72, 0.72, 0.72), "degrees": (0, 0, 30), "translation": (9, 0, 0), "default_pad_value": "minimum"},
+    {"scales": (0.5, 0.5, 0.5), "degrees": (40, 0, 0), "translation": (0, 0, 0), "default_pad_value": "mean"},
+    {"scales": (1.1, 1.1, 1.1), "degrees": (9, 8, 7), "translation": (0, 0, 0), "image_interpolation": "bspline"},
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize(("patch", "spacing"), SIZES)
+def test_turning_is_torchio_s_on_the_whole_crop(patch, spacing, parameters):
+    """Also where the patch reaches beyond the crop, which is no larger here than a patch that is not turned needs."""
+    rng, affine = np.random.default_rng(0), tio.Affine(**parameters, default_pad_label=7)
+    shape, step, grid = [size + 6 for size in patch], 0.25, np.diag([*spacing, 1])
+    stored, label = rng.integers(-9, 9, shape).astype(np.int16), rng.integers(0, 5, shape).astype(np.uint8)
+    image = torch.from_numpy(stored)[None] * step
+    subject = tio.Subject(
+        image=tio.ScalarImage(tensor=image, affine=grid), label=tio.LabelMap(tensor=label[None], affine=grid)
+    )
+    expected = tio.Crop((3, 3, 3))(affine(subject))
+    found = turn(affine, stored, patch, spacing, step) * step
+    np.testing.assert_allclose(found, expected["image"].data[0], atol=1e-4)
+    labels = turn(affine, label, patch, spacing)
+    assert labels.dtype == np.uint8 and labels.shape == patch
+    assert (labels != expected["label"].data[0].numpy()).mean() < 0.01  # rounding, halfway between two voxels
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])

@@ -1,5 +1,6 @@
 """The patches of a training step, labelled and unlabelled, by method, epoch and process."""
 
+import multiprocessing
 from types import SimpleNamespace
 
 import lightning
@@ -12,7 +13,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 from dlunet.methods import CrossPseudo, Stream, Supervised
 from dlunet.preparation import Intensity, Plan, PreparedDataset
-from dlunet.sampling import Augmentation, PatchDataModule
+from dlunet.sampling import Augmentation, PatchDataModule, RandomGamma, RandomNoise
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own
 
@@ -182,3 +183,43 @@ def test_under_lightnings_own_trainer(make_prepared, tmp_path):
         expected = steps(make_module(prepared, method, epoch=epoch))
         assert [step for e, step in recorder.seen if e == epoch] == expected
     assert recorder.validated == [((1, *PATCH), torch.uint8, 201)] * 2
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(make_prepared, workers):
+    """With every kind of draw, over several epochs, and in a run that resumes; other generators stay as they are."""
+    augmentation = Augmentation(
+        tio.RandomAffine(scales=(0.7, 1.4), degrees=30, isotropic=True, default_pad_value=0),
+        0.5,
+        intensity=[tio.RandomNoise(p=0.5), RandomNoise(p=0.5), RandomGamma(p=0.5)],
+        flip=tio.RandomFlip(axes=(0, 1, 2)),
+        strong=[tio.RandomBlur(p=0.5)],
+    )
+
+    def batches(workers, epochs):
+        module = PatchDataModule(make_prepared(), OneNetwork(), augmentation, BATCH, STEPS, num_workers=workers)
+        state, found = torch.random.get_rng_state(), []
+        for epoch in epochs:
+            module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch)
+            found += [batch for batch, *_ in module.train_dataloader()]
+        module.teardown()
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return found
+
+    expected = batches(0, [0, 1])
+    for found, wanted in ((batches(workers, [0, 1]), expected), (batches(workers, [1]), expected[STEPS:])):
+        for batch, again in zip(found, wanted, strict=True):
+            for stream, views in again.items():
+                assert all(torch.equal(batch[stream][name], view) for name, view in views.items())
+
+
+def test_an_error_in_a_patch_is_the_user_s(make_prepared):
+    prepared = make_prepared()
+    for case in prepared.labelled:
+        (case.folder / "image.npy").unlink()
+    for workers in (0, 1):
+        module = make_module(prepared, Supervised(), workers=workers)
+        with pytest.raises(UserError, match=r"^\S+image\.npy: is damaged .* rerun the command$"):
+            steps(module)
+        module.teardown()
+    assert not multiprocessing.active_children()

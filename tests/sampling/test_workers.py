@@ -11,7 +11,7 @@ import pytest
 
 from dlunet.errors import UserError
 from dlunet.parallel import check_shared_memory, for_each_case
-from dlunet.sampling import check_workers
+from dlunet.sampling import check_workers, worker_count
 
 PATCH = (56, 160, 160)
 Usage = namedtuple("Usage", "total used free")
@@ -40,6 +40,23 @@ def test_what_is_needed_is_what_may_be_on_its_way(free):
     free(needed - 1)
     with pytest.raises(UserError):
         check_workers(4, 1, PATCH, images=4)
+
+
+def test_larger_batches_need_more(free):
+    free(4 * 2 * 3 * 4 * math.prod(PATCH) + 2**18 - 1)
+    check_workers(1, 1, PATCH, images=4)
+    with pytest.raises(UserError):
+        check_workers(1, 2, PATCH, images=4)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 1), (7, 1), (8, 2), (16, 4), (96, 4)])
+def test_workers_unless_set_leave_the_step_its_cores(monkeypatch, cores, expected):
+    monkeypatch.setattr("dlunet.sampling.workers.available_cores", lambda: cores)
+    monkeypatch.setattr("dlunet.sampling.workers.sys.platform", "linux")
+    assert worker_count(None) == expected
+    assert [worker_count(number) for number in (0, 1, 12)] == [0, 1, 12]
+    monkeypatch.setattr("dlunet.sampling.workers.sys.platform", "darwin")
+    assert worker_count(None) == 0
 
 
 def test_processes_that_prepare_need_some_too(free):
