@@ -47,13 +47,13 @@ class Ahead:
 
         Raises:
             UserError: As raised by ``make``, here or in a worker.
+            RuntimeError: A worker was killed ("DataLoader worker (pid …"), or as raised by ``make``.
         """
         first = epoch * self.steps_per_epoch
         if self._batches is None or self._next != first:
             self._begin(first)
         for _ in range(self.steps_per_epoch):
-            assert self._batches is not None
-            batch = next(self._batches)
+            batch = self._receive()
             self._next += 1
             if isinstance(batch, UserError):
                 raise batch
@@ -62,6 +62,13 @@ class Ahead:
     def close(self) -> None:
         """End the workers, which is what PyTorch's iterator does when it is deleted."""
         self._batches = None
+
+    def _receive(self) -> Any:
+        assert self._batches is not None
+        try:
+            return next(self._batches)
+        except (ConnectionError, EOFError) as error:  # killed while it was sending; otherwise PyTorch finds out itself
+            raise RuntimeError(f"DataLoader worker (pid unknown) was killed: {error}") from error
 
     def _begin(self, first: int) -> None:
         self.close()

@@ -145,13 +145,14 @@ def _source(affine: tio.Affine, spacing: tuple[float, ...]) -> tuple[np.ndarray,
 
 
 class RandomNoise(tio.RandomNoise):
-    """TorchIO's noise, without a seed of its own, which would take as long to set as a small patch takes to draw."""
+    """TorchIO's noise, from a generator of its own: to seed PyTorch's takes as long as to draw a small patch."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Draw mean, standard deviation and noise for each image."""
         for image in self.get_images(subject):
-            mean, deviation, _ = self.get_params(self.mean_range, self.std_range)
-            image.set_data(torch.randn(image.data.shape).mul_(deviation).add_(mean).add_(image.data))
+            mean, deviation, seed = self.get_params(self.mean_range, self.std_range)
+            noise = torch.randn(image.data.shape, generator=torch.Generator().manual_seed(seed))
+            image.set_data(noise.mul_(deviation).add_(mean).add_(image.data))
         return subject
 
 

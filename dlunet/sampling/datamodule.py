@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 import lightning
 import torch
-import torchio as tio
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
-from dlunet.methods import Batch, Method, Stream
+from dlunet.methods import Method
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.ahead import Ahead
 from dlunet.sampling.augmentation import Augmentation
-from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
+from dlunet.sampling.streams import Streams, apart
 from dlunet.sampling.workers import worker_count
-
-#: The view that every training uses.
-WEAK = "weak"
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +59,7 @@ class PatchDataModule(lightning.LightningDataModule):
         self.num_workers = worker_count(num_workers)
         self.seed = seed
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
-        self._ahead = Ahead(self._batches, steps_per_epoch, self.num_workers)
+        self._ahead: Ahead | None = None
 
     def check_cases(self, processes: int) -> None:
         """Check that every process gets enough cases, and log how unlabelled patches are cropped.
@@ -75,7 +69,9 @@ class PatchDataModule(lightning.LightningDataModule):
         """
         for name, stream in self.method.streams.items():
             kind = "labelled" if stream.labelled else "unlabelled"
-            self._check_count(kind, len(getattr(self.prepared, kind)), len(self._group(name)) * processes)
+            self._check_count(
+                kind, len(getattr(self.prepared, kind)), len(apart(self.method.streams, name)) * processes
+            )
         if self.method.needs_unlabelled:
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:
@@ -89,6 +85,19 @@ class PatchDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """The batches (:data:`dlunet.methods.Batch`) of the current epoch."""
         assert self.trainer is not None
+        if self._ahead is None:
+            streams = Streams(
+                self.prepared,
+                self.method,
+                self.augmentation,
+                self.sampler,
+                self.batch_size,
+                self.steps_per_epoch,
+                self.seed,
+                self.trainer.global_rank,
+                self.trainer.world_size,
+            )
+            self._ahead = Ahead(streams.batches, self.steps_per_epoch, self.num_workers)
         return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch), mode="min_size")
 
     def val_dataloader(self) -> DataLoader:
@@ -97,62 +106,8 @@ class PatchDataModule(lightning.LightningDataModule):
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers."""
-        self._ahead.close()
-
-    def _batches(self, epoch: int, steps: range) -> Iterator[Batch]:
-        wanted = self.method.streams_in(epoch)
-        with torch.random.fork_rng(devices=[]):  # PyTorch's loaders draw a seed, which is not used here
-            loaders = [iter(self._loader(name, stream, epoch, steps)) for name, stream in wanted.items()]
-        for batches in zip(*loaders, strict=True):
-            subjects_by_stream = zip(wanted.items(), batches, strict=True)
-            yield {name: self._views(subjects, stream) for (name, stream), subjects in subjects_by_stream}
-
-    @staticmethod
-    def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:
-        views = {view: subjects["image" if view == WEAK else view][tio.DATA] for view in stream.views}
-        return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.labelled else views
-
-    def _group(self, name: str) -> list[str]:
-        """A stream and the streams that must differ from it in their cases, in the method's order."""
-        streams = self.method.streams
-        first = streams[name].other_than or name
-        return [other for other, stream in streams.items() if first in (other, stream.other_than)]
-
-    def _loader(self, name: str, stream: Stream, epoch: int, steps: range) -> tio.SubjectsLoader:
-        assert self.trainer is not None
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        cases = self.prepared.labelled if stream.labelled else self.prepared.unlabelled
-        names, group = list(self.method.streams), self._group(name)
-        batch_size = self.batch_size * stream.times
-        order = draw_order(
-            len(cases),
-            items=self.steps_per_epoch * batch_size,
-            seed=[self.seed, names.index(group[0]), epoch],
-            rank=rank,
-            world_size=world_size,
-            shift=group.index(name) * (len(cases) // (len(group) * world_size)),
-        )
-        dataset = PatchDataset(
-            cases,
-            order,
-            self.sampler,
-            self.augmentation,
-            self.prepared.plan.spacing,
-            with_labels=stream.labelled,
-            views=[view for view in stream.views if view != WEAK],
-            seed=[self.seed, names.index(name), epoch, rank],
-        )
-        # An item is a finished patch, already in random order: one sample per item, no shuffling.
-        queue = tio.Queue(
-            dataset,
-            max_length=batch_size,
-            samples_per_volume=1,
-            sampler=self.sampler,
-            subject_sampler=[step * batch_size + k for step in steps for k in range(batch_size)],  # type: ignore[arg-type]
-            shuffle_subjects=False,
-            shuffle_patches=False,
-        )
-        return tio.SubjectsLoader(queue, batch_size=batch_size)
+        if self._ahead is not None:
+            self._ahead.close()
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

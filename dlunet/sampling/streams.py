@@ -1,0 +1,100 @@
+"""Makes the batches of the steps: one of each of the method's streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchio as tio
+
+from dlunet.methods import Batch, Method, Stream
+from dlunet.preparation import PreparedDataset
+from dlunet.sampling.augmentation import Augmentation
+from dlunet.sampling.patches import PatchDataset, draw_order
+from dlunet.sampling.sampler import ClassBalancedSampler
+
+#: The view that every training uses.
+WEAK = "weak"
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The streams of a run in one of its processes.
+
+    Attributes:
+        prepared: The prepared cases and their plan.
+        method: The method, which declares the streams.
+        augmentation: Applied to every patch.
+        sampler: Draws the centres of patches.
+        batch_size: Patches per step and stream, times the stream's own factor.
+        steps_per_epoch: Steps per epoch.
+        seed: Random seed.
+        rank: Rank of the process.
+        world_size: Number of processes, each of which has its own cases.
+    """
+
+    prepared: PreparedDataset
+    method: Method
+    augmentation: Augmentation
+    sampler: ClassBalancedSampler
+    batch_size: int
+    steps_per_epoch: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
+        """Yield the batches of some steps of an epoch."""
+        wanted = self.method.streams_in(epoch)
+        with torch.random.fork_rng(devices=[]):  # PyTorch's loaders draw a seed, which is not used here
+            loaders = [iter(self._loader(name, stream, epoch, steps)) for name, stream in wanted.items()]
+        for batches in zip(*loaders, strict=True):
+            subjects_by_stream = zip(wanted.items(), batches, strict=True)
+            yield {name: _views(subjects, stream) for (name, stream), subjects in subjects_by_stream}
+
+    def _loader(self, name: str, stream: Stream, epoch: int, steps: range) -> tio.SubjectsLoader:
+        cases = self.prepared.labelled if stream.labelled else self.prepared.unlabelled
+        names, group = list(self.method.streams), apart(self.method.streams, name)
+        batch_size = self.batch_size * stream.times
+        order = draw_order(
+            len(cases),
+            items=self.steps_per_epoch * batch_size,
+            seed=[self.seed, names.index(group[0]), epoch],
+            rank=self.rank,
+            world_size=self.world_size,
+            shift=group.index(name) * (len(cases) // (len(group) * self.world_size)),
+        )
+        dataset = PatchDataset(
+            cases,
+            order,
+            self.sampler,
+            self.augmentation,
+            self.prepared.plan.spacing,
+            with_labels=stream.labelled,
+            views=[view for view in stream.views if view != WEAK],
+            seed=[self.seed, names.index(name), epoch, self.rank],
+        )
+        # An item is a finished patch, already in random order: one sample per item, no shuffling.
+        queue = tio.Queue(
+            dataset,
+            max_length=batch_size,
+            samples_per_volume=1,
+            sampler=self.sampler,
+            subject_sampler=[step * batch_size + k for step in steps for k in range(batch_size)],  # type: ignore[arg-type]
+            shuffle_subjects=False,
+            shuffle_patches=False,
+        )
+        return tio.SubjectsLoader(queue, batch_size=batch_size)
+
+
+def apart(streams: Mapping[str, Stream], name: str) -> list[str]:
+    """A stream and the streams that must differ from it in their cases, in the method's order."""
+    first = streams[name].other_than or name
+    return [other for other, stream in streams.items() if first in (other, stream.other_than)]
+
+
+def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:
+    views = {view: subjects["image" if view == WEAK else view][tio.DATA] for view in stream.views}
+    return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.labelled else views
