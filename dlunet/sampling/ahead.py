@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dlunet.errors import UserError
 from dlunet.parallel import end_with_parent
 from dlunet.sampling.workers import PREFETCHED
+
+#: Seconds within which the signal of a killed worker arrives.
+SIGNAL_DELAY = 1.0
 
 #: Called with an epoch and some of its steps in ascending order; yields their batches.
 MakeBatches = Callable[[int, range], Iterator[Any]]
@@ -67,8 +71,9 @@ class Ahead:
         assert self._batches is not None
         try:
             return next(self._batches)
-        except (ConnectionError, EOFError) as error:  # killed while it was sending; otherwise PyTorch finds out itself
-            raise RuntimeError(f"DataLoader worker (pid unknown) was killed: {error}") from error
+        except (ConnectionError, EOFError):
+            time.sleep(SIGNAL_DELAY)  # if the worker was killed while sending, PyTorch's handler raises an error now
+            raise
 
     def _begin(self, first: int) -> None:
         self.close()
