@@ -2,10 +2,10 @@
 
     python benchmarks/compiled_training.py
 
-At the paper's features and a patch of 32×96×96: forward and backward pass of one network, compiled, with DLUNet's layers
-and written plainly (``nn.Conv3d``, ``nn.InstanceNorm3d``, default layout); and the whole semi-supervised step of two
-networks, compiled and written plainly, with eight separate passes. Before timing, the script checks that all sides give
-the same loss and gradients. At the paper's patch of 56×160×160, the peak memory of a process that makes two steps.
+At the paper's features and a patch of 32×96×96: forward and backward pass of one network, compiled, with DLUNet's
+layers and written plainly (``nn.Conv3d``, ``nn.InstanceNorm3d``, default layout); and the whole semi-supervised step of
+two networks, compiled and written plainly, with eight separate passes. Before timing, the script checks that all sides
+give the same loss and gradients. At the paper's patch of 56×160×160, the peak memory of a process that makes two steps.
 """
 
 from __future__ import annotations
@@ -133,14 +133,13 @@ class CompiledStep:
     def losses(self) -> Tensor:
         """The losses, after computing their gradients."""
         self.optimizer.zero_grad()
-        generator = torch.Generator().manual_seed(0)
-        step = Step(
-            self.networks, self.batch, self.loss, self.loss, Progress(0, 0, 0.0), generator, lambda loss: loss.backward()
-        )
+        now, generator = Progress(0, 0, 0.0), torch.Generator().manual_seed(0)
+        step = Step(self.networks, self.batch, self.loss, self.loss, now, generator, torch.Tensor.backward)
         terms = self.method.losses(step)
         return torch.stack([terms[role][name].detach() for role in "ab" for name in ("labelled", "unlabelled")])
 
     def __call__(self) -> None:
+        """A whole step."""
         self.losses()
         update(self.networks, self.optimizer)
 
@@ -173,6 +172,7 @@ class PlainStep:
         return torch.stack([value.detach() for value in found])
 
     def __call__(self) -> None:
+        """A whole step."""
         self.losses()
         update(self.networks, self.optimizer)
 
