@@ -128,6 +128,11 @@ class Step:
     backward: Callable[[Tensor], None] | None = None
     learnt: set[str] = field(default_factory=set)
 
+    @property
+    def num_patches(self) -> int:
+        """The number of patches of the step."""
+        return sum(len(next(iter(stream.values()))) for stream in self.batch.values())
+
     def from_labels(self, network: nn.Module) -> dict[str, Tensor]:
         """The loss on the labelled patches, a term of every method."""
         labelled = self.batch["labelled"]
@@ -143,8 +148,9 @@ class Step:
         """
         networks = [self.networks[role] for role in roles]
         device = next(iter(self.batch["labelled"].values())).device
-        # Compiled code fills all cores with one network, which takes less memory.
-        run = map if device.type != "cpu" or all(map(runs_compiled, networks)) else side_by_side
+        # Compiled code fills the cores with the patches of one network, if there are several; that takes less memory.
+        one_by_one = self.num_patches > 1 and all(map(runs_compiled, networks))
+        run = map if device.type != "cpu" or one_by_one else side_by_side
         return dict(zip(roles, run(function, networks, *arguments), strict=True))
 
     def learn(self, function: Callable[..., dict[str, Tensor]], roles: Sequence[str], *arguments: Sequence) -> Terms:

@@ -66,11 +66,11 @@ class _Step:
 
 
 class Program:
-    """Runs a light U-Net on batches of one shape. Not thread-safe.
+    """Runs a light U-Net on patches of one size, one at a time. Not thread-safe.
 
     Args:
         network: A light U-Net that the library supports, see :func:`dlunet.networks.compiled.can_compile`.
-        shape: Of the input: (B, z, y, x).
+        patch_size: (z, y, x) of the input.
         every_level: Whether it returns the logits of every level, finest first, or the finest alone.
         trains: Whether a backward pass may follow a forward pass.
         flags: Compiler flags of the library.
@@ -82,13 +82,13 @@ class Program:
     def __init__(
         self,
         network: Any,
-        shape: Sequence[int],
+        patch_size: Sequence[int],
         every_level: bool = False,
         trains: bool = False,
         flags: tuple[str, ...] = FLAGS,
     ) -> None:
         self._library = load_library(flags)
-        self._batch, self._trains = shape[0], trains
+        self._trains = trains
         self._parameters = list(network.parameters())
         self._indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         self._starts = _offsets([parameter.numel() for parameter in self._parameters])
@@ -97,7 +97,7 @@ class Program:
         self._steps: list[_Step] = []
         self._nodes: list[_Node] = []
         self._heads: list[Head] = []
-        self._input = _Node(-1, Values(batch=shape[0], shape=tuple(shape[1:]), channels=network.in_channels))
+        self._input = _Node(-1, Values(batch=1, shape=tuple(patch_size), channels=network.in_channels))
         self._input.values.stored = network.in_channels
         self._lay_out(network, every_level)
         self._memory_fields = self._plan_memory()
@@ -106,48 +106,49 @@ class Program:
         self._base, self._addresses = 0, ()
         self._x: Tensor | None = None
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The logits (B, classes, …) of each level, finest first.
+    @property
+    def logit_shapes(self) -> list[tuple[int, ...]]:
+        """The shape (classes, z, y, x) of the logits of each level, finest first."""
+        return [(head.classes, *head.source.values.contents.shape) for head in self._heads[::-1]]
+
+    def forward(self, x: Tensor, logits: Sequence[Tensor], threads: int) -> None:
+        """Compute the logits of a patch.
 
         Until :meth:`release`, the program keeps its memory for the backward pass.
+
+        Args:
+            x: The patch (in_channels, z, y, x).
+            logits: Where the logits of each level are written: contiguous tensors of the :attr:`logit_shapes`.
+            threads: The number of threads, which does not change the result.
         """
         self._block = BLOCKS.take(self._size)
-        self._x = x.movedim(1, -1).contiguous()
+        self._x = x.movedim(0, -1).contiguous()
         self._set_addresses()
-        logits = []
-        for head in self._heads:
-            logits.append(x.new_empty(len(x), head.classes, *head.source.values.contents.shape))
-            head.logits = logits[-1].data_ptr()
-        threads = torch.get_num_threads()
+        for head, level in zip(self._heads[::-1], logits, strict=True):
+            head.logits = level.data_ptr()
         for step in self._steps:
             if step.forward:
                 step.forward(byref(step.operation), threads)
-        return logits[::-1]
 
-    def backward(self, to_logits: Sequence[Tensor | None], wants_input: bool) -> list[Tensor | None]:
-        """The gradients of the input and of each parameter after :meth:`forward`, which it can follow only once.
+    def backward(
+        self, to_logits: Sequence[Tensor | None], to_input: Tensor | None, threads: int
+    ) -> tuple[Tensor, set[int]]:
+        """Compute the gradients after :meth:`forward`, which a backward pass can follow only once.
 
         Args:
-            to_logits: The gradients of what :meth:`forward` returned; None: zero.
-            wants_input: Whether the gradient of the input is needed.
+            to_logits: The gradients of the logits, as in :meth:`forward`; None: zero.
+            to_input: Where the gradient of the patch is written, (z, y, x, in_channels); None: it is not needed.
+            threads: The number of threads.
 
         Returns:
-            The gradients of the input and of the network's parameters; None: zero.
+            The gradients of all parameters one after the other, and the indices of the parameters that have one.
         """
-        assert self._x is not None
         flat = torch.zeros(self._starts[-1])  # the gradients of the convolutions' biases stay 0
         for structure, name, index in self._gradient_fields:
             setattr(structure, name, flat.data_ptr() + FLOAT * self._starts[index])
-        to_input = torch.empty_like(self._x) if wants_input else None
         self._input.values.gradient = None if to_input is None else to_input.data_ptr()
         of_heads = dict(zip(map(id, self._heads[::-1]), to_logits, strict=True))
-        found = self._run_backward(of_heads)
-        parts = flat.split([parameter.numel() for parameter in self._parameters])
-        gradients: list[Tensor | None] = [
-            part.view_as(parameter) if index in found else None
-            for index, (part, parameter) in enumerate(zip(parts, self._parameters, strict=True))
-        ]
-        return [None if to_input is None else to_input.movedim(-1, 1), *gradients]
+        return flat, self._run_backward(of_heads, threads)
 
     def release(self) -> None:
         """Free the memory; a backward pass is no longer possible."""
@@ -155,9 +156,8 @@ class Program:
             BLOCKS.give_back(self._block)
         self._block = self._x = None
 
-    def _run_backward(self, of_heads: dict[int, Tensor | None]) -> set[int]:
+    def _run_backward(self, of_heads: dict[int, Tensor | None], threads: int) -> set[int]:
         """Run all steps that contribute to a gradient; returns the parameters whose gradients are found."""
-        threads = torch.get_num_threads()
         have_gradient: set[_Node] = set()
         found: set[int] = set()
         for step in reversed(self._steps):
@@ -165,7 +165,6 @@ class Program:
                 gradient = of_heads[id(step.operation)]
                 if gradient is None:
                     continue
-                gradient = gradient.contiguous()
                 step.operation.gradient = gradient.data_ptr()
             elif step.result not in have_gradient:
                 continue
@@ -224,7 +223,7 @@ class Program:
     def _add_values(self, shape: Sequence[int], channels: int, norm: Any) -> _Node:
         """The result of the next step, with its normalisation."""
         stored = math.ceil(channels / PADDING) * PADDING
-        values = Values(batch=self._batch, shape=tuple(shape), channels=channels, stored=stored, epsilon=norm.eps)
+        values = Values(batch=1, shape=tuple(shape), channels=channels, stored=stored, epsilon=norm.eps)
         node = _Node(len(self._steps), values)
         node.parameters = [
             self._set(values, "weight", norm.weight, "weight_gradient"),
@@ -281,21 +280,20 @@ class Program:
                     up = node.upsampling
                     fine = [size * step for size, step in zip(values.shape, up.step, strict=True)]
                     stored = math.ceil(up.channels / PADDING) * PADDING
-                    gradient = Lifetime(self._batch * math.prod(fine) * stored, last - node.reader, last - writer)
+                    gradient = Lifetime(math.prod(fine) * stored, last - node.reader, last - writer)
                     readers = (self._steps[writer], self._steps[node.reader])
                     fields += [(source, "gradient", gradient, 0) for step in readers for source, _ in step.sources[:1]]
                 continue
             # The tensor that was added to this one needs its gradient, and therefore its values, even later.
             end = last - (node.added.writer if node.added else writer) if self._trains else node.reader
-            size = self._batch * math.prod(values.shape) * values.stored
-            per_channel = self._batch * values.stored
-            data, statistics = Lifetime(size, writer, end), Lifetime(4 * per_channel, writer, end)
+            size, channels = math.prod(values.shape) * values.stored, values.stored
+            data, statistics = Lifetime(size, writer, end), Lifetime(4 * channels, writer, end)
             fields.append((values, "data", data, 0))
             names = ("scale", "shift", "mean", "inverse")
-            fields += [(values, name, statistics, place_ * per_channel) for place_, name in enumerate(names)]
+            fields += [(values, name, statistics, number * channels) for number, name in enumerate(names)]
             if self._trains:
                 fields.append((values, "gradient", Lifetime(size, last - node.reader, end), 0))
-                fields.append((values, "coefficients", Lifetime(3 * per_channel, last - node.reader, end), 0))
+                fields.append((values, "coefficients", Lifetime(3 * channels, last - node.reader, end), 0))
                 if node.added:
                     node.added.values.sum = pointer(values)
         return fields

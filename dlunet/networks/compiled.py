@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +31,8 @@ from dlunet.networks.layers import (
     SeparableConv3d,
     SeparableUpsampling,
 )
+
+Result = TypeVar("Result")
 
 OTHER_LAYERS = "it only runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
 
@@ -53,8 +58,8 @@ def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
         return None
     every_level = network.training and network.deep_supervision
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *parameters))
-    use = _Use(network, (len(x), *x.shape[2:]), every_level, trains)
-    logits = _Compiled.apply(use, x, *parameters) if trains else use.program.forward(x)
+    run = _Run(network, x, every_level, trains)
+    logits = _Compiled.apply(run, x, *parameters) if trains else run.forward(x)
     return list(logits) if every_level else logits[0]
 
 
@@ -97,46 +102,97 @@ _programs: WeakKeyDictionary[nn.Module, dict[Any, list[Program]]] = WeakKeyDicti
 _lock = threading.Lock()
 
 
-class _Use:
-    """A program and its memory, from the forward pass until the backward pass is done or no longer possible."""
+class _Run:
+    """Programs and their memory, one for each sample, from the forward pass until no backward pass can follow.
 
-    def __init__(self, network: nn.Module, *key: Any) -> None:
+    Samples do not depend on each other. Each has its own threads, which need not wait for those of others until the end
+    of a pass; they do, after each of its operations, within one sample.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor, *settings: Any) -> None:
+        key = (*x.shape[2:], *settings)
         with _lock:
             self._unused = _programs.setdefault(network, defaultdict(list))[key]
-            unused = self._unused.pop() if self._unused else None
-        self.program = unused or Program(network, *key)
-        self.is_over = False
+            self.programs = [self._unused.pop() for _ in range(min(len(x), len(self._unused)))]
+        self.programs += [Program(network, x.shape[2:], *settings) for _ in range(len(x) - len(self.programs))]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits (B, classes, …) of each level, finest first."""
+        logits = tuple(x.new_empty(len(x), *shape) for shape in self.programs[0].logit_shapes)
+        _for_each_sample(Program.forward, self.programs, list(x), list(zip(*logits, strict=True)))
+        return logits
+
+    def backward(
+        self, to_logits: Sequence[Tensor | None], x: Tensor, wants_input: bool
+    ) -> tuple[Tensor | None, Tensor, set[int]]:
+        """The gradient of the input, those of all parameters one after the other, and which parameters have one."""
+        to_input = torch.empty_like(x.movedim(1, -1), memory_format=torch.contiguous_format) if wants_input else None
+        none = [None] * len(x)
+        by_level = [none if level is None else level.contiguous() for level in to_logits]
+        found = _for_each_sample(
+            Program.backward,
+            self.programs,
+            list(zip(*by_level, strict=True)),
+            none if to_input is None else list(to_input),
+        )
+        (total, of_parameters), *others = found
+        for gradients, _ in others:
+            total += gradients
+        return None if to_input is None else to_input.movedim(-1, 1), total, of_parameters
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a backward pass is no longer possible."""
+        return not self.programs
 
     def end(self) -> None:
-        """Free the program and its memory for the next use."""
-        if not self.is_over:
-            self.is_over = True
-            self.program.release()
-            self._unused.append(self.program)
+        """Free the programs and their memory for the next run."""
+        for program in self.programs:
+            program.release()
+        self._unused += self.programs
+        self.programs = []
 
     def __del__(self) -> None:
         self.end()
 
 
+def _for_each_sample(function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
+    """Call ``function(…, threads)`` for all samples, at the same time if there are several threads."""
+    count, threads = len(arguments[0]), torch.get_num_threads()
+    if 1 in (count, threads):
+        return [function(*of_sample, threads) for of_sample in zip(*arguments, strict=True)]
+    each = max(1, threads // count)
+    return list(_threads(threads).map(function, *arguments, [each] * count))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "sample")
+
+
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, use: _Use, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: _Run, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *parameters)  # autograd then notices if they change before the backward pass
-        ctx.use = use
-        return tuple(use.program.forward(x))
+        ctx.run = run
+        return run.forward(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *to_logits: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the compiled light U-Net has no second derivatives; PyTorch's layers do, for example in float64"
             )
-        if ctx.use.is_over:
+        if ctx.run.is_over:
             raise RuntimeError("the compiled light U-Net keeps its values for one backward pass; run the network again")
-        ctx.saved_tensors  # noqa: B018  # raises if one of them was changed
+        x, *parameters = ctx.saved_tensors
         _, wants_input, *wanted = ctx.needs_input_grad
-        to_input, *to_parameters = ctx.use.program.backward(gradients, wants_input)
-        ctx.use.end()
-        kept = (each if is_wanted else None for each, is_wanted in zip(to_parameters, wanted, strict=True))
-        return None, to_input, *kept
+        to_input, flat, found = ctx.run.backward(to_logits, x, wants_input)
+        ctx.run.end()
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        gradients = (
+            part.view_as(parameter) if is_wanted and index in found else None
+            for index, (part, parameter, is_wanted) in enumerate(zip(parts, parameters, wanted, strict=True))
+        )
+        return None, to_input, *gradients

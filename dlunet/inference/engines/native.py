@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dlunet.inference.engines.base import Engine, EngineUnavailable, register_engine
@@ -40,7 +41,7 @@ class NativeEngine(Engine):
         network.check_size(patch_size)
         self.name = "native on cpu, float32"
         try:
-            self._program = Program(network, (1, *patch_size), flags=flags)
+            self._program = Program(network, patch_size, flags=flags)
         except NativeUnavailable as error:
             raise EngineUnavailable(str(error)) from None
 
@@ -59,7 +60,9 @@ class NativeEngine(Engine):
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """The logits of a tile (1, in_channels, *patch_size)."""
-        (logits,) = self._program.forward(tiles)
+        (shape,) = self._program.logit_shapes
+        logits = tiles.new_empty(1, *shape)
+        self._program.forward(tiles[0], [logits], torch.get_num_threads())
         self._program.release()
         return logits
 
