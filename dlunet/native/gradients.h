@@ -10,26 +10,29 @@
 
 namespace dlunet {
 
-// The gradient of the data of VOXELS voxels from index `first` on, as (stored / W, VOXELS, W).
-template <int W, int VOXELS>
-INLINE void data_gradient(const Values& values, int sample, size_t first, float* to) {
-    const size_t apart = size_t(values.batch) * values.stored;
-    const Values* const terms[2] = {&values, values.sum};
-    for (int c = 0; c < values.stored; c += W, to += VOXELS * W) {
-        Lanes<W> sum[VOXELS] = {};
-        for (const Values* term : terms) {
-            if (!term) continue;
-            const float* coefficients = term->coefficients + size_t(sample) * values.stored + c;
-            const Lanes<W> of_gradient = load<W>(coefficients), of_data = load<W>(coefficients + apart),
-                           constant = load<W>(coefficients + 2 * apart);
-#pragma GCC unroll 16
-            for (int m = 0; m < VOXELS; ++m) {
-                const size_t at = first + size_t(m) * values.stored + c;
-                sum[m] += of_gradient * load<W>(term->gradient + at) + (of_data * load<W>(term->data + at) + constant);
-            }
+// The gradient of a row of the data, as (stored / W, x, W).
+template <int W>
+inline void read_data_gradient(const Values& values, int sample, size_t row, float* to) {
+    const int x_size = values.shape[2], stored = values.stored;
+    const size_t first = (sample * rows_of(values) + row) * x_size * stored, apart = size_t(values.batch) * stored;
+    const Values* other = values.sum;
+    for (int c = 0; c < stored; c += W, to += x_size * W) {
+        const size_t of_sample = size_t(sample) * stored + c;
+        const float* own = values.coefficients + of_sample;
+        const Lanes<W> of_gradient = load<W>(own), of_data = load<W>(own + apart), constant = load<W>(own + 2 * apart);
+        const float *gradient = values.gradient + first + c, *data = values.data + first + c;
+        if (!other) {
+            for (int x = 0; x < x_size; ++x, gradient += stored, data += stored)
+                store<W>(to + x * W, of_gradient * load<W>(gradient) + (of_data * load<W>(data) + constant));
+            continue;
         }
-#pragma GCC unroll 16
-        for (int m = 0; m < VOXELS; ++m) store<W>(to + m * W, sum[m]);
+        const float *others = other->coefficients + of_sample, *its_gradient = other->gradient + first + c,
+                    *its_data = other->data + first + c;
+        const Lanes<W> of_its_gradient = load<W>(others), of_its_data = load<W>(others + apart),
+                       constants = constant + load<W>(others + 2 * apart);
+        for (int x = 0; x < x_size; ++x, gradient += stored, data += stored, its_gradient += stored, its_data += stored)
+            store<W>(to + x * W, of_gradient * load<W>(gradient) + of_its_gradient * load<W>(its_gradient) +
+                                     (of_data * load<W>(data) + of_its_data * load<W>(its_data) + constants));
     }
 }
 

@@ -97,7 +97,7 @@ class Backward {
               all(pass.channels.with_padding()),
               of_slice(size_t(rows) * pass.wide * all),
               held(buffer(of_slice * op.kernel[0])),
-              result(buffer(size_t(rows) * TILE<W> * out.stored)),
+              result(buffer(size_t(rows) * out.shape[2] * out.stored)),
               between(buffer(size_t(pass.blocks.rows) * TILE<W> * all)),
               to_input(buffer(size_t(2) * TILE<W> * all)),
               weights(buffer(pass.of_pointwise + pass.of_depthwise)),
@@ -134,7 +134,8 @@ class Backward {
         const int rows, all;
         const size_t of_slice;
         const Buffer held;              // gradient of the depthwise convolution: (slices, rows, all / W, x + 2, W)
-        const Buffer result, between;   // of a column of rows: its gradient, and the depthwise convolution
+        const Buffer result;            // its gradient in the rows of a slice: (rows, stored / W, x, W)
+        const Buffer between;           // the depthwise convolution in a tile of the block's own rows
         const Buffer to_input;          // gradient of a tile of the input
         const Buffer weights, sums;
         std::vector<TapRow> tap_rows;   // of the rows of a slice of the input, one after the other
@@ -146,6 +147,9 @@ class Backward {
             std::memset(weights.get(), 0, (pass.of_pointwise + pass.of_depthwise) * sizeof(float));
             voxels = 0;
         }
+
+        // The row of the result at the begin of the window.
+        int first_row() const { return block.y_begin - margin_y.before; }
 
         size_t apart() const { return size_t(pass.wide) * W; }
 
@@ -162,18 +166,23 @@ class Backward {
             if (z < 0 || z >= out.shape[0]) return clear_slice(z);
             if (is_own) window.advance(z);
             const int count = block.y_end - block.y_begin;
+            const size_t of_result = size_t(out.shape[2]) * out.stored;
+            for (int r = 0; r < rows; ++r) {
+                const int y = first_row() + r;
+                if (y >= 0 && y < out.shape[1])
+                    read_data_gradient<W>(out, block.sample, size_t(z) * out.shape[1] + y, result.get() + r * of_result);
+            }
             for_tiles<W>(out.shape[2], [&](auto tile, int x) {
                 constexpr int VOXELS = decltype(tile)::value;
-                const size_t of_result = size_t(VOXELS) * out.stored, of_between = size_t(VOXELS) * all;
-                for (int r = 0; r < rows; ++r)
-                    to_depthwise<VOXELS>(z, r, x, result.get() + r * of_result);
+                const size_t of_between = size_t(VOXELS) * all;
+                for (int r = 0; r < rows; ++r) to_depthwise<VOXELS>(z, r, x, result.get() + r * of_result + x * W);
                 if (!is_own) return;
                 for (int r = 0; r < count; ++r)
                     again<VOXELS, STRIDE_X>(r, x, at(z, margin_y.before + r) + size_t(x + 1) * W,
                                             between.get() + r * of_between);
-                const float* own = result.get() + margin_y.before * of_result;
+                const float* own = result.get() + margin_y.before * of_result + x * W;
                 add_products<W, VOXELS>({between.get(), VOXELS * W, of_between, pass.channels.depth},
-                                        {own, VOXELS * W, of_result, out.stored}, count, weights.get());
+                                        {own, size_t(out.shape[2]) * W, of_result, out.stored}, count, weights.get());
             });
             if (is_own) voxels += count * out.shape[2];
         }
@@ -182,22 +191,19 @@ class Backward {
             for (int r = 0; r < rows; ++r) std::memset(at(z, r), 0, size_t(pass.wide) * all * sizeof(float));
         }
 
-        // The gradient of the result at VOXELS voxels, and through the pointwise weights that of the depthwise
-        // convolution, into the window.
+        // From the gradient of the result at VOXELS voxels to that of the depthwise convolution, into the window.
         template <int VOXELS>
-        INLINE void to_depthwise(int z, int r, int x, float* result) {
-            const int y = block.y_begin - margin_y.before + r;
+        INLINE void to_depthwise(int z, int r, int x, const float* result) {
+            const int y = first_row() + r;
             float* to = at(z, r) + size_t(x + 1) * W;
             if (y < 0 || y >= out.shape[1]) {
                 for (int c = 0; c < all; c += W, to += apart()) std::memset(to, 0, VOXELS * W * sizeof(float));
                 return;
             }
-            const size_t row = (size_t(block.sample) * out.shape[0] + z) * out.shape[1] + y;
-            data_gradient<W, VOXELS>(out, block.sample, (row * out.shape[2] + x) * out.stored, result);
             for_blocks<W>(all, [&](auto blocks, int c) {
                 constexpr int BLOCKS = decltype(blocks)::value;
                 Lanes<W> sum[VOXELS][BLOCKS] = {};
-                multiply<W, VOXELS, BLOCKS>(result, VOXELS * W, pass.matrix.get() + size_t(c) * out.channels,
+                multiply<W, VOXELS, BLOCKS>(result, size_t(out.shape[2]) * W, pass.matrix.get() + size_t(c) * out.channels,
                                             out.channels, sum);
                 for (int b = 0; b < BLOCKS; ++b)
                     for (int m = 0; m < VOXELS; ++m) store<W>(to + (c / W + b) * apart() + m * W, sum[m][b]);
