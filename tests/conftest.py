@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from hypothesis import settings
 
 from dlunet.configs import CONFIGS
+from dlunet.native import library
 
 pytest_plugins = ["tests.commands"]
 
@@ -138,6 +139,20 @@ def compose():
     """``compose(verb, overrides)`` is the config of a command."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield hydra.compose
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """The folder for the library of compiled code, which is neither there nor loaded."""
+
+    def forget():
+        library.load_library.cache_clear()
+        library.why_unavailable.cache_clear()
+
+    forget()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "dlunet"
+    forget()
 
 
 def cut(content, rng):

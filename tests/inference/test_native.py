@@ -12,7 +12,7 @@ from dlunet.inference import make_engine
 from dlunet.inference.engines import EngineUnavailable
 from dlunet.inference.engines.native import NativeEngine, can_run
 from dlunet.labels import FLARE22
-from dlunet.native import NativeUnavailable, find_compiler, library
+from dlunet.native import find_compiler, library
 from dlunet.networks import Bundle, LightUNet, PlainUNet
 from dlunet.preparation import Intensity, Plan
 
@@ -142,59 +142,6 @@ def test_air_and_other_almost_constant_tiles(level):
 def bundle():
     settings, shape = NETWORKS["as for two cores"]
     return Bundle(network(**settings), Plan((8.0, 8.0, 8.0), shape, Intensity(0, 1, 0, 1)), FLARE22)
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    library.load_library.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield tmp_path / "cache" / "dlunet"
-    library.load_library.cache_clear()
-
-
-@needs_compiler
-def test_it_is_compiled_once(empty_cache):
-    library.load_library()
-    (compiled,) = empty_cache.iterdir()
-    stamp = compiled.stat().st_mtime_ns
-    library.load_library.cache_clear()
-    library.load_library()
-    assert list(empty_cache.iterdir()) == [compiled] and compiled.stat().st_mtime_ns == stamp
-
-
-@needs_compiler
-@pytest.mark.parametrize("spoil", ["no folder", "others can write to it"])
-def test_a_cache_that_cannot_be_used_or_trusted(spoil, empty_cache, tmp_path, monkeypatch):
-    """The library is compiled for this process only, and no file remains."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(library.tempfile, "tempdir", str(temporary))
-    if spoil == "no folder":
-        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    else:
-        empty_cache.mkdir(parents=True)
-        empty_cache.chmod(0o777)
-        library.library_path(find_compiler()).write_bytes(b"what somebody else put there")
-    assert library.load_library().width() in (8, 16)
-    assert list(temporary.iterdir()) == []
-
-
-@needs_compiler
-def test_nowhere_to_compile(empty_cache, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(NativeUnavailable, match="cannot be compiled"):
-        library.load_library()
-
-
-@needs_compiler
-def test_a_damaged_library_is_named(empty_cache):
-    path = library.library_path(find_compiler())
-    path.parent.mkdir(parents=True, mode=0o700)
-    path.write_bytes(b"")
-    path.chmod(0o700)
-    with pytest.raises(NativeUnavailable, match=f"{path}: cannot be loaded.*delete it"):
-        library.load_library()
 
 
 @pytest.mark.parametrize(
