@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlunet.native import find_compiler
 from dlunet.networks import LightUNet, compiled
+from dlunet.networks.layers import PointwiseConv3d
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 
@@ -280,7 +281,7 @@ def test_replaced_parameters_are_used(how, x):
     network = make()
     network(x)[0].sum().backward()
     network.zero_grad()
-    others = {name: 1.5 * value + 0.1 for name, value in network.state_dict().items()}
+    others = {name: (1.5 * value + 0.1).requires_grad_() for name, value in network.state_dict().items()}
     expected = make()
     expected.load_state_dict(others)
     expected = by_layers(expected, x)
@@ -289,7 +290,7 @@ def test_replaced_parameters_are_used(how, x):
     if how == "set":
         for name, value in others.items():
             layer, _, own = name.rpartition(".")
-            setattr(network.get_submodule(layer), own, nn.Parameter(value))
+            setattr(network.get_submodule(layer), own, nn.Parameter(value.detach()))
     else:
         network.load_state_dict(others, assign=True)
     logits = network(x)
@@ -297,6 +298,16 @@ def test_replaced_parameters_are_used(how, x):
     logits[0].square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     return None
+
+
+@needs_compiler
+@pytest.mark.xfail(strict=True, reason="the program keeps the number of classes that it was made with")
+def test_a_new_head_is_used(x):
+    """As for another set of labels."""
+    network = make()
+    network(x)
+    network.decoder[0]["head"] = PointwiseConv3d(4, 7, bias=False)
+    assert_close(network(x), by_layers(network, x))
 
 
 @needs_compiler
