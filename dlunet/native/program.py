@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from ctypes import Structure, byref, c_int, pointer
 from dataclasses import dataclass, field
@@ -105,6 +106,11 @@ class Program:
         self._block: Tensor | None = None
         self._base, self._addresses = 0, ()
         self._x: Tensor | None = None
+
+    def is_for(self, network: Any) -> bool:
+        """Whether the parameters of a network are still those that the program reads."""
+        parameters = list(network.parameters())
+        return len(parameters) == len(self._parameters) and all(map(operator.is_, parameters, self._parameters))
 
     @property
     def logit_shapes(self) -> list[tuple[int, ...]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,7 @@ from dlunet.native import why_unavailable
 from dlunet.native.program import Program
 from dlunet.native.structures import TAPS_X
 from dlunet.networks.layers import (
+    LEAKY_SLOPE,
     DepthwiseConv3d,
     InstanceNorm3d,
     LightStage,
@@ -31,8 +32,6 @@ from dlunet.networks.layers import (
     SeparableConv3d,
     SeparableUpsampling,
 )
-
-Result = TypeVar("Result")
 
 OTHER_LAYERS = "it only runs light U-Nets with kernels of 1 or 3 and strides of 1 or 2 along x"
 
@@ -54,7 +53,7 @@ def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
         What the network's forward pass returns, or None if PyTorch's layers have to compute it.
     """
     parameters = list(network.parameters())
-    if not _can_read([x, *parameters]) or _is_observed(network):
+    if not _can_read(x, parameters) or _is_observed(network) or x.shape[1] != network.in_channels:
         return None
     every_level = network.training and network.deep_supervision
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *parameters))
@@ -71,16 +70,28 @@ def why_not(network: nn.Module) -> str | None:
 def can_compile(network: nn.Module) -> bool:
     """Whether compiled code supports all layers of a light U-Net."""
     layers = list(network.modules())[1:]
-    return all(type(layer) in LAYERS for layer in layers) and all(
-        layer.kernel_size[2] in (1, TAPS_X) and layer.stride[2] in (1, 2)
-        for layer in layers
-        if isinstance(layer, DepthwiseConv3d)
-    )
+    uses = list(network.named_parameters(remove_duplicate=False))
+    is_shared = len(uses) != len(list(network.parameters()))
+    return not is_shared and all(type(layer) in LAYERS and _can_compile_layer(layer) for layer in layers)
 
 
-def _can_read(tensors: list[Tensor]) -> bool:
-    return not torch.is_autocast_enabled("cpu") and all(
-        each.is_cpu and each.dtype == torch.float32 and each.layout == torch.strided for each in tensors
+def _can_compile_layer(layer: nn.Module) -> bool:
+    match layer:
+        case DepthwiseConv3d():
+            return layer.kernel_size[2] in (1, TAPS_X) and layer.stride[2] in (1, 2) and layer.bias is not None
+        case SeparableConv3d():
+            return layer[1].bias is not None
+        case nn.LeakyReLU():
+            return layer.negative_slope == LEAKY_SLOPE
+    return True
+
+
+def _can_read(x: Tensor, parameters: list[Tensor]) -> bool:
+    is_float32 = not torch.is_autocast_enabled("cpu") and x.is_cpu and x.dtype == torch.float32
+    return (
+        is_float32
+        and x.layout == torch.strided
+        and all(each.is_cpu and each.dtype == torch.float32 and each.is_contiguous() for each in parameters)
     )
 
 
@@ -88,6 +99,7 @@ def _is_observed(network: nn.Module) -> bool:
     """Whether something follows the single layers: hooks, a tracer, or a mode that counts their operations."""
     return (
         is_in_torch_dispatch_mode()
+        or nn.modules.module._has_any_global_hook()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or any(
@@ -110,16 +122,19 @@ class _Run:
     """
 
     def __init__(self, network: nn.Module, x: Tensor, *settings: Any) -> None:
+        self.programs: list[Program] = []
         key = (*x.shape[2:], *settings)
         with _lock:
             self._unused = _programs.setdefault(network, defaultdict(list))[key]
+            if self._unused and not self._unused[-1].is_for(network):
+                self._unused.clear()  # parameters were replaced
             self.programs = [self._unused.pop() for _ in range(min(len(x), len(self._unused)))]
         self.programs += [Program(network, x.shape[2:], *settings) for _ in range(len(x) - len(self.programs))]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The logits (B, classes, …) of each level, finest first."""
         logits = tuple(x.new_empty(len(x), *shape) for shape in self.programs[0].logit_shapes)
-        _for_each_sample(Program.forward, self.programs, list(x), list(zip(*logits, strict=True)))
+        _for_each_sample("forward", self.programs, list(x), list(zip(*logits, strict=True)))
         return logits
 
     def backward(
@@ -130,7 +145,7 @@ class _Run:
         none = [None] * len(x)
         by_level = [none if level is None else level.contiguous() for level in to_logits]
         found = _for_each_sample(
-            Program.backward,
+            "backward",
             self.programs,
             list(zip(*by_level, strict=True)),
             none if to_input is None else list(to_input),
@@ -156,13 +171,14 @@ class _Run:
         self.end()
 
 
-def _for_each_sample(function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
-    """Call ``function(…, threads)`` for all samples, at the same time if there are several threads."""
-    count, threads = len(arguments[0]), torch.get_num_threads()
+def _for_each_sample(method: str, programs: Sequence[Program], *arguments: Sequence[Any]) -> list[Any]:
+    """Call a method of all programs, at the same time if there are several threads."""
+    count, threads = len(programs), torch.get_num_threads()
+    methods = [getattr(program, method) for program in programs]
     if 1 in (count, threads):
-        return [function(*of_sample, threads) for of_sample in zip(*arguments, strict=True)]
-    each = max(1, threads // count)
-    return list(_threads(threads).map(function, *arguments, [each] * count))
+        return [call(*given, threads) for call, *given in zip(methods, *arguments, strict=True)]
+    each = [max(1, threads // count)] * count
+    return list(_threads(threads).map(lambda call, *given: call(*given), methods, *arguments, each))
 
 
 @cache

@@ -173,8 +173,9 @@ class LightUNet(UNet):
     @property
     def why_not_compiled(self) -> str | None:
         """Why it does not run as compiled code on this machine's CPU; None if it does."""
-        is_unchanged = type(self).encode is UNet.encode and type(self).decode is UNet.decode
-        return why_not(self) if is_unchanged else f"{type(self).__name__} changes what a light U-Net computes"
+        parts = (getattr(part, "__func__", None) for part in (self.encode, self.decode))
+        is_changed = tuple(parts) != (UNet.encode, UNet.decode)
+        return f"{type(self).__name__} changes what a light U-Net computes" if is_changed else why_not(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See :meth:`UNet.forward`."""

@@ -275,7 +275,6 @@ def test_one_openmp_thread_in_a_new_process(x, tmp_path):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="the program keeps the parameters that it was made with")
 @pytest.mark.parametrize("how", ["assigned by load_state_dict", "set", "given by functional_call"])
 def test_replaced_parameters_are_used(how, x):
     network = make()
@@ -301,7 +300,6 @@ def test_replaced_parameters_are_used(how, x):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="the program keeps the number of classes that it was made with")
 def test_a_new_head_is_used(x):
     """As for another set of labels."""
     network = make()
@@ -311,7 +309,6 @@ def test_a_new_head_is_used(x):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="values outside the input are read")
 @pytest.mark.parametrize("own", [1, 2])
 def test_a_wrong_number_of_channels_is_refused(own):
     with pytest.raises((ValueError, RuntimeError), match="channels"):
@@ -319,7 +316,6 @@ def test_a_wrong_number_of_channels_is_refused(own):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="read as if they were contiguous")
 def test_parameters_in_another_memory_layout(x):
     network = make()
     weight = network.encoder[1].conv2[1].weight
@@ -328,7 +324,6 @@ def test_parameters_in_another_memory_layout(x):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="one use overwrites the gradient of the other")
 def test_layers_that_are_used_twice(x):
     network = make(features=(4, 4), kernel_sizes=(CUBE, CUBE))
     network.encoder[1].conv2 = network.encoder[0].conv2
@@ -340,7 +335,6 @@ def test_layers_that_are_used_twice(x):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="the slope is a constant of the C++ code")
 def test_another_slope_is_used(x):
     network = make()
     for layer in network.modules():
@@ -350,7 +344,6 @@ def test_another_slope_is_used(x):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="only hooks of single layers are looked for")
 def test_hooks_on_all_modules_are_called(x):
     called = []
     handle = nn.modules.module.register_module_forward_hook(lambda layer, *_: called.append(layer))
