@@ -8,5 +8,14 @@ from dlunet.native.library import (
     load_library,
     why_unavailable,
 )
+from dlunet.native.memory import keep_freed_memory
 
-__all__ = ["FLAGS", "NO_COMPILER", "NativeUnavailable", "find_compiler", "load_library", "why_unavailable"]
+__all__ = [
+    "FLAGS",
+    "NO_COMPILER",
+    "NativeUnavailable",
+    "find_compiler",
+    "keep_freed_memory",
+    "load_library",
+    "why_unavailable",
+]

@@ -43,9 +43,10 @@ INLINE void tiles(int x, int size, Function& f) {
     for (; x + N <= size; x += N) f(std::integral_constant<int, N>{}, x);
     if constexpr (N > 1) tiles<(N > 4 ? N / 4 : 1)>(x, size, f);
 }
-template <int W, class Function>
+// With a stride, voxels narrower than a register do not share one, so that fewer are computed together.
+template <int W, int STRIDE_X = 1, class Function>
 INLINE void for_tiles(int size, Function f) {
-    tiles<TILE<W>>(0, size, f);
+    tiles<TILE<W> / (W < FULL ? STRIDE_X : 1)>(0, size, f);
 }
 
 // A matrix as (rows / W, columns, W), rows zero-padded; its value at (row, column) is from[row · down + column · right].

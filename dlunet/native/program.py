@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from ctypes import Structure, byref, c_int, pointer
+from ctypes import Structure, addressof, c_int, c_void_p, cast, pointer
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dlunet.native.library import FLAGS, load_library
 from dlunet.native.memory import BLOCKS, Lifetime, place
-from dlunet.native.structures import PADDING, Head, Separable, Source, Upsampling, Values
+from dlunet.native.structures import PADDING, Call, Head, Separable, Source, Upsampling, Values
+from dlunet.native.structures import Sequence as _Sequence
 
 FLOAT = 4  # bytes
 
@@ -66,6 +66,24 @@ class _Step:
     parameters: list[int]
 
 
+#: Functions of the library, each with the operation that it is called with.
+Calls = list[tuple[Any, Structure]]
+
+
+def run(samples: Sequence[Calls], threads: int, flags: tuple[str, ...] = FLAGS) -> None:
+    """Make the calls of several samples, which must not depend on each other.
+
+    The number of threads does not change the result.
+    """
+    sequences = (_Sequence * len(samples))()
+    kept = []
+    for sequence, calls in zip(sequences, samples, strict=True):
+        array = (Call * len(calls))(*(Call(cast(function, c_void_p), addressof(given)) for function, given in calls))
+        sequence.calls, sequence.count = array, len(calls)
+        kept.append(array)
+    load_library(flags).run(sequences, len(samples), threads)
+
+
 class Program:
     """Runs a light U-Net on patches of one size, one at a time. Not thread-safe.
 
@@ -107,6 +125,11 @@ class Program:
         self._base, self._addresses = 0, ()
         self._x: Tensor | None = None
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of values of all parameters."""
+        return self._starts[-1]
+
     def is_for(self, network: Any) -> bool:
         """Whether the parameters of a network are still those that the program reads."""
         parameters = list(network.parameters())
@@ -117,53 +140,41 @@ class Program:
         """The shape (classes, z, y, x) of the logits of each level, finest first."""
         return [(head.classes, *head.source.values.contents.shape) for head in self._heads[::-1]]
 
-    def forward(self, x: Tensor, logits: Sequence[Tensor], threads: int) -> None:
-        """Compute the logits of a patch.
+    def forward(self, x: Tensor, logits: Sequence[Tensor]) -> Calls:
+        """What :func:`run` has to do to compute the logits of a patch.
 
         Until :meth:`release`, the program keeps its memory for the backward pass.
 
         Args:
             x: The patch (in_channels, z, y, x).
             logits: Where the logits of each level are written: contiguous tensors of the :attr:`logit_shapes`.
-            threads: The number of threads, which does not change the result.
         """
         self._block = BLOCKS.take(self._size)
         self._x = x.movedim(0, -1).contiguous()
         self._set_addresses()
         for head, level in zip(self._heads[::-1], logits, strict=True):
             head.logits = level.data_ptr()
-        for step in self._steps:
-            if step.forward:
-                step.forward(byref(step.operation), threads)
+        return [(step.forward, step.operation) for step in self._steps if step.forward]
 
     def backward(
-        self, to_logits: Sequence[Tensor | None], to_input: Tensor | None, threads: int
-    ) -> tuple[Tensor, set[int]]:
-        """Compute the gradients after :meth:`forward`, which a backward pass can follow only once.
+        self, to_logits: Sequence[Tensor | None], to_input: Tensor | None, to_parameters: Tensor
+    ) -> tuple[Calls, set[int]]:
+        """What :func:`run` has to do to compute the gradients, once after each forward pass.
 
         Args:
             to_logits: The gradients of the logits, as in :meth:`forward`; None: zero.
             to_input: Where the gradient of the patch is written, (z, y, x, in_channels); None: it is not needed.
-            threads: The number of threads.
+            to_parameters: Where the gradients of all parameters are written, one after the other. Those of the
+                convolutions' biases are 0 and not written.
 
         Returns:
-            The gradients of all parameters one after the other, and the indices of the parameters that have one.
+            The calls, and the indices of the parameters that have a gradient.
         """
-        flat = torch.zeros(self._starts[-1])  # the gradients of the convolutions' biases stay 0
         for structure, name, index in self._gradient_fields:
-            setattr(structure, name, flat.data_ptr() + FLOAT * self._starts[index])
+            setattr(structure, name, to_parameters.data_ptr() + FLOAT * self._starts[index])
         self._input.values.gradient = None if to_input is None else to_input.data_ptr()
         of_heads = dict(zip(map(id, self._heads[::-1]), to_logits, strict=True))
-        return flat, self._run_backward(of_heads, threads)
-
-    def release(self) -> None:
-        """Free the memory; a backward pass is no longer possible."""
-        if self._block is not None:
-            BLOCKS.give_back(self._block)
-        self._block = self._x = None
-
-    def _run_backward(self, of_heads: dict[int, Tensor | None], threads: int) -> set[int]:
-        """Run all steps that contribute to a gradient; returns the parameters whose gradients are found."""
+        calls: Calls = []
         have_gradient: set[_Node] = set()
         found: set[int] = set()
         for step in reversed(self._steps):
@@ -176,12 +187,17 @@ class Program:
                 continue
             for source, node in step.sources:
                 source.add = node in have_gradient
-            step.backward(byref(step.operation), threads)
-            found.update(step.parameters)
-            for _, node in step.sources:
                 have_gradient.add(node)
                 found.update(node.parameters)
-        return found
+            found.update(step.parameters)
+            calls.append((step.backward, step.operation))
+        return calls, found
+
+    def release(self) -> None:
+        """Free the memory; a backward pass is no longer possible."""
+        if self._block is not None:
+            BLOCKS.give_back(self._block)
+        self._block = self._x = None
 
     def _lay_out(self, network: Any, every_level: bool) -> None:
         node, encoded = self._input, []

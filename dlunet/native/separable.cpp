@@ -86,7 +86,7 @@ class Forward {
     // Convolve a block of rows of one slice, column by column, so that rows shared by neighbours stay in the L1 cache.
     template <int STRIDE_X>
     void slice(const Window<W>& window, const Block& block, int z, float* between, float* sums) const {
-        for_tiles<W>(out.shape[2], [&](auto voxels, int x) {
+        for_tiles<W, STRIDE_X>(out.shape[2], [&](auto voxels, int x) {
             constexpr int VOXELS = decltype(voxels)::value;
             for (int y = block.y_begin; y < block.y_end; ++y) {
                 depthwise<VOXELS, STRIDE_X>(window.rows_for(y - block.y_begin), window.apart(), x, between);

@@ -13,10 +13,10 @@ struct Block {
 // How the result is divided into blocks: few rows to recompute at block borders, yet enough blocks for every thread.
 class Blocks {
   public:
-    static constexpr int ROWS = 8, SLICES = 28;  // with the paper's features, the slices in the window fit the cache
+    static constexpr int ROWS = 16, SLICES = 28;  // with the paper's features, the slices in the window fit the cache
 
     explicit Blocks(const Values& out)
-        : rows(std::max(1, std::min(ROWS, out.shape[1] / 4))),
+        : rows(std::max(1, std::min(ROWS, out.shape[1] / 3))),
           out(out),
           slices(std::min(SLICES, out.shape[0])),
           along_y((out.shape[1] + rows - 1) / rows),

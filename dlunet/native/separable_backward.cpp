@@ -172,7 +172,7 @@ class Backward {
                 if (y >= 0 && y < out.shape[1])
                     read_data_gradient<W>(out, block.sample, size_t(z) * out.shape[1] + y, result.get() + r * of_result);
             }
-            for_tiles<W>(out.shape[2], [&](auto tile, int x) {
+            for_tiles<W, STRIDE_X>(out.shape[2], [&](auto tile, int x) {
                 constexpr int VOXELS = decltype(tile)::value;
                 const size_t of_between = size_t(VOXELS) * all;
                 for (int r = 0; r < rows; ++r) to_depthwise<VOXELS>(z, r, x, result.get() + r * of_result + x * W);
@@ -263,7 +263,7 @@ class Backward {
                 add_tap_rows(z_in, y);
                 ends.push_back(int(tap_rows.size()));
             }
-            for_tiles<W>(out.shape[2], [&](auto tile, int x) {
+            for_tiles<W, STRIDE_X>(out.shape[2], [&](auto tile, int x) {
                 constexpr int VOXELS = decltype(tile)::value;
                 for (int y = first; y < last; ++y) {
                     flipped<VOXELS, STRIDE_X>(ends[y - first], ends[y - first + 1], x);

@@ -1,4 +1,4 @@
-"""The structures of ``structures.h``, and the operations that take them."""
+"""The structures of ``structures.h`` and ``run.cpp``."""
 
 from __future__ import annotations
 
@@ -92,3 +92,15 @@ class Head(Structure):
         ("gradient", c_void_p),
         ("classes", c_int),
     )
+
+
+class Call(Structure):
+    """An operation: its function and its structure."""
+
+    _fields_ = (("function", c_void_p), ("operation", c_void_p))
+
+
+class Sequence(Structure):
+    """Operations that follow each other."""
+
+    _fields_ = (("calls", POINTER(Call)), ("count", c_int))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dlunet.native import why_unavailable
-from dlunet.native.program import Program
+from dlunet.native.program import Program, run
 from dlunet.native.structures import TAPS_X
 from dlunet.networks.layers import (
     LEAKY_SLOPE,
@@ -115,11 +113,7 @@ _lock = threading.Lock()
 
 
 class _Run:
-    """Programs and their memory, one for each sample, from the forward pass until no backward pass can follow.
-
-    Samples do not depend on each other. Each has its own threads, which need not wait for those of others until the end
-    of a pass; they do, after each of its operations, within one sample.
-    """
+    """Programs and their memory, one for each sample, from the forward pass until no backward pass can follow."""
 
     def __init__(self, network: nn.Module, x: Tensor, *settings: Any) -> None:
         self.programs: list[Program] = []
@@ -134,26 +128,24 @@ class _Run:
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The logits (B, classes, …) of each level, finest first."""
         logits = tuple(x.new_empty(len(x), *shape) for shape in self.programs[0].logit_shapes)
-        _for_each_sample("forward", self.programs, list(x), list(zip(*logits, strict=True)))
+        samples = zip(self.programs, x, zip(*logits, strict=True), strict=True)
+        run([program.forward(patch, levels) for program, patch, levels in samples], torch.get_num_threads())
         return logits
 
     def backward(
         self, to_logits: Sequence[Tensor | None], x: Tensor, wants_input: bool
     ) -> tuple[Tensor | None, Tensor, set[int]]:
         """The gradient of the input, those of all parameters one after the other, and which parameters have one."""
-        to_input = torch.empty_like(x.movedim(1, -1), memory_format=torch.contiguous_format) if wants_input else None
         none = [None] * len(x)
-        by_level = [none if level is None else level.contiguous() for level in to_logits]
-        found = _for_each_sample(
-            "backward",
-            self.programs,
-            list(zip(*by_level, strict=True)),
-            none if to_input is None else list(to_input),
+        to_input = torch.empty_like(x.movedim(1, -1), memory_format=torch.contiguous_format) if wants_input else None
+        levels = [none if level is None else level.contiguous() for level in to_logits]
+        to_parameters = torch.zeros(len(x), self.programs[0].num_parameters)
+        samples = zip(
+            self.programs, zip(*levels, strict=True), none if to_input is None else to_input, to_parameters, strict=True
         )
-        (total, of_parameters), *others = found
-        for gradients, _ in others:
-            total += gradients
-        return None if to_input is None else to_input.movedim(-1, 1), total, of_parameters
+        calls, found = zip(*(program.backward(*given) for program, *given in samples), strict=True)
+        run(calls, torch.get_num_threads())
+        return None if to_input is None else to_input.movedim(-1, 1), to_parameters.sum(0), found[0]
 
     @property
     def is_over(self) -> bool:
@@ -169,21 +161,6 @@ class _Run:
 
     def __del__(self) -> None:
         self.end()
-
-
-def _for_each_sample(method: str, programs: Sequence[Program], *arguments: Sequence[Any]) -> list[Any]:
-    """Call a method of all programs, at the same time if there are several threads."""
-    count, threads = len(programs), torch.get_num_threads()
-    methods = [getattr(program, method) for program in programs]
-    if 1 in (count, threads):
-        return [call(*given, threads) for call, *given in zip(methods, *arguments, strict=True)]
-    each = [max(1, threads // count)] * count
-    return list(_threads(threads).map(lambda call, *given: call(*given), methods, *arguments, each))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "sample")
 
 
 class _Compiled(torch.autograd.Function):

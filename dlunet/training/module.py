@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -20,6 +21,7 @@ from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
 from dlunet.methods import Batch, Method, Progress, Step, check_terms
+from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
@@ -89,9 +91,17 @@ class SegmentationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimiser for all networks: mixed precision updates its loss scale once per step, after all gradients."""
-        optimizer = self.make_optimizer([weight for network in self._trained for weight in network.parameters()])
+        weights = [weight for network in self._trained for weight in network.parameters()]
+        # On a GPU, gradients of fused optimisers cannot be clipped in mixed precision.
+        is_fused = self.device.type == "cpu" and "fused" in inspect.signature(self.make_optimizer).parameters
+        optimizer = self.make_optimizer(weights, fused=True) if is_fused else self.make_optimizer(weights)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
+
+    def on_fit_start(self) -> None:
+        """On a CPU, the tensors of each step take the memory of those of the step before."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def on_train_start(self) -> None:
         """Recompute the learning rate of a resumed run: it may have more epochs, or its checkpoint no schedule."""

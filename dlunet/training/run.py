@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.methods import method_of
+from dlunet.networks import LightUNet
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
@@ -25,6 +26,7 @@ from dlunet.signals import Stopped
 from dlunet.training.build import build_module, plain
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.loggers import check_login, close_loggers
+from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import RunFolder
 from dlunet.training.trainer import build_trainer
@@ -72,6 +74,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
     folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
     write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
+    _log_execution(config, module)
     datamodule = PatchDataModule(
         prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling
     )
@@ -99,10 +102,27 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             close_loggers(config.logger)
 
 
+def _log_execution(config: DictConfig, module: SegmentationModule) -> None:
+    """Say how light U-Nets run on a CPU."""
+    light = [network for network in module.networks.values() if isinstance(network, LightUNet)]
+    if not light or _uses_gpu(config):
+        return
+    is_float32 = str(config.trainer.get("precision", "32-true")).startswith("32")
+    obstacle = light[0].why_not_compiled if is_float32 else "it computes in float32, not in mixed precision"
+    if obstacle:
+        log.info("light U-Nets run layer by layer in PyTorch, which takes longer than compiled code: %s", obstacle)
+    else:
+        log.info("light U-Nets run as compiled code")
+
+
 def _device_name(config: DictConfig) -> str:
-    if config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+    if _uses_gpu(config):
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} CPU threads"
+
+
+def _uses_gpu(config: DictConfig) -> bool:
+    return config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
 
 def _silence_lightning() -> None:

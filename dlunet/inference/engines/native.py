@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dlunet.inference.engines.base import Engine, EngineUnavailable, register_engine
 from dlunet.native import FLAGS, NO_COMPILER, NativeUnavailable, find_compiler
-from dlunet.native.program import Program
+from dlunet.native.program import Program, run
 from dlunet.networks import Bundle, LightUNet
 from dlunet.networks.compiled import OTHER_LAYERS, can_compile
 
@@ -40,6 +40,7 @@ class NativeEngine(Engine):
         assert isinstance(network, LightUNet)
         network.check_size(patch_size)
         self.name = "native on cpu, float32"
+        self._flags = flags
         try:
             self._program = Program(network, patch_size, flags=flags)
         except NativeUnavailable as error:
@@ -62,7 +63,7 @@ class NativeEngine(Engine):
         """The logits of a tile (1, in_channels, *patch_size)."""
         (shape,) = self._program.logit_shapes
         logits = tiles.new_empty(1, *shape)
-        self._program.forward(tiles[0], [logits], torch.get_num_threads())
+        run([self._program.forward(tiles[0], [logits])], torch.get_num_threads(), self._flags)
         self._program.release()
         return logits
 
