@@ -2,10 +2,10 @@
 
     python benchmarks/training_curves.py
 
-Trains ``ssl_light`` at ``scale=cpu`` for 300 steps with three seeds: as compiled code, layer by layer, and layer by layer
-on one thread, which rounds otherwise. The curve of a run is its loss, averaged over windows of steps. The difference
-between compiled code and layers is compared with the one between the two numbers of threads, and so is that of the final
-DSC on the validation cases.
+Trains ``ssl_light`` at ``scale=cpu`` for 300 steps with three seeds: as compiled code, layer by layer, and layer by
+layer on one thread, which rounds otherwise. The curve of a run is its loss, averaged over windows of steps. The
+difference between compiled code and layers is compared with the one between the two numbers of threads, and so is that
+of the final DSC on the validation cases.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from dlunet.provenance import provenance
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "training_curves.json"
 SEEDS, EPOCHS, WINDOW = (0, 1, 2), 3, 50
 SETTINGS = (
@@ -57,7 +58,7 @@ def train(folder: Path, side: str, seed: int) -> dict[str, Any]:
     words = [*SETTINGS, f"data.root={folder}/phantom", f"seed={seed}", f"output={output}"]
     subprocess.run(
         [sys.executable, "-m", "dlunet", "train", *words],
-        cwd=folder, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": os.getcwd(), **SIDES[side]},
+        cwd=folder, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": str(ROOT), **SIDES[side]},
     )  # fmt: skip
     with (output / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
