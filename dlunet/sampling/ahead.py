@@ -71,9 +71,9 @@ class Ahead:
         assert self._batches is not None
         try:
             return next(self._batches)
-        except (ConnectionError, EOFError):
-            time.sleep(SIGNAL_DELAY)  # if the worker was killed while sending, PyTorch's handler raises an error now
-            raise
+        except (ConnectionError, EOFError) as error:
+            time.sleep(SIGNAL_DELAY)  # if the worker was killed while sending, PyTorch's handler may raise an error now
+            raise RuntimeError("DataLoader worker (pid unknown) was killed while it sent a batch") from error
 
     def _begin(self, first: int) -> None:
         self.close()

@@ -61,9 +61,10 @@ def test_another_epoch_after_one_that_was_left_early(ahead, workers):
 def test_the_workers_live_as_long_as_the_run(ahead):
     batches = ahead(names, 2)
     processes = [{batch["process"] for batch in batches.epoch(epoch)} for epoch in range(3)]
-    assert processes[0] == processes[1] == processes[2] == {worker.pid for worker in workers_running()}
+    running = {worker.pid for worker in workers_running()}
+    assert processes[0] == processes[1] == processes[2] <= running and len(processes[0]) == 2
     batches.close()
-    assert not workers_running()
+    assert processes[0].isdisjoint(worker.pid for worker in workers_running())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -108,8 +109,7 @@ def test_errors_reach_the_step_that_needs_the_batch(ahead, workers):
 def test_a_killed_worker_ends_the_run(ahead):
     """By the message that training explains to the user."""
     batches = iter(ahead(names, 1, steps=1000).epoch(0))
-    next(batches)
-    workers_running()[0].send_signal(signal.SIGKILL)
+    os.kill(int(next(batches)["process"]), signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
         list(batches)
 
