@@ -27,8 +27,8 @@ from dlunet.losses import (
     TaylorCrossEntropyLoss,
     largest_class,
     segmentation,
-    why_not_compiled,
 )
+from dlunet.native import why_unavailable
 from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "losses_speed.json"
@@ -46,7 +46,7 @@ LOSSES = {
 
 def main() -> None:
     """Check and time both sides for every loss, shape and layout."""
-    if reason := why_not_compiled():
+    if reason := why_unavailable():
         sys.exit(reason)
     rows = []
     for shape in SHAPES:

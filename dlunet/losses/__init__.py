@@ -1,6 +1,6 @@
 """Losses: noise-robust Dice, Taylor cross entropy, Dice + cross entropy, and deep supervision."""
 
-from dlunet.losses.compiled import largest_class, why_not_compiled
+from dlunet.losses.compiled import largest_class
 from dlunet.losses.segmentation import (
     DiceCrossEntropyLoss,
     NoiseRobustDiceLoss,
@@ -21,5 +21,4 @@ __all__ = [
     "downsample",
     "largest_class",
     "level_weights",
-    "why_not_compiled",
 ]

@@ -7,20 +7,16 @@ are computed by PyTorch.
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dlunet.native import FLAGS, NativeUnavailable, find_compiler, load_library
-
-log = logging.getLogger(__name__)
+from dlunet.native import FLAGS, load_library, why_unavailable
 
 # The structures and enumerations of losses.cpp.
 _LABEL_TYPES = {
@@ -82,11 +78,6 @@ class ClassSums(NamedTuple):
     size: Tensor
     truth: Tensor
     missed: Tensor
-
-
-def why_not_compiled(flags: tuple[str, ...] = FLAGS) -> str | None:
-    """Why losses on this machine's CPU are not computed by compiled code, or None if they are."""
-    return _load(flags)[1]
 
 
 def class_sums(
@@ -164,7 +155,7 @@ class _ClassSums(torch.autograd.Function):
 
 def _can_run(logits: Tensor, flags: tuple[str, ...]) -> bool:
     is_float32 = logits.is_cpu and logits.dtype == torch.float32
-    return is_float32 and logits.ndim > 2 and logits.numel() > 0 and _load(flags)[0] is not None
+    return is_float32 and logits.ndim > 2 and logits.numel() > 0 and why_unavailable(flags) is None
 
 
 def _can_be_target(target: Tensor, logits: Tensor) -> bool:
@@ -179,27 +170,14 @@ def _can_be_weight(weight: Tensor | None, logits: Tensor) -> bool:
 
 
 def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
-    library = _load(flags)[0]
-    assert library is not None
-    return library
-
-
-@cache
-def _load(flags: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or why there is none; warns if a compiler is installed and fails."""
-    try:
-        library = load_library(flags)
-    except NativeUnavailable as error:
-        if find_compiler() is not None:
-            log.warning("PyTorch computes the losses, which takes longer: %s", error)
-        return None, str(error)
+    library = load_library(flags)
     library.class_sums.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_int)
     library.class_sums.restype = c_int64
     library.class_sums_gradient.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_void_p, c_int)
     library.class_sums_gradient.restype = None
     library.largest_class.argtypes = (POINTER(_Volumes), c_void_p, c_int)
     library.largest_class.restype = None
-    return library, None
+    return library
 
 
 def _voxel_shape(logits: Tensor) -> torch.Size:

@@ -22,14 +22,13 @@ class Pass {
         {
             Buffer row = buffer(size_t(wide) * stored), tile = buffer(size_t(TILE<W>) * classes);
 #pragma omp for
-            for (size_t r = 0; r < rows * values.batch; ++r) {
-                const int sample = int(r / rows);
-                read_row<W>(values, sample, r % rows, row.get(), size_t(wide) * W, stored);
+            for (size_t r = 0; r < rows; ++r) {
+                read_row<W>(values, r, row.get(), size_t(wide) * W, stored);
                 for_tiles<W>(wide, [&](auto voxels, int x) {
                     constexpr int VOXELS = decltype(voxels)::value;
                     product<VOXELS>(row.get() + x * W, size_t(wide) * W, matrix.get(), values.channels, classes,
                                     tile.get());
-                    float* to = logits_at(head.logits, sample, r % rows, x);
+                    float* to = logits_at(head.logits, r, x);
                     for (int n = 0; n < head.classes; ++n, to += rows * wide)
                         for (int m = 0; m < VOXELS; ++m) to[m] = tile[n / W * VOXELS * W + m * W + n % W];
                 });
@@ -48,21 +47,20 @@ class Pass {
                    between = buffer(size_t(TILE<W>) * stored), of_weights = buffer(size_t(stored) * classes), sums = buffer(2 * stored);
 #pragma omp for schedule(dynamic)
             for (int number = 0; number < blocks.count; ++number) {
-                const int sample = blocks.sample(number);
                 std::memset(of_weights.get(), 0, size_t(stored) * classes * sizeof(float));
                 std::memset(sums.get(), 0, 2 * stored * sizeof(float));
                 for (int first = blocks.begin(number); first < blocks.end(number); first += TOGETHER) {
                     const int count = std::min(TOGETHER, blocks.end(number) - first);
                     for (int r = 0; r < count; ++r)
-                        read_row<W>(values, sample, first + r, rows.get() + r * of_row, size_t(wide) * W, stored);
+                        read_row<W>(values, first + r, rows.get() + r * of_row, size_t(wide) * W, stored);
                     for_tiles<W>(wide, [&](auto voxels, int x) {
                         constexpr int VOXELS = decltype(voxels)::value;
                         for (int r = 0; r < count; ++r) {
                             float* tile = gradients.get() + size_t(r) * VOXELS * classes;
-                            gather<VOXELS>(sample, first + r, x, tile);
+                            gather<VOXELS>(first + r, x, tile);
                             product<VOXELS>(tile, VOXELS * W, matrix.get(), head.classes, stored, between.get());
-                            const size_t voxel = (sample * rows_of(values) + first + r) * wide + x;
-                            store_gradient<W, VOXELS>(head.source, sample, voxel * stored, between.get(), sums.get());
+                            const size_t voxel = size_t(first + r) * wide + x;
+                            store_gradient<W, VOXELS>(head.source, voxel * stored, between.get(), sums.get());
                         }
                         add_products<W, VOXELS>({rows.get() + x * W, size_t(wide) * W, of_row, values.channels},
                                                 {gradients.get(), VOXELS * W, size_t(VOXELS) * classes, classes},
@@ -76,7 +74,7 @@ class Pass {
         for (int c = 0; c < values.channels; ++c)
             for (int n = 0; n < head.classes; ++n)
                 head.weight_gradient[size_t(n) * values.channels + c] = float(weights.total(size_t(c) * classes + n));
-        finish_gradient(values, [&](int sample, int k) { return moments.total(k, sample * blocks.each, (sample + 1) * blocks.each); });
+        finish_gradient(values, moments);
     }
 
   private:
@@ -86,14 +84,14 @@ class Pass {
     const int wide, stored, classes;  // classes: with padding
 
     template <class Logits>
-    INLINE Logits* logits_at(Logits* logits, int sample, size_t row, int x) const {
-        return logits + (size_t(sample) * head.classes * rows_of(values) + row) * wide + x;
+    INLINE Logits* logits_at(Logits* logits, size_t row, int x) const {
+        return logits + row * wide + x;
     }
 
     // The gradients of VOXELS voxels' logits, as (classes / W, VOXELS, W).
     template <int VOXELS>
-    INLINE void gather(int sample, int row, int x, float* to) const {
-        const float* from = logits_at(head.gradient, sample, row, x);
+    INLINE void gather(int row, int x, float* to) const {
+        const float* from = logits_at(head.gradient, row, x);
         // A tile of another size may have left values where this one has padding.
         if (head.classes % W) std::memset(to + (classes - W) * VOXELS, 0, VOXELS * W * sizeof(float));
         for (int n = 0; n < head.classes; ++n, from += rows_of(values) * wide)

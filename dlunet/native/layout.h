@@ -139,24 +139,22 @@ INLINE void add_products(const Tiles& left, const Tiles& right, int count, float
     });
 }
 
-// Blocks of work into which the rows of one sample are divided.
+// Blocks of work into which rows are divided.
 class RowBlocks {
   public:
     explicit RowBlocks(const Values& values)
         : all(int(rows_of(values))),
           in_block(std::max(std::min(all, (FEW_VOXELS + values.shape[2] - 1) / values.shape[2]), all / MOST)),
-          each((all + in_block - 1) / in_block),
-          count(each * values.batch) {}
+          count((all + in_block - 1) / in_block) {}
 
-    const int all, in_block, each, count;  // rows of a sample, rows of a block, blocks of a sample, all blocks
+    const int all, in_block, count;  // rows, rows of a block, blocks
 
-    int sample(int block) const { return block / each; }
-    int begin(int block) const { return block % each * in_block; }
+    int begin(int block) const { return block * in_block; }
     int end(int block) const { return std::min(begin(block) + in_block, all); }
 
   private:
-    // A block has this many voxels at least, since the sums of its weights' gradients have to be added, and a sample
-    // this many blocks at most, since they take memory.
+    // A block has at least so many voxels, since the sums of its weights' gradients have to be added, and there are not
+    // many blocks, since these sums take memory.
     static constexpr int FEW_VOXELS = 256, MOST = 64;
 };
 
@@ -172,13 +170,12 @@ class BlockSums {
         for (size_t k = 0; k < count; ++k) to[k] += values[k];
     }
 
-    // The sum of value k over the blocks [begin, end).
-    double total(size_t k, int begin, int end) const {
+    // The sum of value k over all blocks.
+    double total(size_t k) const {
         double sum = 0;
-        for (int block = begin; block < end; ++block) sum += sums[block * count + k];
+        for (int block = 0; block < blocks; ++block) sum += sums[block * count + k];
         return sum;
     }
-    double total(size_t k) const { return total(k, 0, blocks); }
 
   private:
     const int blocks;

@@ -67,13 +67,13 @@ def load_library(flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL:
 
 
 @cache
-def why_unavailable() -> str | None:
+def why_unavailable(flags: tuple[str, ...] = FLAGS) -> str | None:
     """Why the library cannot be used on this machine; None if it can. Compiles it if it is not cached.
 
     A failing compiler is reported once, a missing one is not.
     """
     try:
-        load_library()
+        load_library(flags)
     except NativeUnavailable as error:
         if find_compiler():
             logger.warning("warning: compiled code cannot be used: %s", error)

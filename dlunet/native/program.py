@@ -116,7 +116,7 @@ class Program:
         self._steps: list[_Step] = []
         self._nodes: list[_Node] = []
         self._heads: list[Head] = []
-        self._input = _Node(-1, Values(batch=1, shape=tuple(patch_size), channels=network.in_channels))
+        self._input = _Node(-1, Values(shape=tuple(patch_size), channels=network.in_channels))
         self._input.values.stored = network.in_channels
         self._lay_out(network, every_level)
         self._memory_fields = self._plan_memory()
@@ -245,7 +245,7 @@ class Program:
     def _add_values(self, shape: Sequence[int], channels: int, norm: Any) -> _Node:
         """The result of the next step, with its normalisation."""
         stored = math.ceil(channels / PADDING) * PADDING
-        values = Values(batch=1, shape=tuple(shape), channels=channels, stored=stored, epsilon=norm.eps)
+        values = Values(shape=tuple(shape), channels=channels, stored=stored, epsilon=norm.eps)
         node = _Node(len(self._steps), values)
         node.parameters = [
             self._set(values, "weight", norm.weight, "weight_gradient"),

@@ -16,9 +16,9 @@ INLINE Lanes<W> activated(Lanes<W> normalised) {
 // Read a row of stored values, normalised and activated but not upsampled, as (channels / W, x, W). The groups of W
 // channels are `apart` values apart; channels beyond the stored ones are 0.
 template <int W>
-void read_row(const Values& values, int sample, size_t row, float* to, size_t apart, int channels) {
+void read_row(const Values& values, size_t row, float* to, size_t apart, int channels) {
     const int x_size = values.shape[2], stored = values.stored;
-    const float* from = values.data + (sample * rows_of(values) + row) * x_size * stored;
+    const float* from = values.data + row * x_size * stored;
     if (stored % W) {
         for (int c = 0; c < channels; ++c)
             for (int x = 0; x < x_size; ++x)
@@ -30,8 +30,8 @@ void read_row(const Values& values, int sample, size_t row, float* to, size_t ap
             for (int x = 0; x < x_size; ++x) store<W>(to + x * W, load<W>(from + size_t(x) * stored + c));
             continue;
         }
-        const Lanes<W> scale = load<W>(values.scale + size_t(sample) * stored + c);
-        const Lanes<W> shift = load<W>(values.shift + size_t(sample) * stored + c);
+        const Lanes<W> scale = load<W>(values.scale + c);
+        const Lanes<W> shift = load<W>(values.shift + c);
         for (int x = 0; x < x_size; ++x)
             store<W>(to + x * W, activated<W>(load<W>(from + size_t(x) * stored + c) * scale + shift));
     }
@@ -66,12 +66,12 @@ class Rows {
     size_t scratch_size() const { return size_t(source.values->shape[2]) * padded(source.values->stored, W); }
 
     // Row (z, y) on the operation's grid, as (channels / W, x, W).
-    void fetch(int sample, int z, int y, float* to, size_t apart, float* scratch) const {
+    void fetch(int z, int y, float* to, size_t apart, float* scratch) const {
         const Values& values = *source.values;
         const size_t row = size_t(z / step_of(source, 0)) * values.shape[1] + y / step_of(source, 1);
-        if (!source.upsampling) return read_row<W>(values, sample, row, to, apart, channels);
+        if (!source.upsampling) return read_row<W>(values, row, to, apart, channels);
         const int* step = source.upsampling->step;
-        read_row<W>(values, sample, row, scratch, size_t(values.shape[2]) * W, values.stored);
+        read_row<W>(values, row, scratch, size_t(values.shape[2]) * W, values.stored);
         const float* of_row =
             matrices.get() + size_t(z % step[0] * step[1] + y % step[1]) * step[2] * channels * values.channels;
         for_tiles<W>(values.shape[2], [&](auto voxels, int x) {
@@ -122,8 +122,7 @@ class Window {
         kernel_rows.resize(size_t(rows_out) * taps());
     }
 
-    void start_block(int of_sample, int first_row_out) {
-        sample = of_sample;
+    void start_block(int first_row_out) {
         first_row = first_row_out * op.stride[1] - op.kernel[1] / 2;
         std::fill(held.begin(), held.end(), NOTHING);
     }
@@ -153,7 +152,7 @@ class Window {
     const Separable& op;
     const std::vector<Rows<W>>& inputs;
     const int rows_out;
-    int size[3], rows, wide, sample = 0, first_row = 0;
+    int size[3], rows, wide, first_row = 0;
     size_t slice[2] = {};
     Buffer values[2], scratch;
     std::vector<int> held;
@@ -175,7 +174,7 @@ class Window {
                 std::memset(to, 0, apart() * (channels / W) * sizeof(float));
                 continue;
             }
-            inputs[s].fetch(sample, z, y, to + W, apart(), scratch.get());
+            inputs[s].fetch(z, y, to + W, apart(), scratch.get());
             for (int c = 0; c < channels; c += W, to += apart()) {
                 std::memset(to, 0, W * sizeof(float));
                 std::memset(to + apart() - W, 0, W * sizeof(float));

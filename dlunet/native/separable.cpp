@@ -52,7 +52,7 @@ class Forward {
 #pragma omp for schedule(dynamic)
             for (int number = 0; number < blocks.count(); ++number) {
                 const Block block = blocks[number];
-                window.start_block(block.sample, block.y_begin);
+                window.start_block(block.y_begin);
                 for (int z = block.z_begin; z < block.z_end; ++z) {
                     window.advance(z);
                     std::memset(sums.get(), 0, counts * sizeof(float));
@@ -67,10 +67,7 @@ class Forward {
             _mm_sfence();  // before another thread reads what was stored past the caches
 #endif
         }
-        for (int sample = 0; sample < out.batch; ++sample) {
-            const int first = sample * blocks.per_sample();
-            finish(sample, [&](int k) { return block_sums.total(k, first, first + blocks.per_sample()); });
-        }
+        finish(block_sums);
     }
 
   private:
@@ -90,7 +87,7 @@ class Forward {
             constexpr int VOXELS = decltype(voxels)::value;
             for (int y = block.y_begin; y < block.y_end; ++y) {
                 depthwise<VOXELS, STRIDE_X>(window.rows_for(y - block.y_begin), window.apart(), x, between);
-                const size_t row = (size_t(block.sample) * out.shape[0] + z) * out.shape[1] + y;
+                const size_t row = size_t(z) * out.shape[1] + y;
                 const size_t first = (row * out.shape[2] + x) * out.stored;
                 for_blocks<W>(out.stored, [&](auto blocks, int n) {
                     pointwise<VOXELS, decltype(blocks)::value>(between, first + n, n, sums);
@@ -157,19 +154,17 @@ class Forward {
     }
 
     // The normalisation of the result, from its sums and, after `stored` values, sums of squares.
-    template <class Total>
-    void finish(int sample, Total total) const {
+    void finish(const BlockSums& sums) const {
         const double voxels = double(voxels_of(out));
         for (int c = 0; c < out.stored; ++c) {
-            const double mean = total(c) / voxels;
-            const double variance = std::max(0.0, total(out.stored + c) / voxels - mean * mean);
+            const double mean = sums.total(c) / voxels;
+            const double variance = std::max(0.0, sums.total(out.stored + c) / voxels - mean * mean);
             const double inverse = 1 / std::sqrt(variance + out.epsilon);
             const bool real = c < out.channels;
-            const size_t at = size_t(sample) * out.stored + c;
-            out.mean[at] = float(mean);
-            out.inverse[at] = float(inverse);
-            out.scale[at] = real ? float(out.weight[c] * inverse) : 0.f;
-            out.shift[at] = real ? float(out.bias[c] - mean * out.weight[c] * inverse) : 0.f;
+            out.mean[c] = float(mean);
+            out.inverse[c] = float(inverse);
+            out.scale[c] = real ? float(out.weight[c] * inverse) : 0.f;
+            out.shift[c] = real ? float(out.bias[c] - mean * out.weight[c] * inverse) : 0.f;
         }
     }
 };

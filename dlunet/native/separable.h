@@ -5,9 +5,9 @@
 
 namespace dlunet {
 
-// A block of the result: some rows of some slices of one sample, the work of one thread at a time.
+// A block of the result: some rows of some slices, the work of one thread at a time.
 struct Block {
-    int sample, z_begin, z_end, y_begin, y_end;
+    int z_begin, z_end, y_begin, y_end;
 };
 
 // How the result is divided into blocks: few rows to recompute at block borders, yet enough blocks for every thread.
@@ -24,13 +24,11 @@ class Blocks {
 
     const int rows;
 
-    int per_sample() const { return along_y * along_z; }
-    int count() const { return out.batch * per_sample(); }
+    int count() const { return along_y * along_z; }
 
     Block operator[](int number) const {
-        const int of_sample = number % per_sample();
-        const int y = of_sample % along_y * rows, z = of_sample / along_y * slices;
-        return {number / per_sample(), z, std::min(z + slices, out.shape[0]), y, std::min(y + rows, out.shape[1])};
+        const int y = number % along_y * rows, z = number / along_y * slices;
+        return {z, std::min(z + slices, out.shape[0]), y, std::min(y + rows, out.shape[1])};
     }
 
   private:

@@ -57,12 +57,9 @@ class Backward {
             for (int number = 0; number < blocks.count(); ++number) work.run(number, weights, moments);
         }
         finish_weights(weights, threads);
-        const int each = blocks.per_sample();
         for (int s = 0; s < op.count; ++s)
             if (is_normalised[s])
-                finish_gradient(*op.sources[s].values, [&](int sample, int k) {
-                    return moments.total(first_sum[s] + k, sample * each, (sample + 1) * each);
-                });
+                finish_gradient(*op.sources[s].values, moments, first_sum[s]);
     }
 
   private:
@@ -107,7 +104,7 @@ class Backward {
 
         void run(int number, BlockSums& of_weights, BlockSums& of_moments) {
             block = pass.blocks[number];
-            window.start_block(block.sample, block.y_begin);
+            window.start_block(block.y_begin);
             clear_weights();
             int z_in = block.z_begin * op.stride[0];
             const int z_in_end = block.z_end * op.stride[0], last = block.z_end + margin_z.after - 1;
@@ -170,7 +167,7 @@ class Backward {
             for (int r = 0; r < rows; ++r) {
                 const int y = first_row() + r;
                 if (y >= 0 && y < out.shape[1])
-                    read_data_gradient<W>(out, block.sample, size_t(z) * out.shape[1] + y, result.get() + r * of_result);
+                    read_data_gradient<W>(out, size_t(z) * out.shape[1] + y, result.get() + r * of_result);
             }
             for_tiles<W, STRIDE_X>(out.shape[2], [&](auto tile, int x) {
                 constexpr int VOXELS = decltype(tile)::value;
@@ -327,10 +324,10 @@ class Backward {
         INLINE void store_tile(int s, int z, int y, int x, const float* from) {
             const Source& source = op.sources[s];
             const Values& values = *source.values;
-            const size_t row = (size_t(block.sample) * size_of(source, 0) + z) * size_of(source, 1) + y;
+            const size_t row = size_t(z) * size_of(source, 1) + y;
             const size_t voxel = row * size_of(source, 2) + x;
             if (pass.is_normalised[s]) {
-                store_gradient<W, VOXELS>(source, block.sample, voxel * values.stored, from,
+                store_gradient<W, VOXELS>(source, voxel * values.stored, from,
                                           sums.get() + pass.first_sum[s]);
                 return;
             }

@@ -1,7 +1,7 @@
 // What the operations are called with. `structures.py` mirrors these structures.
 //
-// Tensors are (batch, z, y, x, channel) with channels zero-padded to a multiple of PADDING, except for the network's
-// input, which is not padded. Parameters and their gradients have PyTorch's layout.
+// Tensors are (z, y, x, channel) with channels zero-padded to a multiple of PADDING, except for the network's input,
+// which is not padded. Parameters and their gradients have PyTorch's layout.
 #pragma once
 
 namespace dlunet {
@@ -12,15 +12,15 @@ extern "C" {
 
 // A tensor of the network, before the normalisation and the activation, which its readers apply.
 struct Values {
-    float* data;                             // (batch, z, y, x, stored)
+    float* data;                             // (z, y, x, stored)
     const float *weight, *bias;              // (channels,), of the normalisation; null: the values are used as they are
     float *weight_gradient, *bias_gradient;  // (channels,)
-    float *scale, *shift;                    // (batch, stored): normalised = data · scale + shift
-    float *mean, *inverse;                   // (batch, stored): mean and 1/σ
+    float *scale, *shift;                    // (stored,): normalised = data · scale + shift
+    float *mean, *inverse;                   // (stored,): mean and 1/σ
     float* gradient;      // of the normalised values, or of the data if used as they are; null: not needed
-    float* coefficients;  // (3, batch, stored): gradient of the data = [0] · gradient + [1] · data + [2]
+    float* coefficients;  // (3, stored): gradient of the data = [0] · gradient + [1] · data + [2]
     const Values* sum;    // the result to which these values were also added, whose gradient they share; or null
-    int batch, shape[3], channels, stored;  // channels: without padding
+    int shape[3], channels, stored;  // channels: without padding
     float epsilon;
 };
 
@@ -35,7 +35,7 @@ struct Upsampling {
 struct Source {
     Values* values;
     const Upsampling* upsampling;  // or null
-    float* gradient;               // of the upsampled values, (batch, z, y, x, channels with padding)
+    float* gradient;               // of the upsampled values, (z, y, x, channels with padding)
     int add;                       // whether the gradient is added to the one that is there
 };
 
@@ -56,7 +56,7 @@ struct Head {
     Source source;
     const float* weight;  // (classes, in)
     float* weight_gradient;
-    float* logits;          // (batch, classes, z, y, x)
+    float* logits;          // (classes, z, y, x)
     const float* gradient;  // of the logits
     int classes;
 };

@@ -30,7 +30,6 @@ Values._fields_ = (
     ("gradient", c_void_p),
     ("coefficients", c_void_p),
     ("sum", POINTER(Values)),
-    ("batch", c_int),
     ("shape", _Int3),
     ("channels", c_int),
     ("stored", c_int),

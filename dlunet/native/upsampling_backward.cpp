@@ -43,21 +43,20 @@ class Backward {
                    sums = buffer(2 * stored);
 #pragma omp for schedule(dynamic)
             for (int number = 0; number < blocks.count; ++number) {
-                const int sample = blocks.sample(number);
                 std::memset(of_weights.get(), 0, of_matrix * sizeof(float));
                 std::memset(sums.get(), 0, 2 * stored * sizeof(float));
                 for (int first = blocks.begin(number); first < blocks.end(number); first += TOGETHER) {
                     const int count = std::min(TOGETHER, blocks.end(number) - first);
                     for (int r = 0; r < count; ++r)
-                        read_row<W>(values, sample, first + r, rows.get() + r * of_row, wide * W, stored);
+                        read_row<W>(values, first + r, rows.get() + r * of_row, wide * W, stored);
                     for_tiles<W>(int(wide), [&](auto voxels, int x) {
                         constexpr int VOXELS = decltype(voxels)::value;
                         for (int r = 0; r < count; ++r) {
                             float* tile = gradients.get() + size_t(r) * VOXELS * gathered;
-                            gather<VOXELS>(sample, first + r, x, tile);
+                            gather<VOXELS>(first + r, x, tile);
                             to_values<VOXELS>(tile, between.get());
-                            const size_t voxel = (sample * rows_of(values) + first + r) * wide + x;
-                            store_gradient<W, VOXELS>(source, sample, voxel * stored, between.get(), sums.get());
+                            const size_t voxel = size_t(first + r) * wide + x;
+                            store_gradient<W, VOXELS>(source, voxel * stored, between.get(), sums.get());
                         }
                         add_products<W, VOXELS>({rows.get() + x * W, wide * W, of_row, values.channels},
                                                 {gradients.get(), VOXELS * W, size_t(VOXELS) * gathered, gathered},
@@ -69,7 +68,7 @@ class Backward {
             }
         }
         finish_weights(weights, threads);
-        finish_gradient(values, [&](int sample, int k) { return moments.total(k, sample * blocks.each, (sample + 1) * blocks.each); });
+        finish_gradient(values, moments);
     }
 
   private:
@@ -82,12 +81,12 @@ class Backward {
 
     // The gradients of all fine voxels of VOXELS coarse ones, as (step · fine / W, VOXELS, W).
     template <int VOXELS>
-    INLINE void gather(int sample, int row, int x, float* to) const {
+    INLINE void gather(int row, int x, float* to) const {
         const int z = row / values.shape[1], y = row % values.shape[1];
         const int *shape = values.shape, *step = up.step;
         for (int i = 0; i < step[0]; ++i)
             for (int j = 0; j < step[1]; ++j) {
-                const size_t of_z = (size_t(sample) * shape[0] + z) * step[0] + i;
+                const size_t of_z = size_t(z) * step[0] + i;
                 const size_t fine_row = (of_z * shape[1] + y) * step[1] + j;
                 const float* from = source.gradient + (fine_row * shape[2] + x) * step[2] * fine;
                 for (int k = 0; k < step[2]; ++k, from += fine)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from dlunet.native import why_unavailable
+from dlunet.native import FLAGS, why_unavailable
 from dlunet.native.program import Program, run
 from dlunet.native.structures import TAPS_X
 from dlunet.networks.layers import (
@@ -51,7 +51,7 @@ def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
         What the network's forward pass returns, or None if PyTorch's layers have to compute it.
     """
     parameters = list(network.parameters())
-    if not _can_read(x, parameters) or _is_observed(network) or x.shape[1] != network.in_channels:
+    if not _can_read(x, parameters) or _is_observed(network) or x.shape[1] != network.in_channels or not len(x):
         return None
     every_level = network.training and network.deep_supervision
     trains = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *parameters))
@@ -62,7 +62,7 @@ def compiled_forward(network: Any, x: Tensor) -> Tensor | list[Tensor] | None:
 
 def why_not(network: nn.Module) -> str | None:
     """Why compiled code cannot run a light U-Net on this machine; None if it can."""
-    return (None if can_compile(network) else OTHER_LAYERS) or why_unavailable()
+    return (None if can_compile(network) else OTHER_LAYERS) or why_unavailable(FLAGS)
 
 
 def can_compile(network: nn.Module) -> bool:
