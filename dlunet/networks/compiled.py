@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dlunet.native import FLAGS, why_unavailable
 from dlunet.native.program import Program, run
@@ -96,7 +96,7 @@ def _can_read(x: Tensor, parameters: list[Tensor]) -> bool:
 def _is_observed(network: nn.Module) -> bool:
     """Whether something follows the single layers: hooks, a tracer, or a mode that counts their operations."""
     return (
-        is_in_torch_dispatch_mode()
+        _get_current_dispatch_mode() is not None
         or nn.modules.module._has_any_global_hook()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
