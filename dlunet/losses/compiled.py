@@ -10,6 +10,7 @@ import ctypes
 import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -169,6 +170,7 @@ def _can_be_weight(weight: Tensor | None, logits: Tensor) -> bool:
     return weight.is_cpu and not is_wide and not weight.requires_grad and weight.shape == _voxel_shape(logits)
 
 
+@cache
 def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
     library = load_library(flags)
     library.class_sums.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_int)

@@ -37,6 +37,15 @@ inline bool is_full(const Source& source) {
     return values && (!source.upsampling || padded(source.upsampling->channels, PADDING) % FULL == 0);
 }
 
+// Call f(width) with the number of channels in a vector of an operation.
+template <class Function>
+void with_width(bool is_full, Function f) {
+    if (is_full)
+        f(std::integral_constant<int, FULL>{});
+    else
+        f(std::integral_constant<int, PADDING>{});
+}
+
 // Call f(tile, x) for consecutive tiles of TILE, TILE / 4 and 1 voxels that cover a row.
 template <int N, class Function>
 INLINE void tiles(int x, int size, Function& f) {
@@ -98,6 +107,18 @@ INLINE void for_blocks(int rows, Function f) {
     if constexpr (W == FULL)
         for (; n + 2 * W <= rows; n += 2 * W) f(std::integral_constant<int, 2>{}, n);
     for (; n < rows; n += W) f(std::integral_constant<int, 1>{}, n);
+}
+
+// Store the products of VOXELS voxels and a packed matrix (rows / W, depth, W), as (rows / W, VOXELS, W).
+template <int W, int VOXELS>
+INLINE void store_products(const float* in, size_t apart, const float* matrix, int depth, int rows, float* to) {
+    for_blocks<W>(rows, [&](auto blocks, int n) {
+        constexpr int BLOCKS = decltype(blocks)::value;
+        Lanes<W> sum[VOXELS][BLOCKS] = {};
+        multiply<W, VOXELS, BLOCKS>(in, apart, matrix + size_t(n) * depth, depth, sum);
+        for (int b = 0; b < BLOCKS; ++b)
+            for (int m = 0; m < VOXELS; ++m) store<W>(to + (n + b * W) * VOXELS + m * W, sum[m][b]);
+    });
 }
 
 // Tiles of VOXELS voxels: groups of W channels are `groups_apart` values apart, tiles `tiles_apart`.

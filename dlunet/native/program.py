@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from ctypes import Structure, addressof, c_int, c_void_p, cast, pointer
+from ctypes import Structure, addressof, c_void_p, cast, pointer
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -18,8 +18,6 @@ from dlunet.native.structures import PADDING, Call, Head, Separable, Source, Ups
 from dlunet.native.structures import Sequence as _Sequence
 
 FLOAT = 4  # bytes
-
-_Int3 = c_int * 3
 
 
 @dataclass(eq=False)

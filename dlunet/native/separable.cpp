@@ -174,8 +174,5 @@ class Forward {
 
 extern "C" void separable(const Separable* op, int threads) {
     using namespace dlunet;
-    if (is_full(*op))
-        Forward<FULL>(*op).run(threads);
-    else
-        Forward<PADDING>(*op).run(threads);
+    with_width(is_full(*op), [&](auto width) { Forward<decltype(width)::value>(*op).run(threads); });
 }

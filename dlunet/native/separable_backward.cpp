@@ -372,8 +372,5 @@ class Backward {
 
 extern "C" void separable_backward(const Separable* op, int threads) {
     using namespace dlunet;
-    if (is_full(*op))
-        Backward<FULL>(*op).run(threads);
-    else
-        Backward<PADDING>(*op).run(threads);
+    with_width(is_full(*op), [&](auto width) { Backward<decltype(width)::value>(*op).run(threads); });
 }

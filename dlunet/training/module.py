@@ -20,7 +20,7 @@ from torchmetrics.segmentation import DiceScore
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
-from dlunet.methods import Batch, Method, Progress, Step, check_terms
+from dlunet.methods import Batch, Method, Progress, Step, Terms, check_terms
 from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
@@ -120,14 +120,12 @@ class SegmentationModule(lightning.LightningModule):
             pseudo_loss=self._in_force(self.pseudo_loss),
             progress=progress,
             generator=self._generator(progress.step),
-            backward=None if self.trainer.world_size > 1 else self.manual_backward,  # DDP allows one backward pass
+            backward=None if self.trainer.world_size > 1 else self.manual_backward,
         )
         optimizer.zero_grad()
         terms = self.method.losses(step)
         check_terms(self.method, step, terms)
-        left = [torch.stack(list(named.values())).sum() for role, named in terms.items() if role not in step.learnt]
-        if left:
-            self.manual_backward(torch.stack(left).sum())
+        self._learn_rest(step, terms)
         optimizer.step()
         self._scheduler.step()
         self._average()
@@ -175,6 +173,14 @@ class SegmentationModule(lightning.LightningModule):
     def _average(self) -> None:
         for role, average in self.method.averaged.items():
             cast(AveragedModel, self.networks[role]).update_parameters(self.networks[average.of])
+
+    def _learn_rest(self, step: Step, terms: Terms) -> None:
+        """Compute the gradients of the networks that the method has only returned terms of."""
+        rest = {role: named for role, named in terms.items() if role not in step.learnt}
+        if self.trainer.world_size > 1:  # DDP allows one backward pass
+            self.manual_backward(torch.stack([term for named in rest.values() for term in named.values()]).sum())
+        else:
+            step.learn(lambda _, named: named, list(rest), list(rest.values()))
 
     @property
     def _scheduler(self) -> LambdaLR:

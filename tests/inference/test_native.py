@@ -1,6 +1,5 @@
 """The compiled network gives PyTorch's logits for every light U-Net; where it cannot run, other engines do."""
 
-import platform
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ from dlunet.inference import make_engine
 from dlunet.inference.engines import EngineUnavailable
 from dlunet.inference.engines.native import NativeEngine, can_run
 from dlunet.labels import FLARE22
-from dlunet.native import find_compiler, library
 from dlunet.networks import Bundle, LightUNet, PlainUNet
 from dlunet.preparation import Intensity, Plan
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-#: The same code for processors with shorter vector registers.
-SHORT = (*library.FLAGS, "-mno-avx512f")
-FLAGS = [library.FLAGS, *([SHORT] if platform.machine() == "x86_64" else [])]
+from tests.native.variants import VARIANTS, needs_compiler
 
 THREE, FLAT = (3, 3, 3), (1, 3, 3)
 NETWORKS = {
@@ -74,7 +68,7 @@ def difference(found, expected):
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", FLAGS, ids=["this processor", "shorter registers"][: len(FLAGS)])
+@pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize(("settings", "shape"), NETWORKS.values(), ids=NETWORKS)
 def test_it_gives_pytorchs_logits(settings, shape, flags):
     made = network(**settings)

@@ -1,6 +1,5 @@
 """Compiled losses give the value and the gradient of PyTorch's in float64; where they cannot run, PyTorch does."""
 
-import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,13 +15,10 @@ from dlunet.losses import (
     compiled,
     largest_class,
 )
-from dlunet.native import find_compiler, library, why_unavailable
+from dlunet.native import library, why_unavailable
+from tests.native.variants import VARIANTS, needs_compiler
 
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-#: The same code for processors with shorter vector registers.
-SHORT = (*library.FLAGS, "-mno-avx512f")
-FLAGS = [library.FLAGS, *([SHORT] if platform.machine() == "x86_64" else [])]
-EVERY_FLAGS = pytest.mark.parametrize("flags", FLAGS, ids=["this processor", "shorter registers"][: len(FLAGS)])
+EVERY_FLAGS = pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
 
 LOSSES = {
     "nrd": NoiseRobustDiceLoss(),

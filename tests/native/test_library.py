@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dlunet.native import FLAGS, NativeUnavailable, find_compiler, library, why_unavailable
+from tests.native.variants import needs_compiler
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 LOAD = "from dlunet.native import load_library; print(load_library().width())"
 

@@ -1,6 +1,5 @@
 """Compiled code gives the losses and gradients of the light U-Net written out in float64."""
 
-import platform
 from functools import partial
 from math import prod
 
@@ -9,9 +8,9 @@ import torch
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 
-from dlunet.native import find_compiler, library
 from dlunet.native.program import Program
 from dlunet.networks import LightUNet, compiled
+from tests.native.variants import VARIANTS, needs_compiler
 from tests.networks.written_out import (
     CUBE,
     FLAT,
@@ -27,11 +26,7 @@ from tests.networks.written_out import (
     written_out,
 )
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-
-#: The same code for processors with shorter vector registers.
-SHORT = (*library.FLAGS, "-mno-avx512f")
-FLAGS = {"this processor": library.FLAGS} | ({"shorter registers": SHORT} if platform.machine() == "x86_64" else {})
+pytestmark = needs_compiler
 
 FOR_TWO_CORES = {
     "features": (8, 16, 32, 64, 80),
@@ -83,7 +78,7 @@ CHANNELS = [
 ]
 
 
-@pytest.fixture(params=FLAGS.values(), ids=FLAGS)
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
 def flags(request, monkeypatch):
     """Compiled code with each set of compiler flags."""
     monkeypatch.setattr(compiled, "Program", partial(Program, flags=request.param))

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from dlunet.native import find_compiler
 from dlunet.native.memory import BLOCKS
 from dlunet.networks import LightUNet, compiled
+from tests.native.variants import needs_compiler
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 SHAPE = (2, 1, 4, 6, 10)
 

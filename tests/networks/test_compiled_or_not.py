@@ -13,11 +13,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlunet.native import find_compiler
 from dlunet.networks import LightUNet, compiled
 from dlunet.networks.layers import PointwiseConv3d
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+from tests.native.variants import needs_compiler
 
 CUBE, FLAT = (3, 3, 3), (1, 3, 3)
 SETTINGS = {"features": (4, 12), "strides": ((1, 2, 2),), "kernel_sizes": (FLAT, CUBE), "num_classes": 3}
