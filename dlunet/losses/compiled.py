@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from dlunet.native import FLAGS, load_library, why_unavailable
 
-# The structures and enumerations of losses.cpp.
+# The structures and enumerations of voxels.h and losses.cpp.
 _LABEL_TYPES = {
     torch.bool: 0,
     torch.uint8: 0,
@@ -112,6 +112,13 @@ def class_sums(
     return ClassSums(*_ClassSums.apply(logits, *voxels, ignored, terms, flags).unbind(-1))
 
 
+def cross_entropies(logits: Tensor, target: Tensor, flags: tuple[str, ...] = FLAGS) -> Tensor | None:
+    """The cross entropy (B, …) of each voxel; None: PyTorch must compute it. Arguments as for :func:`class_sums`."""
+    if not _can_run(logits, flags) or not _can_be_target(target, logits):
+        return None
+    return _CrossEntropies.apply(logits, target.contiguous(), flags)
+
+
 def largest_class(logits: Tensor, flags: tuple[str, ...] = FLAGS) -> Tensor:
     """The class (B, …) of the largest of the logits (B, C, …), as ``argmax(1)``, but in uint8 if compiled code runs."""
     if not _can_run(logits, flags) or logits.shape[1] > 256:
@@ -136,8 +143,7 @@ class _ClassSums(torch.autograd.Function):
         sums = torch.empty(*logits.shape[:2], len(ClassSums._fields), dtype=torch.float64)
         volumes, given = _volumes(logits, target, weight, ignored), terms._for_library()
         unknown = _library(flags).class_sums(byref(volumes), byref(given), sums.data_ptr(), torch.get_num_threads())
-        if unknown:
-            raise IndexError(f"the target has {unknown} voxels whose label is none of the {logits.shape[1]} classes")
+        _check_labels(unknown, logits)
         return sums
 
     @staticmethod
@@ -152,6 +158,37 @@ class _ClassSums(torch.autograd.Function):
             byref(volumes), byref(given), of_sums.data_ptr(), to_logits.data_ptr(), torch.get_num_threads()
         )
         return to_logits, None, None, None, None, None
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """The cross entropies (B, …)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, flags: tuple) -> Tensor:
+        logits = _dense(logits)
+        ctx.save_for_backward(logits, target)
+        ctx.flags = flags
+        found = torch.empty(target.shape)
+        volumes = _volumes(logits, target, None, _NOT_IGNORED)
+        unknown = _library(flags).cross_entropies(byref(volumes), found.data_ptr(), torch.get_num_threads())
+        _check_labels(unknown, logits)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target = ctx.saved_tensors
+        to_logits, of_voxels = torch.empty_like(logits), gradients[0].contiguous()
+        volumes = _volumes(logits, target, None, _NOT_IGNORED)
+        _library(ctx.flags).cross_entropies_gradient(
+            byref(volumes), of_voxels.data_ptr(), to_logits.data_ptr(), torch.get_num_threads()
+        )
+        return to_logits, None, None
+
+
+def _check_labels(unknown: int, logits: Tensor) -> None:
+    if unknown:
+        raise IndexError(f"the target has {unknown} voxels whose label is none of the {logits.shape[1]} classes")
 
 
 def _can_run(logits: Tensor, flags: tuple[str, ...]) -> bool:
@@ -177,6 +214,10 @@ def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
     library.class_sums.restype = c_int64
     library.class_sums_gradient.argtypes = (POINTER(_Volumes), POINTER(_Terms), c_void_p, c_void_p, c_int)
     library.class_sums_gradient.restype = None
+    library.cross_entropies.argtypes = (POINTER(_Volumes), c_void_p, c_int)
+    library.cross_entropies.restype = c_int64
+    library.cross_entropies_gradient.argtypes = (POINTER(_Volumes), c_void_p, c_void_p, c_int)
+    library.cross_entropies_gradient.restype = None
     library.largest_class.argtypes = (POINTER(_Volumes), c_void_p, c_int)
     library.largest_class.restype = None
     return library

@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlunet.losses import (
+    BalancedCrossEntropyLoss,
     DiceCrossEntropyLoss,
+    GeneralisedDiceLoss,
+    GradientAwareDiceLoss,
+    GradientAwareLoss,
     NoiseRobustDiceLoss,
     RobustSegmentationLoss,
     TaylorCrossEntropyLoss,
+    TverskyLoss,
     compiled,
     largest_class,
 )
@@ -29,6 +34,10 @@ LOSSES = {
     "robust": RobustSegmentationLoss(),
     "robust as published": RobustSegmentationLoss(denominator="squared", tce_variant="published"),
     "dice + ce": DiceCrossEntropyLoss(),
+    "tversky": TverskyLoss(),
+    "generalised dice": GeneralisedDiceLoss(),
+    "balanced": BalancedCrossEntropyLoss(),
+    "gradient-aware dice": GradientAwareDiceLoss(),
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 LABEL_TYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
@@ -99,6 +108,35 @@ def test_value_and_gradient_are_pytorchs_in_float64(flags, data):
         target = target.long().masked_fill(is_ignored, IGNORED).to(target.dtype)
     class_weight = 3 * torch.rand(classes, generator=generator) if data.draw(st.booleans()) else None
     check(LOSSES[name], logits, target, weight if data.draw(st.booleans()) else None, ignore, class_weight, flags)
+
+
+@needs_compiler
+@EVERY_FLAGS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("classes", [1, 2, 14, 40])
+@pytest.mark.parametrize("scale", [0.0, 2.0, 1000.0])
+def test_cross_entropies_of_voxels_are_pytorchs_in_float64(flags, layout, classes, scale):
+    logits, target = draw(classes, (2, 5, 7, 9), layout, scale)
+    of_voxels = torch.rand(target.shape, generator=torch.Generator().manual_seed(1))
+    logits, wide = logits.requires_grad_(), logits.detach().double().requires_grad_()
+    found = compiled.cross_entropies(logits, target, flags)
+    expected = torch.nn.functional.cross_entropy(wide, target.long(), reduction="none")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    (gradient,), (slope,) = (
+        torch.autograd.grad(found, logits, of_voxels),
+        torch.autograd.grad(expected, wide, of_voxels.double()),
+    )
+    assert (gradient - slope).norm() <= 1e-5 * slope.norm() + 1e-6 / target.numel() ** 0.5
+
+
+@needs_compiler
+def test_the_gradient_aware_loss_is_that_of_float64():
+    logits, target = draw(14, (2, 9, 33, 41))
+    logits, wide = logits.requires_grad_(), logits.detach().double().requires_grad_()
+    found, expected = GradientAwareLoss()(logits, target), GradientAwareLoss()(wide, target)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,), (slope,) = torch.autograd.grad(found, logits), torch.autograd.grad(expected, wide)
+    assert (gradient - slope).norm() <= 1e-5 * slope.norm()
 
 
 @needs_compiler

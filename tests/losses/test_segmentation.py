@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from dlunet.losses import (
+    BalancedCrossEntropyLoss,
     DiceCrossEntropyLoss,
+    FocalLoss,
+    GeneralisedDiceLoss,
+    GradientAwareCrossEntropyLoss,
+    GradientAwareDiceLoss,
+    GradientAwareLoss,
+    LossSum,
     NoiseRobustDiceLoss,
     RobustSegmentationLoss,
     TaylorCrossEntropyLoss,
+    TopKCrossEntropyLoss,
+    TverskyLoss,
 )
 
 CLASSES, SHAPE = 4, (2, 2, 2, 3)  # (B, z, y, x)
@@ -74,6 +83,79 @@ def robust(logits, target, denominator="linear", tce_variant="paper"):
     return nrd(logits, target, denominator=denominator) + tce(logits, target, tce_variant)
 
 
+def sums(logits, target, c):
+    """Σp·y, Σp, Σp², Σy of a class."""
+    pairs = [(p[c], y[c]) for _, p, y in voxels(logits, target)]
+    return [
+        sum(term(p, y) for p, y in pairs)
+        for term in (lambda p, y: p * y, lambda p, _: p, lambda p, _: p**2, lambda _, y: y)
+    ]
+
+
+def cross_entropies(logits, target):
+    """(cross entropy, true class) of every voxel."""
+    return [(-math.log(p[y.index(1)]), y.index(1)) for _, p, y in voxels(logits, target)]
+
+
+def tversky(logits, target, false_positives=0.3, false_negatives=0.7):
+    indices = []
+    for c in range(1, CLASSES):
+        tp, size, _, truth = sums(logits, target, c)
+        both = false_positives * (size - tp) + false_negatives * (truth - tp)
+        indices.append((tp + EPSILON) / (tp + both + EPSILON))
+    return 1 - mean(indices)
+
+
+def generalised_dice(logits, target):
+    top = bottom = 0.0
+    by_class = [sums(logits, target, c) for c in range(CLASSES)]
+    largest = max(1 / truth**2 for *_, truth in by_class if truth)
+    for tp, size, _, truth in by_class:
+        weight = (1 / truth**2 if truth else largest) / largest
+        top += weight * tp
+        bottom += weight * (size + truth)
+    return 1 - (2 * top + EPSILON) / (bottom + EPSILON)
+
+
+def focal(logits, target, gamma=2.0):
+    return mean((1 - math.exp(-lost)) ** gamma * lost for lost, _ in cross_entropies(logits, target))
+
+
+def top_k(logits, target, top=0.1):
+    lost = sorted((lost for lost, _ in cross_entropies(logits, target)), reverse=True)
+    return mean(lost[: max(1, round(top * len(lost)))])
+
+
+def balanced(logits, target, gamma=0.5):
+    seen = cross_entropies(logits, target)
+    sizes = [sum(true == c for _, true in seen) for c in range(CLASSES)]
+    weights = [sizes[true] ** -gamma for _, true in seen]
+    return sum(w * lost for w, (lost, _) in zip(weights, seen, strict=True)) / sum(weights)
+
+
+def gradient_aware_dice(logits, target):
+    terms = []
+    for c in range(CLASSES):
+        tp, _, squares, truth = sums(logits, target, c)
+        terms.append(1 - 2 * tp / (squares + truth) if truth else squares / math.prod(SHAPE))
+    return mean(terms)
+
+
+def gradient_aware_cross_entropy(logits, target, top=0.1, gamma=0.5):
+    seen = sorted(cross_entropies(logits, target), reverse=True)
+    seen = seen[: max(1, round(top * len(seen)))]
+    total = 0.0
+    for c in range(CLASSES):
+        of_class = [lost for lost, true in seen if true == c]
+        if of_class:
+            total += sum(of_class) / (len(of_class) ** (1 - gamma) * len(seen) ** gamma)
+    return total
+
+
+def gradient_aware(logits, target, **settings):
+    return gradient_aware_dice(logits, target) + gradient_aware_cross_entropy(logits, target, **settings)
+
+
 NRD_SETTINGS = [
     {"gamma": gamma, "denominator": denominator, "batch_dice": batch_dice, "include_background": background}
     for gamma in (1.5, 2.0)
@@ -87,6 +169,21 @@ SETTINGS = [
     (DiceCrossEntropyLoss, dice_cross_entropy, {}),
     (RobustSegmentationLoss, robust, {}),
     (RobustSegmentationLoss, robust, {"denominator": "squared", "tce_variant": "published"}),
+    *((TverskyLoss, tversky, settings) for settings in ({}, {"false_positives": 0.5, "false_negatives": 0.5})),
+    (GeneralisedDiceLoss, generalised_dice, {}),
+    *((FocalLoss, focal, settings) for settings in ({}, {"gamma": 0.5}, {"gamma": 0})),
+    *((TopKCrossEntropyLoss, top_k, {"top": top}) for top in (0.01, 0.1, 0.6, 1)),
+    *((BalancedCrossEntropyLoss, balanced, {"gamma": gamma}) for gamma in (0, 0.5, 1)),
+    (GradientAwareDiceLoss, gradient_aware_dice, {}),
+    *(
+        (loss, by_hand, {"top": top, "gamma": gamma})
+        for loss, by_hand in (
+            (GradientAwareCrossEntropyLoss, gradient_aware_cross_entropy),
+            (GradientAwareLoss, gradient_aware),
+        )
+        for top in (0.1, 0.7)
+        for gamma in (0, 0.5, 1)
+    ),
 ]
 LOSSES = {
     "nrd": NoiseRobustDiceLoss(),
@@ -96,6 +193,13 @@ LOSSES = {
     "tce published": TaylorCrossEntropyLoss(variant="published"),
     "dice + ce": DiceCrossEntropyLoss(),
     "robust": RobustSegmentationLoss(),
+    "tversky": TverskyLoss(),
+    "generalised dice": GeneralisedDiceLoss(),
+    "focal": FocalLoss(),
+    "top k": TopKCrossEntropyLoss(0.3),
+    "balanced": BalancedCrossEntropyLoss(),
+    "gradient-aware": GradientAwareLoss(0.3),
+    "sum": LossSum(dice=TverskyLoss(), focal=FocalLoss()),
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -245,11 +349,39 @@ def test_class_absent_and_nowhere_predicted_only_joins_the_mean(loss, factor, lo
         (TaylorCrossEntropyLoss, {"variant": "code"}),
         (RobustSegmentationLoss, {"denominator": "cubic"}),
         (RobustSegmentationLoss, {"tce_variant": "code"}),
+        (TopKCrossEntropyLoss, {"top": 0}),
+        (GradientAwareLoss, {"top": 1.5}),
     ],
 )
-def test_unknown_variant_is_refused(loss, wrong):
+def test_an_impossible_setting_is_refused(loss, wrong):
     with pytest.raises(ValueError, match=repr(next(iter(wrong.values())))):
         loss(**wrong)
+
+
+def test_a_class_that_is_absent_is_pushed_down_less_the_less_it_is_predicted(logits):
+    """GADice: the gradient at the logits of the stopped product sg(p)·p is that of Σp² with one factor held fixed."""
+    target = torch.zeros(SHAPE, dtype=torch.int64)
+    logits.requires_grad_()
+    p = logits.softmax(1)
+    stopped = (p.detach() * p)[:, 1:].sum() / math.prod(SHAPE)
+    background = 1 - 2 * p[:, 0].sum() / (p[:, 0].square().sum() + math.prod(SHAPE))
+    (expected,) = torch.autograd.grad((stopped + background) / CLASSES, logits)
+    (found,) = torch.autograd.grad(GradientAwareDiceLoss()(logits, target), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_scale_the_terms_of_classes(logits, target):
+    """With a weight for one class alone, its term alone counts."""
+    for c in range(CLASSES):
+        weights = torch.zeros(CLASSES, dtype=logits.dtype)
+        weights[c] = 2.0
+        seen = sorted(cross_entropies(logits, target), reverse=True)[: round(0.3 * math.prod(SHAPE))]
+        lost = [value for value, true in seen if true == c]
+        ce = sum(lost) / (len(lost) ** 0.5 * len(seen) ** 0.5) if lost else 0
+        tp, _, squares, truth = sums(logits, target, c)
+        dice = (1 - 2 * tp / (squares + truth)) / CLASSES
+        found = GradientAwareLoss(0.3)(logits, target, class_weight=weights).item()
+        assert found == pytest.approx(2 * (ce + dice), rel=1e-6)
 
 
 @EVERY_LOSS

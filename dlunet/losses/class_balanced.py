@@ -1,0 +1,281 @@
+"""Losses that do not starve classes of a few voxels. Shapes and arguments are those of :class:`VoxelLoss`.
+
+They are for true labels: they believe every false voxel of a rare class in a pseudo-label.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlunet.losses.base import (
+    EPSILON,
+    VoxelLoss,
+    by_true_class,
+    check_same_size,
+    mean_of_voxels,
+    mean_over_classes,
+    probabilities_and_one_hot,
+    weighted,
+)
+from dlunet.losses.compiled import ClassSums, Terms, cross_entropies
+
+
+class TverskyLoss(VoxelLoss):
+    """1 − TP / (TP + α·FP + β·FN) for each foreground class, then the mean (Salehi et al. 2017, arXiv 1706.05721).
+
+    TP = Σp·y, FP = Σp·(1 − y), FN = Σ(1 − p)·y, over batch and voxels. Equal weights of ½ give the soft Dice loss; a
+    larger β finds more of a small organ.
+
+    Args:
+        false_positives: α.
+        false_negatives: β.
+    """
+
+    def __init__(self, false_positives: float = 0.3, false_negatives: float = 0.7) -> None:
+        super().__init__()
+        self.false_positives = false_positives
+        self.false_negatives = false_negatives
+
+    @property
+    def terms(self) -> Terms:
+        """Those of the ratio."""
+        return Terms("product", "linear")
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        return self._of(*_sums(logits, target, weight), class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
+
+    def _of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        both = self.false_positives * (size - overlap) + self.false_negatives * (truth - overlap)
+        index = (overlap + EPSILON) / (overlap + both + EPSILON)
+        return mean_over_classes(1 - index[1:], class_weight)
+
+
+class GeneralisedDiceLoss(VoxelLoss):
+    """1 − 2·Σ w·TP / Σ w·(Σp + Σy) with w = 1/(Σy)² for each class (Sudre et al. 2017, arXiv 1707.03237).
+
+    The sums run over batch and voxels, all classes included; a class that is absent has the largest weight of those
+    present.
+    """
+
+    @property
+    def terms(self) -> Terms:
+        """Those of the ratio."""
+        return Terms("product", "linear")
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The ratio of the weighted sums over classes."""
+        return self._of(*_sums(logits, target, weight), class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The ratio of the weighted sums over classes."""
+        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
+
+    @staticmethod
+    def _of(overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        factor = truth.clamp_min(EPSILON) ** -2
+        factor = factor.where(truth > 0, factor.where(truth > 0, 0).max())
+        if class_weight is not None:
+            factor = factor * class_weight
+        # Scaled by the largest weight, so that ε is small beside both sums.
+        factor = factor / factor.max().clamp_min(EPSILON**2)
+        return 1 - (2 * (factor * overlap).sum() + EPSILON) / ((factor * (size + truth)).sum() + EPSILON)
+
+
+class FocalLoss(VoxelLoss):
+    """The mean over voxels of (1 − q)^γ·(−log q), with q the probability of the true class (Lin et al. 2017, eq. 4).
+
+    Args:
+        gamma: γ; 0 is cross entropy.
+    """
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The weighted mean."""
+        lost = _cross_entropies(logits, target)
+        # 1 − q from log q: its gradient is finite where q is 1.
+        values = (-torch.expm1(-lost)).clamp_min(0) ** self.gamma * lost
+        return mean_of_voxels(values[:, None], by_true_class(target, weight, class_weight))
+
+
+class TopKCrossEntropyLoss(VoxelLoss):
+    """The mean cross entropy of the hardest voxels of the batch, as nnU-Net's top-k loss.
+
+    Args:
+        top: Their share of all voxels.
+    """
+
+    def __init__(self, top: float = 0.1) -> None:
+        super().__init__()
+        self.top = _checked_share(top)
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The weighted mean."""
+        lost, classes, counts = _hardest(_cross_entropies(logits, target), target, weight, self.top)
+        if class_weight is not None:
+            counts = counts * class_weight[classes]
+        return (counts * lost).sum() / counts.sum().clamp_min(EPSILON)
+
+
+class BalancedCrossEntropyLoss(VoxelLoss):
+    """Cross entropy, averaged over the voxels of each class and then over classes by n^(1 − γ), n the class's voxels.
+
+    Args:
+        gamma: γ; 1: classes count alike; 0: voxels do.
+    """
+
+    def __init__(self, gamma: float = 0.5) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    @property
+    def terms(self) -> Terms:
+        """That of the mean over voxels."""
+        return Terms(missed="cross entropy")
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        lost = _cross_entropies(logits, target)
+        counts = torch.ones_like(lost) if weight is None else weight.to(lost)
+        return self._of(*_by_class(counts * lost, counts, target, logits.shape[1]), class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        return self._of(sums.missed.sum(0), sums.truth.sum(0), class_weight)
+
+    def _of(self, lost: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        factor = truth.clamp_min(EPSILON) ** -self.gamma
+        factor = factor.where(truth > 0, 0)
+        if class_weight is not None:
+            factor = factor * class_weight
+        return (factor * lost).sum() / (factor * truth).sum().clamp_min(EPSILON)
+
+
+class GradientAwareDiceLoss(VoxelLoss):
+    """GADice: 1 − 2Σp·y / (Σp² + Σy²) for each class, then the mean over all classes (Qi et al., ECCV 2024).
+
+    A class that is absent from the batch costs Σ sg(p)·p / N instead, with sg the stopped gradient and N the number of
+    voxels: the less it is predicted, the less it is pushed down.
+    """
+
+    @property
+    def terms(self) -> Terms:
+        """Those of the ratio."""
+        return Terms("product", "squared")
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        return self._of(*_sums(logits, target, weight, exponent=2), class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The mean over classes."""
+        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
+
+    @staticmethod
+    def _of(overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        is_present = truth > 0
+        present = 1 - 2 * overlap / (size + truth).where(is_present, 1)
+        # The value of Σ sg(p)·p is Σp², its gradient half of that.
+        absent = (size + size.detach()) / (2 * truth.sum().clamp_min(EPSILON))
+        return mean_over_classes(present.where(is_present, absent), class_weight)
+
+
+class GradientAwareCrossEntropyLoss(VoxelLoss):
+    """GACE: the cross entropies of the hardest voxels, balanced between their classes (Qi et al., ECCV 2024).
+
+    Of the N voxels of the batch, the K = top·N with the largest cross entropy count. Their sum over the voxels of a
+    class is divided by n^(1 − γ)·K^γ, with n the number of voxels of the class among the K, and summed over classes.
+
+    Args:
+        top: The share of voxels that count.
+        gamma: γ; 0: each class contributes its mean; 1: all voxels count alike.
+    """
+
+    def __init__(self, top: float = 0.1, gamma: float = 0.5) -> None:
+        super().__init__()
+        self.top = _checked_share(top)
+        self.gamma = gamma
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The balanced sum over classes."""
+        lost, classes, counts = _hardest(_cross_entropies(logits, target), target, weight, self.top)
+        sums, sizes = _by_class(counts * lost, counts, classes, logits.shape[1])
+        total = sizes.sum().clamp_min(EPSILON)
+        by_class = sums / (sizes.clamp_min(EPSILON) ** (1 - self.gamma) * total**self.gamma)
+        return by_class.sum() if class_weight is None else (by_class * class_weight).sum()
+
+
+class GradientAwareLoss(VoxelLoss):
+    """GA: GADice + GACE, which finds organs of a few voxels (Qi et al., ECCV 2024).
+
+    Args:
+        top: See :class:`GradientAwareCrossEntropyLoss`.
+        gamma: See :class:`GradientAwareCrossEntropyLoss`.
+    """
+
+    def __init__(self, top: float = 0.1, gamma: float = 0.5) -> None:
+        super().__init__()
+        self.dice = GradientAwareDiceLoss()
+        self.cross_entropy = GradientAwareCrossEntropyLoss(top, gamma)
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore: int | None = None,
+        class_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of both."""
+        arguments = (logits, target, weight, ignore, class_weight)
+        return self.dice(*arguments) + self.cross_entropy(*arguments)
+
+
+def _sums(logits: Tensor, target: Tensor, weight: Tensor | None, exponent: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Σp·y, Σp^exponent and Σy over batch and voxels, (C,) each."""
+    p, y = probabilities_and_one_hot(logits, target, include_background=True)
+    overlap, size, truth = (
+        weighted(values, weight).transpose(0, 1).flatten(1).sum(1) for values in (p * y, p**exponent, y)
+    )
+    return overlap, size, truth
+
+
+def _cross_entropies(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy of each voxel, (B, z, y, x)."""
+    check_same_size(logits, target)
+    found = cross_entropies(logits, target)
+    return F.cross_entropy(logits, target.long(), reduction="none") if found is None else found
+
+
+def _hardest(lost: Tensor, target: Tensor, weight: Tensor | None, top: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The voxels with the largest losses: their losses, classes and how often each counts (its weight), (K,) each."""
+    lost, target = lost.flatten(), target.flatten().long()
+    if weight is None:
+        lost, where = lost.topk(max(1, round(top * len(lost))), sorted=False)
+        return lost, target[where], torch.ones_like(lost)
+    # A voxel of weight n counts as n voxels, of which only some may be among the hardest.
+    lost, where = lost.sort(descending=True)
+    counts = weight.flatten()[where].to(lost)
+    rest = (top * counts.sum()).round().clamp_min(1) - (counts.cumsum(0) - counts)
+    return lost, target[where], counts.minimum(rest.clamp_min(0))
+
+
+def _by_class(lost: Tensor, counts: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The sums of losses and of counts over the voxels of each class, (C,) each."""
+    zeros, classes = lost.new_zeros(num_classes), classes.flatten().long()
+    return zeros.index_add(0, classes, lost.flatten()), zeros.index_add(0, classes, counts.flatten())
+
+
+def _checked_share(top: float) -> float:
+    if not 0 < top <= 1:
+        raise ValueError(f"top must be greater than 0 and at most 1, not {top}")
+    return top
