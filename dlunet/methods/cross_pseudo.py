@@ -6,54 +6,72 @@ import torch
 from torch import Tensor, nn
 
 from dlunet.losses import downsample, largest_class
-from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
 from dlunet.methods.cutmix import cut_mix, draw_masks
 from dlunet.methods.outputs import in_one_pass
+from dlunet.methods.ramps import sigmoid_ramp
 
 
 class CrossPseudo(Method):
     """Each network learns from the labels and from the other network's pseudo-labels on a mixed unlabelled patch.
 
     Args:
-        unlabelled_weight: Weight of the two pseudo-supervised terms, from the published code; it has no ramp-up.
+        unlabelled_weight: Weight of the two pseudo-supervised terms, from the published code.
         num_boxes: CutMix boxes per patch.
         supervised_epochs: See :class:`Method`.
+        decay: With a decay, the moving averages of both networks teach, and that of ``a`` predicts; 0: as in the paper,
+            the networks themselves do.
+        ramp: The fraction of the run over which the weight rises, see :func:`sigmoid_ramp`; 0: as in the paper, none.
+        strong: Whether the networks learn from strong views of the patches that they are taught on.
     """
 
-    networks = {"a": Trained(), "b": Trained()}  # noqa: RUF012
-    predicts = "a"
-    streams = {  # noqa: RUF012
-        "labelled": Stream(labelled=True),
-        "unlabelled_i": Stream(labelled=False),
-        "unlabelled_j": Stream(labelled=False, other_than="unlabelled_i"),
-    }
-
-    def __init__(self, unlabelled_weight: float = 0.8, num_boxes: int = 3, supervised_epochs: int = 0) -> None:
+    def __init__(
+        self,
+        unlabelled_weight: float = 0.8,
+        num_boxes: int = 3,
+        supervised_epochs: int = 0,
+        decay: float = 0.0,
+        ramp: float = 0.0,
+        strong: bool = False,
+    ) -> None:
         super().__init__(supervised_epochs)
+        self.networks = {"a": Trained(), "b": Trained()}
+        if decay:
+            self.networks |= {"average_a": Averaged("a", decay), "average_b": Averaged("b", decay)}
+        self.teachers = ("average_a", "average_b") if decay else ("a", "b")
+        self.predicts = self.teachers[0]
+        self.learnt_view = "strong" if strong else "weak"
+        views = ("weak", "strong") if strong else ("weak",)
+        self.streams = {
+            "labelled": Stream(labelled=True),
+            "unlabelled_i": Stream(labelled=False, views=views),
+            "unlabelled_j": Stream(labelled=False, views=views, other_than="unlabelled_i"),
+        }
         self.unlabelled_weight = unlabelled_weight
         self.num_boxes = num_boxes
+        self.ramp = ramp
 
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
         if "unlabelled_i" not in step.batch:
             return step.learn(step.from_labels, "ab")
-        labelled = step.batch["labelled"]
-        x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
-        masks = draw_masks(len(x_i), x_i.shape[2:], self.num_boxes, step.generator).to(x_i.device)
-        x_ij = cut_mix(x_i, x_j, masks)
+        labelled, i, j = (step.batch[name] for name in self.streams)
+        masks = draw_masks(len(i["weak"]), i["weak"].shape[2:], self.num_boxes, step.generator).to(i["weak"].device)
+        x_ij = cut_mix(i[self.learnt_view], j[self.learnt_view], masks)
+        weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
 
         def teach(network: nn.Module) -> list[Tensor]:
-            return mixed_pseudo_labels(network, x_i, x_j, masks)
+            return mixed_pseudo_labels(network, i["weak"], j["weak"], masks)
 
         def learn(network: nn.Module, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
             on_labelled, on_mixed = in_one_pass(network, labelled["weak"], x_ij)
             return {
                 "labelled": step.loss(on_labelled, labelled["label"]),
-                "unlabelled": self.unlabelled_weight * step.pseudo_loss(on_mixed, pseudo_labels),
+                "unlabelled": weight * step.pseudo_loss(on_mixed, pseudo_labels),
             }
 
-        by = step.each(teach, "ab")
-        return step.learn(learn, "ab", (by["b"], by["a"]))
+        by = step.each(teach, self.teachers)
+        return step.learn(learn, "ab", [by[teacher] for teacher in reversed(self.teachers)])
 
 
 @torch.no_grad()

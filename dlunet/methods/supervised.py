@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
 
 
 class Supervised(Method):
-    """One network, trained on labelled patches."""
+    """One network, trained on labelled patches.
 
-    networks = {"a": Trained()}  # noqa: RUF012
-    predicts = "a"
+    Args:
+        decay: With a decay, the moving average of the network predicts; 0: the network itself does.
+    """
+
     streams = {"labelled": Stream(labelled=True)}  # noqa: RUF012
+
+    def __init__(self, decay: float = 0.0) -> None:
+        super().__init__()
+        self.networks = {"a": Trained(), **({"average_a": Averaged("a", decay)} if decay else {})}
+        self.predicts = "average_a" if decay else "a"
 
     def losses(self, step: Step) -> Terms:
         """The loss on the labelled patches."""

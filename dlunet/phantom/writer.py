@@ -39,6 +39,7 @@ class _Split:
 
 
 _LABELLED_FOLDER = "Training/FLARE22_LabeledCase50"
+_TRUTH_FOLDER = "Truth"
 # A split's index in this tuple is part of its cases' seeds: append new splits at the end.
 _SPLITS = (
     _Split(
@@ -77,6 +78,7 @@ def write_phantoms(
     seed: int = 0,
     shape: tuple[int, int, int] = (64, 128, 128),
     workers: int | None = None,
+    truth: bool = False,
 ) -> None:
     """Write a dataset of synthetic CTs in FLARE22's layout.
 
@@ -92,6 +94,8 @@ def write_phantoms(
         seed: Determines every case, 0 or more.
         shape: Voxels of each CT (z, y, x).
         workers: Processes; by default one per core; 0 or 1 runs in this process.
+        truth: Whether the label maps of the unlabelled cases are written too, to a folder ``Truth`` that nothing else
+            reads: for experiments on what their labels would be worth.
 
     Raises:
         UserError: The folder contains a dataset made with other arguments, or cannot be written.
@@ -104,7 +108,7 @@ def write_phantoms(
     _check_arguments(counts, seed, shape)
     try:
         _record(root, counts, seed, shape)
-        missing = [case for case in _cases(root, counts, seed) if not case.finished]
+        missing = [case for case in _cases(root, counts, seed, truth) if not case.finished]
         for folder in {path.parent for case in missing for path in (case.image, case.label) if path is not None}:
             remove_leftovers(folder)
         _make_all(missing, shape, 1 if workers == 0 else workers)
@@ -151,15 +155,17 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _cases(root: Path, counts: dict[str, int], seed: int) -> Iterator[_Case]:
+def truth_of(root: Path, image: Path) -> Path:
+    """The label map of an unlabelled CT, if :func:`write_phantoms` wrote the truth."""
+    return root / _TRUTH_FOLDER / image.name.replace("_0000.nii.gz", ".nii.gz")
+
+
+def _cases(root: Path, counts: dict[str, int], seed: int, truth: bool) -> Iterator[_Case]:
     for index, split in enumerate(_SPLITS):
         for number in range(1, counts[split.name] + 1):
-            yield _Case(
-                seed=(seed, index, number),
-                profile=split.profile,
-                image=root / split.image.format(number),
-                label=root / split.label.format(number) if split.label else None,
-            )
+            image = root / split.image.format(number)
+            label = root / split.label.format(number) if split.label else truth_of(root, image) if truth else None
+            yield _Case((seed, index, number), split.profile, image, label)
 
 
 def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | None) -> None:
