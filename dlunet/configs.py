@@ -33,7 +33,7 @@ RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.
 PARTS = ("method", "network", "loss")
 
 #: Optional parts of an experiment; they appear in its name only if chosen on the command line.
-FURTHER_PARTS = ("pseudo_loss", "network@other_network")
+FURTHER_PARTS = ("pseudo_loss", "recipe", "network@other_network")
 
 
 def compose(verb: str, settings: Sequence[str] = (), plugins: Path | str | None = None) -> DictConfig:

@@ -36,9 +36,14 @@ void cross_entropies_gradient(const Volumes* volumes, const float* of_voxels, fl
 #pragma omp for
         for (int64_t k = 0; k < in.batch * tiles; ++k) {
             tile.read(k / tiles, k % tiles * TILE);
-            tile.softmax();
             std::copy_n(of_voxels + tile.sample * in.voxels + tile.first, tile.count, slope);
-            for (int64_t c = 0; c < in.classes; ++c)
+            // Most voxels count for nothing where a loss chooses the hardest ones.
+            const bool counts = std::any_of(slope, slope + tile.count, [](float value) { return value != 0; });
+            if (counts)
+                tile.softmax();
+            else
+                std::fill(tile.of_class(0), tile.of_class(in.classes), 0.f);
+            for (int64_t c = 0; counts && c < in.classes; ++c)
                 for (int i = 0; i < TILE; i += FULL) {
                     const Floats p = at(tile.of_class(c) + i);
                     store<FULL>(tile.of_class(c) + i, at(slope + i) * (tile.is_class(c, i) ? p - 1.f : p));
