@@ -34,8 +34,8 @@ WRONG = [
     "sampling.foreground_fraction=-0.1",
     "trainer.max_epochs=0",
     "trainer.max_epochs=many",
-    "+method.ramp=1.5",
-    "+method.decay=-1",
+    "method.ramp=1.5",
+    "method.decay=-1",
     "+method.noise=-0.1",
     "+method.passes=0",
     "+method.window=0",
@@ -139,8 +139,9 @@ def plug_in(tmp_path):
         (["method=supervised", "network=plain", "loss=dice_ce"], "supervised-plain-dice_ce"),
         (["experiment=ssl_light_as_published", "network=plain"], "cross_pseudo-plain-published"),
         (["loss=dice_ce", "name=mine"], "mine"),
-        (["pseudo_loss=dice_ce"], "cross_pseudo-light-nrd_tce-dice_ce"),
-        (["method=cross_teaching", "network@other_network=light"], "cross_teaching-light-nrd_tce-light"),
+        (["pseudo_loss=dice_ce"], "cross_pseudo-light-ga-dice_ce"),
+        (["recipe=paper"], "cross_pseudo-light-nrd_tce-paper"),
+        (["method=cross_teaching", "network@other_network=light"], "cross_teaching-light-ga-light"),
     ],
 )
 def test_a_run_is_named_by_what_it_is(compose, words, name):
@@ -148,6 +149,35 @@ def test_a_run_is_named_by_what_it_is(compose, words, name):
     config = compose("train", [*words, "hydra.mode=RUN"], return_hydra_config=True)
     assert config.name == name
     assert name in config.output
+
+
+LOSSES = {
+    "nrd_tce": "dlunet.losses.RobustSegmentationLoss",
+    "ga": "dlunet.losses.GradientAwareLoss",
+    "dice_ce": "dlunet.losses.DiceCrossEntropyLoss",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "loss", "pseudo_loss", "decay"),
+    [
+        (["experiment=ssl_light", "scale=paper"], "nrd_tce", "nrd_tce", 0),
+        (["experiment=sup_light", "scale=paper"], "nrd_tce", "nrd_tce", 0),
+        (["experiment=ssl_nnunet", "scale=paper"], "nrd_tce", "nrd_tce", 0),
+        (["experiment=ssl_light", "scale=tiny"], "nrd_tce", "nrd_tce", 0),
+        (["experiment=ssl_light", "scale=cpu", "recipe=paper"], "nrd_tce", "nrd_tce", 0),
+        (["experiment=ssl_light", "scale=demo"], "ga", "nrd_tce", 0.99),
+        (["experiment=sup_nnunet", "scale=cpu"], "ga", "nrd_tce", 0.99),
+        (["experiment=ssl_light", "scale=auto"], "ga", "nrd_tce", 0.99),
+        (["experiment=ssl_light_best", "scale=paper"], "ga", "nrd_tce", 0.99),
+        (["experiment=loss_dice_ce", "scale=cpu"], "dice_ce", "nrd_tce", 0.99),  # the row of table 4 is about its loss
+        (["scale=cpu", "loss=dice_ce", "pseudo_loss=same"], "dice_ce", "dice_ce", 0.99),
+    ],
+)
+def test_scales_train_with_the_recipe_and_the_paper_with_its_own_losses(compose, words, loss, pseudo_loss, decay):
+    config = compose("train", words)
+    assert (config.loss._target_, config.pseudo_loss._target_) == (LOSSES[loss], LOSSES[pseudo_loss])
+    assert config.method.decay == decay
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ runs=runs/demo
 "$bin/dlunet" prepare data=phantom scale=demo
 for experiment in sup_light ssl_light; do
     run=$runs/$experiment
-    # Dice + CE until the networks start to exchange pseudo-labels: the noise-robust losses converge slowly at first.
-    "$bin/python" train.py experiment=$experiment name=$experiment scale=demo loss=dice_ce_first resume=auto output=$run
+    "$bin/python" train.py experiment=$experiment name=$experiment scale=demo resume=auto output=$run
     "$bin/python" predict.py checkpoint=$run/checkpoints/best.ckpt input=$data/Testing/images output=$run/predictions
     "$bin/dlunet" evaluate predictions=$run/predictions references=$data/Testing/labels output=$run/scores
 done
