@@ -197,7 +197,7 @@ def _case_means(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _described(scores: pd.DataFrame) -> str:
     cases = scores.index.unique("case")
-    return f"seeds {', '.join(scores.columns)}, {len(cases)} cases from {min(cases)} to {max(cases)}"
+    return f"seeds {', '.join(scores.columns)} and {len(cases)} cases from {min(cases)} to {max(cases)}"
 
 
 def _mean(values: np.ndarray) -> Estimate:
