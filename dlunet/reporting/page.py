@@ -23,7 +23,6 @@ from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs,
 from dlunet.reporting.tables import MEAN, ScoreTable
 from dlunet.settings import flattened
 
-SYNTHETIC_DATA = "phantom"
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -187,7 +186,7 @@ def _data_note(groups: Groups) -> str:
 
 
 def _is_synthetic(groups: Groups) -> bool:
-    return SYNTHETIC_DATA in _distinct(groups, "data")
+    return any(run.synthetic for runs in groups.values() for run in runs)
 
 
 def _distinct(groups: Groups, attribute: str) -> list[str]:

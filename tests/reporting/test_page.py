@@ -97,6 +97,11 @@ def test_it_says_that_the_data_is_synthetic(report, page):
     assert "SYNTHETIC" in (report / "scores.md").read_text()
 
 
+def test_synthetic_data_is_called_so_under_any_name(make_run, tmp_path):
+    run = make_run("ssl_light", data_name="gap4")
+    assert "Synthetic data." in Page(write_report([run], tmp_path / "report")).text
+
+
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     text = Page(write_report([run], tmp_path / "report")).text.lower()
