@@ -170,12 +170,13 @@ def evaluate(config: DictConfig) -> None:
 
 
 def report(config: DictConfig) -> None:
-    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER"""
+    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER [floor=NAME ceiling=NAME]"""
     from dlunet.reporting import print_report_summary, write_report
 
     folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
     runs = [Path(folder) for folder in folders]
-    print_report_summary(runs, write_report(runs, Path(config.output)))
+    compared = {"floor": config.floor, "ceiling": config.ceiling}
+    print_report_summary(runs, write_report(runs, Path(config.output), **compared), **compared)
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

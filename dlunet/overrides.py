@@ -10,15 +10,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: The settings that are paths or lists of paths, ``[A,B]``.
-PATHS = frozenset(
+#: The settings that are paths, lists of paths, ``[A,B]``, or names of experiments, which may contain a path.
+LITERALS = frozenset(
     {
+        "ceiling",
         "checkpoint",
         "data.prepared",
         "data.pseudo_labels",
         "data.root",
         "data.splits",
         "data.unlabelled",
+        "floor",
         "hydra.sweep.dir",
         "input",
         "labels",
@@ -57,7 +59,7 @@ def _quoted_argument(argument: str, sweep: bool) -> str:
     key, value = match[1] + match[2], match[3]
     if match[2] in NAMES and _is_list(value):
         return f"{key}={_quoted_value(value)}"
-    if match[2] not in PATHS:
+    if match[2] not in LITERALS:
         return argument
     values = [value] if not sweep or _exists(value) else list(_split(value))
     return f"{key}={','.join(map(_quoted_value, values))}"

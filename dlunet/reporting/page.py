@@ -17,12 +17,12 @@ from rich.table import Table
 from dlunet.files import write_bytes, write_text
 from dlunet.labels import LabelSet
 from dlunet.reporting import figures, tables
+from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable, paired_table
 from dlunet.reporting.panels import case_panels
 from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, group_by_experiment, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
 from dlunet.settings import flattened
 
-SYNTHETIC_DATA = "phantom"
 Groups = Mapping[str, Sequence[Run]]
 
 
@@ -35,26 +35,29 @@ class _Image:
     alt: str
 
 
-def write_report(runs: Sequence[Path], output: Path) -> Path:
+def write_report(runs: Sequence[Path], output: Path, *, floor: str | None = None, ceiling: str | None = None) -> Path:
     """Write a report on one or more runs.
 
     The page, ``index.html``, is self-contained. Its figures as PNG and the scores as ``scores.csv`` and ``scores.md``
-    are written beside it.
+    are written beside it, and with a floor the paired comparison as ``paired.csv`` and at the end of ``scores.md``.
 
     Args:
         runs: Run folders, or folders with run folders at any depth below them. A run folder contains ``config.yaml``
             and ``metrics.csv`` and, depending on the progress of the run, ``provenance.json``,
             ``predictions/NAME.nii.gz`` and ``scores/scores.csv``.
         output: Folder to write to; created if missing.
+        floor: Name of the experiment that all others are compared with, case by case; None for no comparison.
+        ceiling: Name of the experiment that shows how much can be gained over the floor, or None.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or the
-            output cannot be written.
+        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, an
+            experiment cannot be compared with floor and ceiling, or the output cannot be written.
     """
     groups = _read_groups(runs)
+    paired = paired_table(groups, floor, ceiling)
     labels = common_labels(groups)
     score_tables = _score_tables(groups, labels)
     panels = case_panels(groups, labels)
@@ -66,19 +69,34 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     }
     images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
     write_text(output / "scores.csv", tables.as_csv_table(groups, score_tables).to_csv(index=False))
-    write_text(output / "scores.md", tables.as_markdown(score_tables, _data_note(groups)))
+    markdown = tables.as_markdown(score_tables, _data_note(groups))
+    if paired is None:
+        (output / "paired.csv").unlink(missing_ok=True)  # of an earlier report
+    else:
+        markdown += f"\n{paired.as_markdown()}"
+        write_text(output / "paired.csv", paired.as_csv_table().to_csv(index=False))
+    write_text(output / "scores.md", markdown)
     page = output / "index.html"
-    write_text(page, _render(groups, score_tables, images, panels.notes, labels))
+    write_text(page, _render(groups, score_tables, paired, images, panels.notes, labels))
     return page
 
 
-def print_report_summary(runs: Sequence[Path], page: Path, console: Console | None = None) -> None:
-    """Print mean scores and DSC per class by experiment, the paper's tables, and the path of the page.
+def print_report_summary(
+    runs: Sequence[Path],
+    page: Path,
+    console: Console | None = None,
+    *,
+    floor: str | None = None,
+    ceiling: str | None = None,
+) -> None:
+    """Print mean scores and DSC per class by experiment, the paper's tables, the comparison, and the page's path.
 
     Args:
         runs: As for :func:`write_report`.
         page: The path returned by :func:`write_report`.
         console: Console to print to; by default standard output.
+        floor: As for :func:`write_report`.
+        ceiling: As for :func:`write_report`.
     """
     console = console or Console()
     groups = _read_groups(runs)
@@ -97,6 +115,8 @@ def print_report_summary(runs: Sequence[Path], page: Path, console: Console | No
     console.print(table)
     for paper_table in tables.paper_tables(dsc, groups, labels):
         console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
+    if (paired := paired_table(groups, floor, ceiling)) is not None:
+        console.print(_paired_layout(paired))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -111,6 +131,7 @@ def _read_groups(folders: Sequence[Path]) -> dict[str, list[Run]]:
 def _render(
     groups: Groups,
     score_tables: Mapping[str, ScoreTable],
+    paired: PairedTable | None,
     images: Mapping[str, _Image | None],
     panel_notes: Sequence[str],
     labels: LabelSet,
@@ -127,6 +148,7 @@ def _render(
         runs=[run for runs in groups.values() for run in runs],
         labels=labels,
         score_tables=score_tables,
+        paired=paired,
         columns=[MEAN] + [label.abbreviation for label in labels],
         format_score=tables.format_score,
         case_count=_case_count,
@@ -164,7 +186,7 @@ def _data_note(groups: Groups) -> str:
 
 
 def _is_synthetic(groups: Groups) -> bool:
-    return SYNTHETIC_DATA in _distinct(groups, "data")
+    return any(run.synthetic for runs in groups.values() for run in runs)
 
 
 def _distinct(groups: Groups, attribute: str) -> list[str]:
@@ -206,6 +228,18 @@ def _paper_layout(paper_table: tables.PaperTable, ours: str) -> Table:
         layout.add_row(row.name)
         layout.add_row("  paper", *(_short(row.paper[column]) for column in columns))
         layout.add_row(f"  {ours}", *(_short(row.ours[column]) if row.ours else "–" for column in columns))
+    return layout
+
+
+def _paired_layout(paired: PairedTable) -> Table:
+    """The main columns of a comparison, under its note; where they do not fit, names are wrapped."""
+    layout = Table(title=_plain(paired.note), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    lines = paired.lines()
+    titles = [title for title in MAIN_COLUMNS if title in lines[0]]
+    for title in titles:
+        layout.add_column(title, no_wrap=title != titles[0], overflow="fold")
+    for line in lines:
+        layout.add_row(*(_plain(line[title]) for title in titles))
     return layout
 
 

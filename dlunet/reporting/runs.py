@@ -67,6 +67,11 @@ class Run:
         return str(self.setting("data.name", "unknown data"))
 
     @property
+    def synthetic(self) -> bool:
+        """Whether its CTs are generated, whatever the dataset's name."""
+        return str(self.setting("data.source._target_", "")).endswith(".open_phantoms")
+
+    @property
     def scale(self) -> str:
         """The scale's name, such as ``cpu`` or ``paper``."""
         return str(self.setting("scale.name", "unknown"))

@@ -189,15 +189,20 @@ def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
     """The score tables as Markdown, best values in bold."""
     parts = [note]
     for table in tables.values():
-        header = ["run", *table.mean.columns]
-        lines = [header, ["---"] * len(header)]
+        lines = [["run", *table.mean.columns]]
         for name in table.mean.index:
             cells = [format_score(table, name, column) for column in table.mean.columns]
             best = [table.is_best(name, column) for column in table.mean.columns]
             bold = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
-            lines.append([str(name).replace("|", "\\|"), *bold])
-        parts.append(f"{table.metric.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+            lines.append([str(name), *bold])
+        parts.append(f"{table.metric.title}\n\n{markdown_table(lines)}")
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A header and rows of cells as a Markdown table."""
+    header, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:

@@ -84,6 +84,8 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "scale": {"name": "cpu"}, "data": {"name": data_name, "root": str(data)}}
     method, network, loss = parts_of or PARTS_OF.get(name, UNKNOWN)
+    source = "read_flare22" if data_name == "flare22" else "open_phantoms"
+    config["data"]["source"] = {"_target_": f"dlunet.datasets.{source}"}
     config |= {"method": {"_target_": method}, "network": {"kind": network}, "loss": {"_target_": loss}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     _write_metrics(run / "metrics.csv", seed, error)

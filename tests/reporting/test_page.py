@@ -97,6 +97,11 @@ def test_it_says_that_the_data_is_synthetic(report, page):
     assert "SYNTHETIC" in (report / "scores.md").read_text()
 
 
+def test_synthetic_data_is_called_so_under_any_name(make_run, tmp_path):
+    run = make_run("ssl_light", data_name="gap4")
+    assert "Synthetic data." in Page(write_report([run], tmp_path / "report")).text
+
+
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     text = Page(write_report([run], tmp_path / "report")).text.lower()
@@ -292,6 +297,41 @@ def test_the_terminal_gets_the_table_and_the_page_s_path(make_run, tmp_path, cap
     printed = capsys.readouterr().out
     assert f"report: {page}" in printed and "SYNTHETIC" in printed and "mean NSD" in printed and "DSC LAG" in printed
     assert f"{pd.read_csv(run / 'scores' / 'scores.csv')['nsd'].mean():.3f}" in printed
+
+
+def test_experiments_are_compared_with_a_floor_and_a_ceiling(table_3_runs, report, scores, tmp_path):
+    folder = write_report(table_3_runs, tmp_path / "report", floor="sup_nnunet", ceiling="ssl_light").parent
+    page, csv = Page(folder / "index.html"), pd.read_csv(folder / "paired.csv").set_index("run")
+    assert page.sections == ["scores", "paired", "organs", "curves", "panels", "paper", "provenance"]
+    header, *rows = page.tables[2]
+    assert header[3:6] == ["Mean DSC", "Difference to floor", "p"] and header[-1] == "Share of the gap"
+    assert [row[0] for row in rows] == list(csv.index) == ["sup_nnunet", "sup_light", "ssl_nnunet", "ssl_light"]
+    assert rows[0][4:] == ["–"] * 5 and rows[3][-1] == "100% [100%, 100%]"
+    mean = {name: frame["dsc"].mean() for name, frame in scores.items()}
+    for name, _, cases, dsc, difference, _, _, _, share in rows[1:]:
+        gained = mean[name] - mean["sup_nnunet"]
+        closed = gained / (mean["ssl_light"] - mean["sup_nnunet"])
+        assert cases == "4" and dsc.startswith(f"{mean[name]:.3f} [") and difference.startswith(f"{gained:+.3f} [")
+        assert share.startswith(f"{closed:.0%} [") and csv.loc[name, "share"] == pytest.approx(closed, abs=1e-4)
+        ends = [csv.loc[name, f"difference_{end}"] for end in ("low", "high")]
+        assert difference.endswith(" [{:+.3f}, {:+.3f}]".format(*ends))
+        assert f"| {name} | 1 | 4 | {dsc} | {difference} |" in (folder / "scores.md").read_text()
+    write_report(table_3_runs, folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in report.iterdir()}
+    assert (folder / "scores.md").read_text() == (report / "scores.md").read_text()
+
+
+def test_the_command_takes_names_as_the_report_shows_them(make_run, tmp_path, dlunet):
+    runs = [make_run("ssl_light", error=2.0), make_run("ssl_light", data_name="better", seed=2)]
+    (runs[1] / "config.yaml").write_text((runs[1] / "config.yaml").read_text().replace("seed: 2", "seed: 1"))
+    names = ("ssl_light (phantom, cpu)", "ssl_light (better, cpu)")
+    words = ("report", "runs=sweep", f"floor={names[0]}", "output=report")
+    printed = " ".join(dlunet(*words, f"ceiling={names[1]}", cwd=tmp_path).stdout.split())
+    assert "Difference to floor" in printed and "100% [100%, 100%]" in printed
+    text = " ".join(Page(tmp_path / "report" / "index.html").text.split())
+    assert f"Comparison with {names[0]}" in text and "comparable only if their test cases are the same" in text
+    printed = dlunet(*words, "ceiling=ssl_light", cwd=tmp_path, fails=True).stderr
+    assert f"ceiling=ssl_light: no such experiment; expected one of: {names[0]}, {names[1]}" in printed
 
 
 def test_folders_without_runs_are_errors(tmp_path):

@@ -1,0 +1,242 @@
+"""Paired comparison of experiments: differences to a floor, shares of the gap to a ceiling, and their intervals.
+
+Scores of the same seed, case and organ are paired. What is compared is the mean DSC over them.
+
+Intervals are those of a percentile bootstrap that draws cases and, independently of them, seeds (Owen 2007, "The
+pigeonhole bootstrap", arXiv 0712.1111), since the networks of every seed segment every case. Organs are not drawn:
+those of a case share its image and anatomy, so drawing them one by one, as if they were independent, would give
+intervals that are too narrow. With few seeds they are too narrow as well; a single seed says nothing about other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+from dlunet.errors import UserError
+from dlunet.reporting.runs import Run
+from dlunet.reporting.tables import markdown_table
+
+RESAMPLES = 10_000
+#: The ends of a 95 % interval.
+QUANTILES = (0.025, 0.975)
+#: The columns that are the result, where there is no room for all.
+MAIN_COLUMNS = ("Experiment", "Difference to floor", "p", "Share of the gap")
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval from ``low`` to ``high``."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, form: str) -> str:
+        """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """An experiment, over the seeds and cases that it shares with the floor and, if there is one, the ceiling.
+
+    Attributes:
+        experiment: Its name.
+        seeds: The shared seeds.
+        cases: Number of shared cases.
+        dsc: Its mean DSC.
+        difference: Its mean DSC minus the floor's.
+        p: Of Wilcoxon's signed-rank test over cases, two-sided; NaN if no case differs.
+        better_cases: Number of cases with a larger DSC than the floor's, in the mean over organs and seeds.
+        worse_cases: Number of cases with a smaller one.
+        better_seeds: Number of seeds with a larger DSC than the floor's, in the mean over organs and cases.
+        worse_seeds: Number of seeds with a smaller one.
+        share: The difference as a share of the gap, that between ceiling and floor; None without a ceiling, or where
+            the gap's interval is not above 0.
+    """
+
+    experiment: str
+    seeds: tuple[str, ...]
+    cases: int
+    dsc: Estimate
+    difference: Estimate
+    p: float
+    better_cases: int
+    worse_cases: int
+    better_seeds: int
+    worse_seeds: int
+    share: Estimate | None
+
+
+@dataclass(frozen=True)
+class PairedTable:
+    """All experiments that have scores, beside the floor."""
+
+    floor: str
+    ceiling: str | None
+    rows: tuple[PairedRow, ...]
+
+    @property
+    def note(self) -> str:
+        """What the columns are."""
+        shared = self.floor if self.ceiling is None else f"{self.floor} and {self.ceiling}"
+        sentences = [
+            f"Mean DSC over the seeds, cases and organs that an experiment shares with {shared}, with 95 % bootstrap "
+            "intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not corrected for "
+            "the number of experiments."
+        ]
+        if self.ceiling is not None:
+            sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")
+            if any(row.share is None for row in self.rows):
+                sentences.append(f"{NONE}: the interval of the gap is not above 0, so a share of it is undefined.")
+        return " ".join(sentences)
+
+    def lines(self) -> list[dict[str, str]]:
+        """The rows as printed, by title of the column; the floor is not compared with itself."""
+        return [self._line(row) for row in self.rows]
+
+    def _line(self, row: PairedRow) -> dict[str, str]:
+        compared = {
+            "Difference to floor": row.difference.text("+.3f"),
+            "p": _p_text(row.p),
+            "Cases better / worse": f"{row.better_cases} / {row.worse_cases}",
+            "Seeds better / worse": f"{row.better_seeds} / {row.worse_seeds}",
+        }
+        if self.ceiling is not None:
+            compared["Share of the gap"] = NONE if row.share is None else row.share.text(".0%")
+        if row.experiment == self.floor:
+            compared = dict.fromkeys(compared, NONE)
+        seeds, dsc = ", ".join(row.seeds), row.dsc.text(".3f")
+        return {"Experiment": row.experiment, "Seeds": seeds, "Cases": str(row.cases), "Mean DSC": dsc, **compared}
+
+    def as_csv_table(self) -> pd.DataFrame:
+        """All values for other programs; an estimate ``x`` has columns ``x``, ``x_low`` and ``x_high``."""
+        return pd.DataFrame([_csv_row(row) for row in self.rows])
+
+    def as_markdown(self) -> str:
+        """The table as Markdown, under its note."""
+        lines = self.lines()
+        return f"{self.note}\n\n{markdown_table([list(lines[0]), *(list(line.values()) for line in lines)])}\n"
+
+
+def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling: str | None) -> PairedTable | None:
+    """Compare every experiment that has scores with a floor, and relate it to the gap up to a ceiling.
+
+    Args:
+        groups: Runs by experiment name, one per seed.
+        floor: Name of the experiment to compare with; None for no comparison.
+        ceiling: Name of the experiment that shows how much can be gained, or None.
+
+    Raises:
+        UserError: There is a ceiling but no floor, one of them is not among the experiments or has no scores, or an
+            experiment shares no seed or no case with them.
+    """
+    if floor is None:
+        if ceiling is not None:
+            raise UserError(f"ceiling={ceiling}: found no floor; expected both; add floor=NAME to the command")
+        return None
+    scores = {name: table for name, runs in groups.items() if not (table := _scores(runs)).empty}
+    for setting, name in (("floor", floor), ("ceiling", ceiling)):
+        if name is not None:
+            _check_name(setting, name, groups, scores)
+    return PairedTable(floor, ceiling, tuple(_row(name, floor, ceiling, scores) for name in scores))
+
+
+def _scores(runs: Sequence[Run]) -> pd.DataFrame:
+    """DSC with one row per case and organ and one column per seed."""
+    scored = {run.seed: run.scores for run in runs if run.scores is not None}
+    return pd.DataFrame({seed: scores.set_index(["case", "organ"])["dsc"] for seed, scores in scored.items()})
+
+
+def _check_name(setting: str, name: str, groups: Mapping[str, Sequence[Run]], scores: Mapping[str, object]) -> None:
+    if name not in groups:
+        raise UserError(f"{setting}={name}: no such experiment; expected one of: {', '.join(groups)}")
+    if name not in scores:
+        raise UserError(f"{setting}={name}: its runs have no scores; train with test=true, or choose one with scores")
+
+
+def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.DataFrame]) -> PairedRow:
+    means = _case_means({other: scores[other] for other in (name, floor, ceiling) if other is not None})
+    ours, base = means[name].to_numpy(), means[floor].to_numpy()
+    difference = ours - base
+    of_cases, of_seeds = difference.mean(axis=1), difference.mean(axis=0)
+    return PairedRow(
+        experiment=name,
+        seeds=tuple(means[name].columns),
+        cases=len(means),
+        dsc=_mean(ours),
+        difference=_mean(difference),
+        p=float(wilcoxon(of_cases).pvalue) if of_cases.any() else math.nan,
+        better_cases=int((of_cases > 0).sum()),
+        worse_cases=int((of_cases < 0).sum()),
+        better_seeds=int((of_seeds > 0).sum()),
+        worse_seeds=int((of_seeds < 0).sum()),
+        share=None if ceiling is None else _share(difference, means[ceiling].to_numpy() - base),
+    )
+
+
+def _case_means(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean DSC over organs, of what all experiments have scored: a row per case, columns (experiment, seed)."""
+    seeds = sorted(set.intersection(*(set(table.columns) for table in scores.values())), key=lambda seed: seed.zfill(9))
+    paired = pd.concat({name: table[seeds] for name, table in scores.items()}, axis=1).dropna()
+    if paired.empty:
+        raise UserError(
+            f"{', '.join(scores)}: their runs share no {'case' if seeds else 'seed'}; found "
+            + "; ".join(f"{name}: {_described(table)}" for name, table in scores.items())
+            + "; expected the same seeds, scored on the same cases; add such runs, or leave the others out of runs="
+        )
+    return paired.groupby(level="case").mean()
+
+
+def _described(scores: pd.DataFrame) -> str:
+    cases = scores.index.unique("case")
+    return f"seeds {', '.join(scores.columns)} and {len(cases)} cases from {min(cases)} to {max(cases)}"
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    return _estimate(values.mean(), _resampled_means(values))
+
+
+def _share(difference: np.ndarray, gap: np.ndarray) -> Estimate | None:
+    """The ratio of the means of two (case, seed) arrays, None unless the interval of the second is above 0."""
+    if _mean(gap).low <= 0:
+        return None
+    numerators, denominators = _resampled_means(difference), _resampled_means(gap)
+    divisible = denominators != 0
+    return _estimate(difference.mean() / gap.mean(), numerators[divisible] / denominators[divisible])
+
+
+def _resampled_means(values: np.ndarray) -> np.ndarray:
+    """The mean of a (case, seed) array in each resample; the resamples are the same for all arrays of one shape."""
+    generator = np.random.default_rng(0)
+    # How often each case and each seed is drawn, as a fraction.
+    cases, seeds = (generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size for size in values.shape)
+    return ((cases @ values) * seeds).sum(axis=1)
+
+
+def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled, QUANTILES)
+    return Estimate(float(value), float(low), float(high))
+
+
+def _p_text(p: float) -> str:
+    if math.isnan(p):
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _csv_row(row: PairedRow) -> dict[str, object]:
+    estimates = {"dsc": row.dsc, "difference": row.difference, "share": row.share or Estimate(*[math.nan] * 3)}
+    values: dict[str, object] = {"run": row.experiment, "seeds": " ".join(row.seeds), "cases": row.cases}
+    for name, estimate in estimates.items():
+        ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        values |= {key: round(value, 4) for key, value in ends.items()}
+    counts = ("better_cases", "worse_cases", "better_seeds", "worse_seeds")
+    return values | {"p": row.p} | {name: getattr(row, name) for name in counts}

@@ -1,0 +1,48 @@
+"""The runs of a sweep: what each trains, how it is named, and what all have in common."""
+
+from itertools import product
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlunet import pipelines
+from dlunet.configs import CONFIGS, compose
+
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+#: By the loss for labels: the losses for labels and for pseudo-labels.
+LOSSES = {"dice_ce": ("dice_ce", "dice_ce"), "ga": ("ga", "nrd_tce")}
+#: The parts of a config that every run of a sweep over methods and losses has in common.
+COMMON = ("data", "scale", "network", "plan", "sampling", "trainer", "optimizer", "augmentation", "test")
+
+
+@pytest.fixture
+def composed(dlunet, tmp_path, monkeypatch):
+    """``composed(setting, …)`` returns the configs that ``train -m`` would train with."""
+
+    def run(*words):
+        configs = []
+        monkeypatch.setattr(pipelines, "train", lambda config: configs.append(resolved(config)))
+        dlunet("train", "-m", *words, cwd=tmp_path)
+        return configs
+
+    return run
+
+
+def resolved(config):
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_the_methods_differ_in_method_and_losses_alone(composed):
+    runs = composed("+sweep=methods", "data=gap", "scale=tiny", "seed=0,1")
+    assert len({run["output"] for run in runs}) == len(runs) == 2 * len(METHODS) * len(LOSSES)
+    by_name = {(run["name"], run["seed"]): run for run in runs}
+    for method, loss in product(METHODS, LOSSES):
+        names = [f"{part}={name}" for part, name in zip(("loss", "pseudo_loss"), LOSSES[loss], strict=True)]
+        alone = resolved(compose("train", [f"method={method}", *names, "scale=tiny"]))
+        for seed in (0, 1):
+            run = by_name[f"{method}-light-{loss}", seed]
+            assert [run[part] for part in ("method", "loss", "pseudo_loss")] == [
+                alone[part] for part in ("method", "loss", "pseudo_loss")
+            ]
+            assert [run[part] for part in COMMON] == [runs[0][part] for part in COMMON]
+    assert runs[0]["test"] and runs[0]["data"]["name"] == "gap4" and runs[0]["scale"]["name"] == "tiny"
