@@ -1,7 +1,7 @@
-"""The sums over voxels that losses are formulas of, and pseudo-labels, with the compiled code of `losses.cpp`.
+"""Compiled code for losses: sums over voxels, of which most losses are formulas, cross entropies, and pseudo-labels.
 
-It runs on a CPU in float32. Elsewhere, and where there is no compiler, :func:`class_sums` returns None and the losses
-are computed by PyTorch.
+It runs on a CPU in float32. Elsewhere, and where there is no compiler, :func:`class_sums` and :func:`cross_entropies`
+return None and the losses are computed by PyTorch.
 """
 
 from __future__ import annotations

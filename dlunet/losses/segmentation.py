@@ -1,4 +1,4 @@
-"""The losses of the paper: noise-robust Dice and Taylor cross entropy (eq. 7 and 8), and nnU-Net's.
+"""The losses of the paper, noise-robust Dice and Taylor cross entropy, and nnU-Net's.
 
 Shapes and arguments are those of :class:`VoxelLoss`.
 """
