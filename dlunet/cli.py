@@ -128,7 +128,10 @@ def self_train(config: DictConfig) -> None:
 
     def compose_training(folder: Path, experiment: str) -> DictConfig:
         words = [f"experiment={experiment}", override("output", folder), "resume=auto", *shared]
-        return without_hydra(hydra.compose("train", words, return_hydra_config=True))
+        try:
+            return without_hydra(hydra.compose("train", words, return_hydra_config=True))
+        except CompactHydraException as error:  # such as an experiment that does not exist
+            raise UserError(in_short(error)) from None
 
     experiments = [HydraConfig.get().runtime.choices["experiment"]] * config.rounds
     if config.final is not None:

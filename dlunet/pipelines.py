@@ -82,9 +82,9 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
         student.data.pseudo_labels = str(labels)
         print(f"{now}: training the student, {student.name}, in {student.output}, with the pseudo-labels in {labels}")
         best = train(student)
-        if len(students) > 1:
-            summary = summarize_rounds([teacher, *students[:number]], layout.summary)
-            print(f"{layout.summary}:\n{summary.to_string(index=False, na_rep='-')}")
+    if len(students) > 1:
+        summary = summarize_rounds([teacher, *students], layout.summary)
+        print(f"{layout.summary}:\n{summary.to_string(index=False, na_rep='-')}")
     return best
 
 

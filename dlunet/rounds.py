@@ -84,10 +84,10 @@ def keep_agreeing(
 
 
 def summarize_rounds(configs: Sequence[DictConfig], table: Path) -> pd.DataFrame:
-    """Write one row per finished round to a table.
+    """Write one row per round to a table.
 
     Args:
-        configs: The configs of the trainings so far: the teacher's, which is round 0, and those of the students.
+        configs: The configs of the finished trainings: the teacher's, which is round 0, and those of the students.
         table: The CSV file.
 
     Returns:
@@ -99,6 +99,7 @@ def summarize_rounds(configs: Sequence[DictConfig], table: Path) -> pd.DataFrame
 
     rows = [_round_row(number, config) for number, config in enumerate(configs)]
     summary = pd.DataFrame(rows).round(DECIMALS)
+    remove_leftovers(table.parent)
     write_text(table, summary.to_csv(index=False))
     return summary
 
