@@ -76,6 +76,7 @@ def keep_agreeing(
             unfinished = KeptLayout(temporary)
             write_case_table(unfinished.table, rows)
             write_text(unfinished.record, json.dumps({"agreement": least, "files": stamps.stamp(files)}))
+            layout.record.unlink(missing_ok=True)  # first, so that a folder that is half removed is not up to date
             shutil.rmtree(folder, ignore_errors=True)
     rows = read_case_table(layout.table)
     if not _kept(rows):

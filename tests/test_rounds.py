@@ -93,6 +93,24 @@ def test_a_choice_is_made_again_only_if_it_depends_on_something_else(label_maps,
     assert made[4] != made[3]
 
 
+def test_a_folder_that_was_being_replaced_when_killed_is_not_finished(label_maps, tmp_path, monkeypatch):
+    before, now = label_maps
+
+    def half_removed(folder, **_):
+        (folder / "same.nii.gz").unlink()
+        raise KeyboardInterrupt
+
+    def keep(least):
+        return keep_agreeing(before, now, tmp_path / "kept", LABELS, least, workers=1)
+
+    keep(0.5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dlunet.rounds.shutil.rmtree", half_removed)
+        keep(0.9)
+    keep(0.5)
+    assert sorted(path.name for path in (tmp_path / "kept").glob("*.nii.gz")) == ["half.nii.gz", "same.nii.gz"]
+
+
 def test_no_case_is_kept(label_maps, tmp_path):
     before, now = ({name: maps[name] for name in ("half", "other", "empty")} for maps in label_maps)
     for _ in range(2):  # the second time, the choice is made already
