@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
@@ -28,6 +28,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
+from dlunet.run_layout import SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.signals import Stopped, signals_raise
 
@@ -40,6 +41,9 @@ OUT_OF_PLACE = (
     errno.EFBIG,
     errno.ENAMETOOLONG,
 )
+
+#: Overrides that concern self-training as a whole; all others apply to each of its trainings.
+SELF_TRAINING = ("experiment=", "output=", "teacher=", "rounds=", "agreement=", "final=")
 
 #: Environment variable that makes Hydra errors print a traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -117,18 +121,26 @@ def self_train(config: DictConfig) -> None:
     """Train a teacher, pseudo-label the unlabelled CTs, train the student: data=… data.root=…"""
     from dlunet import pipelines
 
-    given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "output="))]
+    given = HydraConfig.get().overrides.task
+    _check_final(config, given)
+    shared = [word for word in given if not word.startswith(SELF_TRAINING)]
+    layout = SelfTrainingLayout(Path(config.output))
 
-    def compose_training(name: str, experiment: str) -> DictConfig:
-        words = [f"experiment={experiment}", override("output", Path(config.output) / name), "resume=auto", *given]
-        words = [word for word in words if not word.startswith("teacher=")]
-        return without_hydra(hydra.compose("train", words, return_hydra_config=True))
+    def compose_training(folder: Path, experiment: str) -> DictConfig:
+        words = [f"experiment={experiment}", override("output", folder), "resume=auto", *shared]
+        try:
+            return without_hydra(hydra.compose("train", words, return_hydra_config=True))
+        except CompactHydraException as error:  # such as an experiment that does not exist
+            raise UserError(in_short(error)) from None
 
-    student = HydraConfig.get().runtime.choices["experiment"]
+    experiments = [HydraConfig.get().runtime.choices["experiment"]] * config.rounds
+    if config.final is not None:
+        experiments[-1] = config.final
     pipelines.self_train(
-        compose_training("teacher", config.teacher),
-        compose_training("student", student),
-        Path(config.output) / "pseudo_labels",
+        compose_training(layout.teacher, config.teacher),
+        [compose_training(layout.round(number).student, name) for number, name in enumerate(experiments, start=1)],
+        layout.path,
+        config.agreement,
     )
 
 
@@ -189,6 +201,23 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "evaluate": evaluate,
     "report": report,
 }
+
+
+def _check_final(config: DictConfig, given: Sequence[str]) -> None:
+    """Check that the last student of self-training can have an experiment of its own, if it is to have one."""
+    if config.final is None:
+        return
+    if config.rounds == 1:
+        raise UserError(
+            f"final: found {config.final} with rounds=1; expected rounds=2 or more; the only student's experiment is "
+            f"set by experiment={config.final}"
+        )
+    clash = [word for word in given if word.startswith(("method=", "network="))]
+    if clash:
+        raise UserError(
+            f"final: found {config.final} with {clash[0]}, which would apply to every training; expected one of the "
+            "two; choose methods and networks by experiment=, teacher= and final="
+        )
 
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:

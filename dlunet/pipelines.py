@@ -8,11 +8,13 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from dlunet import training
-from dlunet.datasets import Case, dataset_of
+from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
+from dlunet.rounds import keep_agreeing, summarize_rounds
+from dlunet.run_layout import KeptLayout, SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.training import RunFolder
 
@@ -35,35 +37,55 @@ def train(config: DictConfig) -> Path:
     return best
 
 
-def self_train(teacher: DictConfig, student: DictConfig, pseudo_labels: Path) -> Path:
-    """Train a teacher, pseudo-label the unlabelled CTs, and train a student that crops at them (DLUNet, Fig. 1).
+def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path, agreement: float = 0.8) -> Path:
+    """Train a teacher, then in each round pseudo-label the unlabelled CTs and train a student (DLUNet, Fig. 1).
 
-    Finished work is not repeated if both configs have ``resume: auto``.
+    Round 0 is the teacher. In round 1 the teacher labels the CTs, and the first student is trained with all its label
+    maps. In round r > 1 the student of round r − 1 labels all CTs again, and the student of round r is trained with the
+    label maps on which it agrees with those of round r − 1. Finished work is not repeated if all configs have
+    ``resume: auto``.
 
     Args:
         teacher: The config of the first training.
-        student: The config of the second training; its ``data.pseudo_labels`` is set here.
-        pseudo_labels: The folder for the teacher's label maps.
+        students: The configs of one student per round; their ``data.pseudo_labels`` is set here.
+        folder: The folder for label maps, kept cases and the table of rounds, see
+            :class:`dlunet.run_layout.SelfTrainingLayout`.
+        agreement: The lowest agreement, 0 … 1, with which a case is kept, see :func:`dlunet.rounds.keep_agreeing`.
 
     Returns:
-        The student's best checkpoint.
+        The last student's best checkpoint.
 
     Raises:
-        UserError: A setting is missing or invalid, there are too few unlabelled cases, or a training fails.
+        UserError: A setting is missing or invalid, there are too few unlabelled cases, a training fails, or two rounds
+            agree on no case.
     """
-    for config in (teacher, student):
+    layout = SelfTrainingLayout(folder)
+    for config in students[1:]:
+        config.agreement = agreement  # it determines the training cases: a run with another value is not resumed
+    for config in (teacher, *students):
         check_config(config)
-    unlabelled = dataset_of(student).unlabelled
-    if len(unlabelled) < 2:  # checked before the teacher is trained, not after
+    dataset = dataset_of(students[0])
+    if len(dataset.unlabelled) < 2:  # checked before the teacher is trained, not after
         raise UserError(
-            f"{student.data.root}: found {len(unlabelled)} unlabelled cases; expected at least 2; add CTs without "
-            "labels (data.unlabelled=FOLDER), or train on the labelled ones alone: dlunet train experiment=sup_light"
+            f"{students[0].data.root}: found {len(dataset.unlabelled)} unlabelled cases; expected at least 2; add CTs "
+            "without labels (data.unlabelled=FOLDER), or train on the labelled ones alone: dlunet train "
+            "experiment=sup_light"
         )
-    bundle, engine = load_engine(train(teacher))
-    images = [case.image for case in unlabelled]
-    predict_files(Predictor(bundle, engine=engine), images, pseudo_labels, replace=True)
-    student.data.pseudo_labels = str(pseudo_labels)
-    return train(student)
+    print(f"round 0 of {len(students)}: training the teacher, {teacher.name}, in {teacher.output}")
+    best = train(teacher)
+    for number, student in enumerate(students, start=1):
+        labels, now = layout.round(number).pseudo_labels, f"round {number} of {len(students)}"
+        print(f"{now}: labelling {len(dataset.unlabelled)} unlabelled CTs in {labels}")
+        _pseudo_label(dataset, best, labels)
+        if number > 1:
+            labels = _keep(dataset, layout, number, agreement, student.data.workers)
+        student.data.pseudo_labels = str(labels)
+        print(f"{now}: training the student, {student.name}, in {student.output}, with the pseudo-labels in {labels}")
+        best = train(student)
+    if len(students) > 1:
+        summary = summarize_rounds([teacher, *students], layout.summary)
+        print(f"{layout.summary}:\n{summary.to_string(index=False, na_rep='-')}")
+    return best
 
 
 def predict(config: DictConfig) -> Path:
@@ -93,6 +115,26 @@ def predict(config: DictConfig) -> Path:
     extras = Extras(config.volumes, config.overlay, plot=True)
     predict_files(predictor, images, Path(config.output), extras=extras, strict=config.strict)
     return Path(config.output)
+
+
+def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path) -> None:
+    """Segment the unlabelled CTs."""
+    bundle, engine = load_engine(checkpoint)
+    # Replaces the label maps of a network that was trained further since.
+    images = [case.image for case in dataset.unlabelled]
+    predict_files(Predictor(bundle, engine=engine), images, folder, replace=True)
+
+
+def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: float, workers: int | None) -> Path:
+    """Keep the label maps of a round that agree with those of the round before, and return their folder."""
+    before, now = (
+        {case.name: case.pseudo_label for case in with_pseudo_labels(dataset, folder).unlabelled if case.pseudo_label}
+        for folder in (layout.round(number - 1).pseudo_labels, layout.round(number).pseudo_labels)
+    )
+    kept = layout.round(number).kept
+    count = keep_agreeing(before, now, kept, dataset.labels, agreement, workers)
+    print(f"kept {count} of {len(now)} unlabelled cases, see {KeptLayout(kept).table}")
+    return kept
 
 
 def _cases_to_score(config: DictConfig) -> list[Case]:

@@ -1,4 +1,4 @@
-"""The layout of run folders and of folders of predictions or scores, inside a run or elsewhere."""
+"""The layout of run folders, of folders of predictions or scores, inside a run or elsewhere, and of self-training."""
 
 from __future__ import annotations
 
@@ -117,3 +117,75 @@ class ScoresLayout:
     def references(self) -> Path:
         """The reference label maps, by case."""
         return self.path / "references.json"
+
+
+@dataclass(frozen=True)
+class RoundLayout:
+    """The folders of a round of self-training.
+
+    Attributes:
+        path: The folder of the round.
+    """
+
+    path: Path
+
+    @property
+    def pseudo_labels(self) -> Path:
+        """Label maps of all unlabelled cases, by the network of the round before."""
+        return self.path / "pseudo_labels"
+
+    @property
+    def kept(self) -> Path:
+        """From the second round on: those that agree with the label maps of the round before (:class:`KeptLayout`)."""
+        return self.path / "kept"
+
+    @property
+    def student(self) -> Path:
+        """The run folder of the student."""
+        return self.path / "student"
+
+
+@dataclass(frozen=True)
+class SelfTrainingLayout:
+    """The folders of self-training.
+
+    Attributes:
+        path: The folder of all of them.
+    """
+
+    path: Path
+
+    @property
+    def teacher(self) -> Path:
+        """The run folder of the teacher."""
+        return self.path / "teacher"
+
+    @property
+    def summary(self) -> Path:
+        """The table of rounds, if there are several."""
+        return self.path / "rounds" / "summary.csv"
+
+    def round(self, number: int) -> RoundLayout:
+        """The folders of a round; the first round has no folder of its own."""
+        return RoundLayout(self.path if number == 1 else self.path / "rounds" / str(number))
+
+
+@dataclass(frozen=True)
+class KeptLayout:
+    """The files beside the label maps that a round of self-training has kept.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def table(self) -> Path:
+        """One row per unlabelled case: what was kept and why."""
+        return self.path / "kept.csv"
+
+    @property
+    def record(self) -> Path:
+        """What the choice was made from."""
+        return self.path / "made_from.json"

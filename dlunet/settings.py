@@ -69,6 +69,8 @@ RULES: dict[str, Rule] = {
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
     "resume": (lambda value: value == "auto", "auto, or null"),
+    "rounds": COUNT,
+    "agreement": FRACTION,
     "strict": SWITCH,
     "volumes": SWITCH,
     "overlay": SWITCH,

@@ -38,7 +38,7 @@ def test_training(setting, message):
 @pytest.mark.parametrize(("setting", "message"), WRONG)
 def test_self_training_checks_the_student_before_it_trains_the_teacher(tmp_path, setting, message):
     with pytest.raises(UserError, match=message):
-        pipelines.self_train(training(), training(setting), tmp_path / "pseudo_labels")
+        pipelines.self_train(training(), [training(), training(setting)], tmp_path)
 
 
 def test_prediction():

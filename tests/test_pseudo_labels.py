@@ -1,5 +1,6 @@
-"""Pseudo-labels determine only crop positions: self-training as in the paper, through its command."""
+"""Pseudo-labels determine crop positions, and are targets only for the method that trains on them."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ def place(tiny_flare22, tmp_path_factory):
 @pytest.fixture
 def dlunet(dlunet, place):
     """``dlunet(verb, setting, …)`` runs a command in ``place`` and returns what it printed."""
-    return lambda verb, *settings: dlunet(verb, *TINY, *settings, cwd=place).all
+    return lambda verb, *settings, **more: dlunet(verb, *TINY, *settings, cwd=place, **more).all
 
 
 def write_pseudo_labels(place, name, value):
@@ -107,3 +108,26 @@ def test_pseudo_labels_that_do_not_fit(place, tmp_path, caplog):
     assert (
         len(prepared.unlabelled) == 1 and f"{name}: geometry (size, spacing, orientation) differs from" in caplog.text
     )
+
+
+def test_a_method_that_trains_on_pseudo_labels_gets_them_stored_and_what_they_say_matters(place, dlunet):
+    """Patches come with the pseudo-labels of their own case; runs that only crop at them keep their own indexes."""
+    losses = {}
+    for name, value in (("pancreas", 4), ("duodenum", 12)):
+        folder = write_pseudo_labels(place, name, value)
+        (folder / "Case_00002.nii.gz").unlink()
+        dlunet("train", "method=pseudo_label", f"output={name}-targets", f"data.pseudo_labels={folder}")
+        metrics = pd.read_csv(place / f"{name}-targets" / "metrics.csv")
+        losses[name] = metrics["train/pseudo_labelled_a"].dropna().tolist()
+        cases = json.loads((place / f"{name}-targets" / "cases.json").read_text())
+        assert cases["unlabelled"] == ["Case_00001", "Case_00003", "Case_00004"]
+    assert len(losses["pancreas"]) == 8 and losses["pancreas"] != losses["duodenum"]
+    stored = {np.load(path).max() for path in (place / "prepared").glob("*/pseudo_targets/*/*/label.npy")}
+    assert stored == {4, 12}
+    assert not list((place / "prepared").glob("*/pseudo_labels/*/*/label.npy"))
+
+
+def test_training_on_pseudo_labels_that_are_missing(place, dlunet):
+    message = dlunet("train", "method=pseudo_label", "output=never", fails=True)
+    assert "data.pseudo_labels: found null; expected a folder with label maps" in message
+    assert not (place / "never").exists()

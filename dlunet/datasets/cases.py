@@ -19,7 +19,8 @@ class Case:
         name: The case's name.
         image: The CT.
         label: Its label map, if it has one.
-        pseudo_label: A network's prediction for an unlabelled CT. It determines where to crop and is never a target.
+        pseudo_label: A network's prediction for an unlabelled CT. It determines where to crop, and is a target only for
+            methods that train on pseudo-labels.
     """
 
     name: str

@@ -11,6 +11,7 @@ from dlunet.methods.entropy_minimisation import EntropyMinimisation
 from dlunet.methods.fixmatch import FixMatch
 from dlunet.methods.mean_teacher import MeanTeacher
 from dlunet.methods.outputs import entropy, probabilities, pseudo_labels
+from dlunet.methods.pseudo_label import PseudoLabel
 from dlunet.methods.ramps import sigmoid_ramp
 from dlunet.methods.supervised import Supervised
 from dlunet.methods.ua_mt import UncertaintyAwareMeanTeacher
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "entropy_minimisation": EntropyMinimisation,
     "fixmatch": FixMatch,
     "mean_teacher": MeanTeacher,
+    "pseudo_label": PseudoLabel,
     "supervised": Supervised,
     "ua_mt": UncertaintyAwareMeanTeacher,
     "unimatch": UniMatch,
@@ -44,6 +46,7 @@ __all__ = [
     "MeanTeacher",
     "Method",
     "Progress",
+    "PseudoLabel",
     "Step",
     "Stream",
     "Supervised",

@@ -19,7 +19,7 @@ from dlunet.networks import runs_compiled
 
 Result = TypeVar("Result")
 
-#: The patches of a step by stream: views (B, 1, z, y, x) by name, and for labelled streams ``label`` (B, z, y, x).
+#: The patches of a step by stream: views (B, 1, z, y, x) by name, and ``label`` (B, z, y, x) if the stream has labels.
 Batch = Mapping[str, Mapping[str, Tensor]]
 
 #: The weighted loss terms by name, for each trained network.
@@ -73,12 +73,25 @@ class Stream:
             begin with ``strong`` are made from the weak view by the stronger transforms of ``conf/augmentation``.
         other_than: A stream declared before this one whose sample k never comes from the same case as sample k here.
         times: Factor on the batch size.
+        pseudo_labelled: Whether the patches are cut from those unlabelled cases that have a pseudo-label, see
+            ``data.pseudo_labels``, and come with it as their ``label``.
     """
 
     labelled: bool
     views: tuple[str, ...] = ("weak",)
     other_than: str | None = None
     times: int = 1
+    pseudo_labelled: bool = False
+
+    @property
+    def has_label(self) -> bool:
+        """Whether the patches come with labels, true or pseudo."""
+        return self.labelled or self.pseudo_labelled
+
+    @property
+    def kind(self) -> str:
+        """The kind of cases that the patches are cut from."""
+        return "labelled" if self.labelled else "pseudo-labelled" if self.pseudo_labelled else "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -217,6 +230,11 @@ class Method(nn.Module):
     def needs_unlabelled(self) -> bool:
         """Whether a run requires unlabelled cases."""
         return any(not stream.labelled for stream in self.streams.values())
+
+    @property
+    def needs_pseudo_labels(self) -> bool:
+        """Whether pseudo-labels are targets, so that a run requires cases that have one."""
+        return any(stream.pseudo_labelled for stream in self.streams.values())
 
     def streams_in(self, epoch: int) -> dict[str, Stream]:
         """The streams of an epoch."""

@@ -86,7 +86,11 @@ def _wrong_streams(method: Method) -> Iterator[str]:
             yield f"streams: {name} has views={stream.views!r}; expected 'weak' and names that begin with 'strong'"
         if stream.times < 1:
             yield f"streams: {name} has times={stream.times}; expected 1 or more"
+        if stream.labelled and stream.pseudo_labelled:
+            yield f"streams: {name} has labelled=True and pseudo_labelled=True; expected one of them"
         if stream.other_than is not None and stream.other_than not in before:
             choices = ", ".join(before) or "there is none"
             yield f"streams: {name} is other_than={stream.other_than!r}; expected a stream before it: {choices}"
+        elif stream.other_than is not None and method.streams[stream.other_than].kind != stream.kind:
+            yield f"streams: {name} is other_than={stream.other_than!r}; expected a stream of {stream.kind} cases, too"
         before.append(name)

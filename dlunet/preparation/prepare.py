@@ -33,7 +33,10 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 2**31
 
 #: Names in a folder of prepared cases.
-LABELLED, UNLABELLED, PSEUDO_LABELS, FINGERPRINT = "labelled", "unlabelled", "pseudo_labels", "fingerprint.json"
+LABELLED, UNLABELLED, FINGERPRINT = "labelled", "unlabelled", "fingerprint.json"
+
+#: Names of the folders of indexes of pseudo-labels, by whether the pseudo-labels are targets.
+PSEUDO_LABELS = {False: "pseudo_labels", True: "pseudo_targets"}
 
 #: Incremented when cases prepared by an older version must be prepared again.
 STORE_VERSION = 3
@@ -59,6 +62,7 @@ def prepare_dataset(
     strict: bool = False,
     found: Fingerprint | None = None,
     shared: SharedFolder | None = None,
+    pseudo_targets: bool = False,
 ) -> PreparedDataset:
     """Prepare the training and validation cases; those that are up to date are kept.
 
@@ -73,6 +77,7 @@ def prepare_dataset(
         strict: Raise an error with all problems and warnings, if there are any; the cases are prepared first.
         found: The labelled cases' fingerprint; by default it is computed and cached in ``folder``.
         shared: Keeps other runs from replacing the cases while it is open; by default, until this function returns.
+        pseudo_targets: Store pseudo-labels as targets; by default, they only decide where to crop.
 
     Raises:
         WriteError: The disk is full or cannot be written; finished cases are kept.
@@ -89,7 +94,7 @@ def prepare_dataset(
                     dataset.fingerprinted, dataset.labels.num_classes, folder / FINGERPRINT, workers
                 )
             plan = Plan.of(spacing, patch_size, found.intensity)
-            preparation = _Preparation(folder, plan, dataset.labels.num_classes)
+            preparation = _Preparation(folder, plan, dataset.labels.num_classes, pseudo_targets)
             cases = [*dataset.labelled, *dataset.unlabelled, *dataset.validation]
             failures = _prepare_all(cases, preparation, own, workers)
     finally:
@@ -141,11 +146,13 @@ class _Preparation:
         folder: The folder of prepared cases.
         plan: Their spacing and intensities.
         num_classes: Their labels are in 0 … num_classes − 1.
+        pseudo_targets: Whether pseudo-labels are stored as targets.
     """
 
     folder: Path
     plan: Plan
     num_classes: int
+    pseudo_targets: bool
 
     def place(self, case: Case) -> Path:
         """The folder of a case. Folds share the labelled cases, whether they train or validate."""
@@ -159,7 +166,7 @@ class _Preparation:
         if case.label is not None or case.pseudo_label is None:
             return None
         source = blake2b(os.fsencode(case.pseudo_label.parent.resolve()), digest_size=6).hexdigest()
-        return self.folder / PSEUDO_LABELS / source / case.name
+        return self.folder / PSEUDO_LABELS[self.pseudo_targets] / source / case.name
 
     def open(self, case: Case) -> PreparedCase:
         """The prepared case."""
@@ -196,7 +203,8 @@ class _Preparation:
             save_prepared(self.place(case), prepared, own, made_from, image.warnings)
         index_place = self.index_place(case)
         if index_place is not None and labels is not None:
-            save_index(index_place, labels, {**self._index_settings, "files": stamps.stamp(_index_sources(case))})
+            made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
+            save_index(index_place, labels, made_from, self.pseudo_targets)
 
     @property
     def _settings(self) -> dict[str, Any]:

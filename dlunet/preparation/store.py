@@ -7,8 +7,8 @@ One folder per case, written atomically::
     index.npy    (n, 3) int16, voxels of each class    case.json    the rest, see :class:`PreparedCase`
 
 The index of an unlabelled case's pseudo-labels, which determines where to crop, is in a separate folder with index.npy
-and case.json, so that other pseudo-labels leave the case unchanged. The pseudo-labels themselves are not stored, so
-that they can never become a target.
+and case.json, so that other pseudo-labels leave the case unchanged. The pseudo-labels themselves are stored beside it,
+as label.npy, only for methods that train on them; for all others they can never become a target.
 
 Arrays are plain .npy because reading a patch is 16 times faster than from blosc2's b2nd and 27 times faster than from
 zarr, at four times the space (``benchmarks/patch_store.py``).
@@ -38,6 +38,9 @@ IMAGE, LABEL, INDEX, CASE = "image.npy", "label.npy", "index.npy", "case.json"
 #: Key of the image's quantisation step in case.json.
 STEP = "quantisation_step"
 
+#: Key in case.json beside an index: the shape of the pseudo-labels, if they are stored as targets.
+TARGET = "target"
+
 #: Maximum number of voxels stored per class; crop centres are drawn from these.
 VOXELS_A_CLASS = 10_000
 
@@ -54,6 +57,7 @@ class PreparedCase:
         index_folder: Folder of the index: that of the case or of its pseudo-labels.
         warnings: What looks wrong in its CT.
         labelled: Whether it has labels.
+        has_target: Whether it has labels, or pseudo-labels that were stored as targets.
     """
 
     folder: Path
@@ -62,6 +66,7 @@ class PreparedCase:
     quantisation_step: float
     index_folder: Path
     labelled: bool
+    has_target: bool
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -83,11 +88,12 @@ class PreparedCase:
             step = float(values[STEP] if STEP in values else values["unit"])  # its name in version 0.1
             labelled, warnings = bool(values["labelled"]), tuple(values["warnings"])
             at = index_folder
-            ranges = json.loads((at / CASE).read_text())["ranges"]
-            rows = {int(label): (int(start), int(stop)) for label, (start, stop) in ranges.items()}
+            indexed = json.loads((at / CASE).read_text())
+            rows = {int(label): (int(start), int(stop)) for label, (start, stop) in indexed["ranges"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{at}: is not a prepared case ({error}); delete it and rerun the command") from None
-        return cls(folder, (z, y, x), rows, step, index_folder, labelled, warnings)
+        has_target = labelled or TARGET in indexed
+        return cls(folder, (z, y, x), rows, step, index_folder, labelled, has_target, warnings)
 
     @property
     def name(self) -> str:
@@ -102,7 +108,12 @@ class PreparedCase:
     @cached_property
     def label(self) -> np.ndarray | None:
         """(z, y, x) uint8, memory-mapped; None for an unlabelled case."""
-        return _mapped(self.folder / LABEL, self.shape, np.uint8) if self.labelled else None
+        return self.target if self.labelled else None
+
+    @cached_property
+    def target(self) -> np.ndarray | None:
+        """What patches are trained on, as :attr:`label`: the labels, or pseudo-labels that were stored as targets."""
+        return _mapped(self.index_folder / LABEL, self.shape, np.uint8) if self.has_target else None
 
     def class_voxels(self, label: int) -> np.ndarray:
         """Some voxels (n, 3) of a class, as z, y, x."""
@@ -115,7 +126,7 @@ class PreparedCase:
         Raises:
             UserError: One is missing, truncated, or not of this case's shape.
         """
-        _ = self.image, self.label, self._index
+        _ = self.image, self.target, self._index
 
     @cached_property
     def _index(self) -> np.ndarray:
@@ -165,10 +176,16 @@ def save_prepared(
     _save(folder, arrays, values)
 
 
-def save_index(folder: Path, label: np.ndarray, made_from: dict[str, Any]) -> None:
-    """Write only the class index of a label map (z, y, x); see :func:`save_prepared`."""
+def save_index(folder: Path, label: np.ndarray, made_from: dict[str, Any], as_target: bool = False) -> None:
+    """Write the class index of a label map (z, y, x), and the label map itself only if it is a target.
+
+    Further arguments are those of :func:`save_prepared`.
+    """
     index, ranges = _class_index(label)
-    _save(folder, {INDEX: index}, {"ranges": ranges, "made_from": made_from})
+    arrays, values = {INDEX: index}, {"ranges": ranges, "made_from": made_from}
+    if as_target:
+        arrays[LABEL], values[TARGET] = label, label.shape
+    _save(folder, arrays, values)
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
@@ -197,6 +214,8 @@ def is_up_to_date(folder: Path, settings: dict[str, Any], sources: Sequence[Path
         else:
             rows = max((stop for _, stop in values["ranges"].values()), default=0)
             _mapped(folder / INDEX, (rows, 3), np.int16)
+        if TARGET in values:
+            _mapped(folder / LABEL, tuple(values[TARGET]), np.uint8)
         files = stamps.follow(made_from["files"], sources)
         if files is not None and files != made_from["files"]:
             with suppress(UserError):  # in a read-only folder, the files are read again next time

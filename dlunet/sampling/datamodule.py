@@ -15,7 +15,7 @@ from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.ahead import Ahead
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.sampler import ClassBalancedSampler
-from dlunet.sampling.streams import Streams, apart
+from dlunet.sampling.streams import Streams, apart, cases_of
 from dlunet.sampling.workers import worker_count
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,8 @@ class PatchDataModule(lightning.LightningDataModule):
             UserError: There are too few cases.
         """
         for name, stream in self.method.streams.items():
-            kind = "labelled" if stream.labelled else "unlabelled"
-            self._check_count(
-                kind, len(getattr(self.prepared, kind)), len(apart(self.method.streams, name)) * processes
-            )
+            found, needed = len(cases_of(self.prepared, stream)), len(apart(self.method.streams, name)) * processes
+            self._check_count(stream.kind, found, needed)
         if self.method.needs_unlabelled:
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:

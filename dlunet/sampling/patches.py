@@ -23,7 +23,7 @@ class PatchDataset(tio.SubjectsDataset):
         sampler: Draws the centre of a patch.
         augmentation: Applied to the crop.
         spacing: Voxel size (z, y, x) in mm.
-        with_labels: Whether label maps are read.
+        with_labels: Whether label maps are read: the cases' labels, or pseudo-labels that are targets.
         views: Names of the strong views made from each patch.
         seed: Seeds of the stream: run, stream, epoch and rank.
     """
@@ -74,8 +74,8 @@ class PatchDataset(tio.SubjectsDataset):
         image = self._read(case.image[0], centre, affine, case.quantisation_step) * case.quantisation_step
         patch = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
-            assert case.label is not None
-            label = self._read(case.label, centre, affine)
+            assert case.target is not None
+            label = self._read(case.target, centre, affine)
             patch.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
         return self.augmentation.after(patch)
 

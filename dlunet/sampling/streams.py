@@ -10,7 +10,7 @@ import torch
 import torchio as tio
 
 from dlunet.methods import Batch, Method, Stream
-from dlunet.preparation import PreparedDataset
+from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.augmentation import Augmentation
 from dlunet.sampling.patches import PatchDataset, draw_order
 from dlunet.sampling.sampler import ClassBalancedSampler
@@ -55,7 +55,7 @@ class Streams:
             yield {name: _views(subjects, stream) for (name, stream), subjects in subjects_by_stream}
 
     def _loader(self, name: str, stream: Stream, epoch: int, steps: range) -> tio.SubjectsLoader:
-        cases = self.prepared.labelled if stream.labelled else self.prepared.unlabelled
+        cases = cases_of(self.prepared, stream)
         names, group = list(self.method.streams), apart(self.method.streams, name)
         batch_size = self.batch_size * stream.times
         order = draw_order(
@@ -72,7 +72,7 @@ class Streams:
             self.sampler,
             self.augmentation,
             self.prepared.plan.spacing,
-            with_labels=stream.labelled,
+            with_labels=stream.has_label,
             views=[view for view in stream.views if view != WEAK],
             seed=[self.seed, names.index(name), epoch, self.rank],
         )
@@ -89,6 +89,13 @@ class Streams:
         return tio.SubjectsLoader(queue, batch_size=batch_size)
 
 
+def cases_of(prepared: PreparedDataset, stream: Stream) -> tuple[PreparedCase, ...]:
+    """The cases from which the patches of a stream are cut."""
+    if stream.labelled:
+        return prepared.labelled
+    return tuple(case for case in prepared.unlabelled if case.has_target or not stream.pseudo_labelled)
+
+
 def apart(streams: Mapping[str, Stream], name: str) -> list[str]:
     """A stream and the streams that must differ from it in their cases, in the method's order."""
     first = streams[name].other_than or name
@@ -97,4 +104,4 @@ def apart(streams: Mapping[str, Stream], name: str) -> list[str]:
 
 def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:
     views = {view: subjects["image" if view == WEAK else view][tio.DATA] for view in stream.views}
-    return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.labelled else views
+    return {**views, "label": subjects["label"][tio.DATA][:, 0]} if stream.has_label else views

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.datasets import Dataset, dataset_of, with_pseudo_labels
+from dlunet.errors import UserError
 from dlunet.files import write_if_changed
 from dlunet.methods import method_of
 from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
@@ -19,12 +20,23 @@ log = logging.getLogger(__name__)
 
 
 def open_dataset(config: DictConfig) -> Dataset:
-    """The dataset of a config, without unlabelled cases if the method uses none."""
-    dataset = dataset_of(config)
-    if not method_of(config).needs_unlabelled:
+    """The dataset of a config, with those unlabelled cases that the method uses.
+
+    Raises:
+        UserError: The cases cannot be read, or the method trains on pseudo-labels and there are none.
+    """
+    dataset, method = dataset_of(config), method_of(config)
+    if not method.needs_unlabelled:
         return replace(dataset, unlabelled=())
     if config.data.pseudo_labels is not None:
-        return with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
+        dataset = with_pseudo_labels(dataset, Path(config.data.pseudo_labels))
+    elif method.needs_pseudo_labels and dataset.unlabelled:
+        raise UserError(
+            f"data.pseudo_labels: found null; expected a folder with label maps of the unlabelled cases, which "
+            f"{type(method).__name__} trains on; predict them, or let dlunet self_train experiment=pseudo_light do so"
+        )
+    if {stream.kind for stream in method.streams.values()} == {"labelled", "pseudo-labelled"}:
+        return replace(dataset, unlabelled=tuple(case for case in dataset.unlabelled if case.pseudo_label))
     return dataset
 
 
@@ -53,6 +65,7 @@ def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFo
         config.strict,
         fingerprint(config, dataset),
         shared,
+        method_of(config).needs_pseudo_labels,
     )
     described = {"plan": prepared.plan.to_dict(), "network": plain(config.network)}
     write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))

@@ -55,7 +55,7 @@ def train(config: DictConfig) -> Path:
     dataset = open_dataset(config)
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
-    images = sum(stream.times * (len(stream.views) + stream.labelled) for stream in streams)
+    images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
     workers = worker_count(config.sampling.num_workers)
     check_workers(workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():

@@ -95,8 +95,8 @@ class RunFolder(RunLayout):
                 f"trainer.max_epochs: found {wanted}; expected at least {epochs_done}, the epochs already done in "
                 f"{self.last}; or start another run with output=FOLDER"
             )
-        if self.checkpoints.is_dir():
-            remove_leftovers(self.checkpoints)
+        for folder in (self.path, self.checkpoints):
+            remove_leftovers(folder)
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
         write_text(self.provenance, json.dumps(provenance(), indent=2))
         return epochs_done

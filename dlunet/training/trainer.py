@@ -63,7 +63,8 @@ def _callbacks(folder: RunFolder, has_validation: bool) -> list[Callback]:
         folder.checkpoints, folder.last.stem, enable_version_counter=False, save_on_train_epoch_end=True
     )
     best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
-    return [last, *([best] if has_validation else []), LearningRateMonitor("step"), RichProgressBar(leave=False)]
+    # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
+    return [*([best] if has_validation else []), last, LearningRateMonitor("step"), RichProgressBar(leave=False)]
 
 
 def _is_distributed(devices: Any) -> bool:

@@ -2,7 +2,8 @@
 
 Each function takes the inputs of a step and the method's settings, whose defaults are the paper's, and returns the
 expected terms. ``f`` are the networks by role, ``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled
-patches and labels, ``t`` the completed fraction of the run, and ``draw`` the step's generator.
+patches and labels, ``pseudo`` the pseudo-labelled ones, ``t`` the completed fraction of the run, and ``draw`` the
+step's generator.
 """
 
 import math
@@ -20,6 +21,7 @@ SETTINGS = {
     "entropy_minimisation": [{}, {"entropy_weight": 0.3, "ramp": 0.2}],
     "fixmatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7}],
     "mean_teacher": [{}, {"consistency_weight": 3, "ramp": 0.2}],
+    "pseudo_label": [{}, {"unlabelled_weight": 0.3}],
     "supervised": [{}],
     "ua_mt": [{"passes": 3}, {"passes": 4, "noise": 0.2, "consistency_weight": 3, "ramp": 0.2}],
     "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3}],
@@ -60,6 +62,11 @@ def cross_teaching(s, unlabelled_weight=0.1, ramp=1.0):
         unlabelled = weight * cross_entropy(s.p(role, x), s.p(other, x).argmax(1))
         terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
     return terms
+
+
+def pseudo_label(s, unlabelled_weight=1.0):
+    stored = unlabelled_weight * cross_entropy(s.p("a", s.pseudo["weak"]), s.pseudo["label"])
+    return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "pseudo_labelled": stored}}
 
 
 def mean_teacher(s, consistency_weight=1.0, ramp=0.4):
@@ -160,8 +167,8 @@ def dhc(s, unlabelled_weight=1.0, ramp=0.4, decay=0.99, window=50):
 EQUATIONS = {
     function.__name__: function
     for function in (
-        bcp, cross_pseudo, cross_teaching, dhc, entropy_minimisation, fixmatch, mean_teacher, supervised, ua_mt,
-        unimatch,
+        bcp, cross_pseudo, cross_teaching, dhc, entropy_minimisation, fixmatch, mean_teacher, pseudo_label, supervised,
+        ua_mt, unimatch,
     )
 }  # fmt: skip
 
@@ -175,6 +182,7 @@ def expected_terms(name, settings, step, seed):
         x=batch["labelled"]["weak"],
         y=batch["labelled"]["label"],
         second=batch.get("labelled_j"),
+        pseudo=batch.get("pseudo_labelled"),
         u={name: views for name, views in batch.items() if "unlabelled" in name},
         t=step.progress.fraction,
         draw=torch.Generator().manual_seed(seed),

@@ -90,7 +90,7 @@ def draw_batch(method, patch=PATCH, classes=CLASSES, dtype=torch.float64, seed=1
         batch[stream_name] = {
             view: torch.randn(count, 1, *patch, generator=generator, dtype=dtype) for view in stream.views
         }
-        if stream.labelled:
+        if stream.has_label:
             batch[stream_name]["label"] = torch.randint(0, classes, (count, *patch), generator=generator)
     return batch
 
@@ -209,16 +209,22 @@ def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def place(tiny_flare22, tmp_path_factory):
-    """A dataset with enough cases for two processes of any method."""
+def place(tiny_flare22, tiny_abdomen, write_volume, tmp_path_factory):
+    """A dataset with enough cases for two processes of any method, and pseudo-labels."""
     folder = tmp_path_factory.mktemp("conformance")
     tiny_flare22(folder / "flare22", labelled=4, unlabelled=4, validation=1, test=0)
+    for number in range(1, 5):
+        abdomen = tiny_abdomen(3 + number)  # the unlabelled cases follow the labelled ones
+        grid = {"spacing": abdomen.spacing, "orientation": "RAS"}
+        write_volume(folder / "pseudo_labels" / f"Case_{number:05}.nii.gz", abdomen.labels, **grid)
     return folder
 
 
 @pytest.fixture
 def run_config(place, compose):
     def make(name, output, *words):
+        if METHODS[name]().needs_pseudo_labels:
+            words = (f"data.pseudo_labels={place}/pseudo_labels", *words)
         config = compose(
             "train",
             [
@@ -300,7 +306,7 @@ def test_without_unlabelled_cases_it_says_so(name, tiny_flare22, tmp_path, run_c
     config = run_config(name, f"{name}-none")
     config.data.root, config.data.prepared = str(tmp_path / "flare22"), str(tmp_path / "prepared")
     assert instantiate(config.method).needs_unlabelled
-    with pytest.raises(UserError, match="found 0 unlabelled cases; expected at least"):
+    with pytest.raises(UserError, match=r"found 0 (un|pseudo-)labelled cases; expected at least"):
         train(config)
 
 

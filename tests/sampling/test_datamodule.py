@@ -1,6 +1,7 @@
 """The patches of a training step, labelled and unlabelled, by method, epoch and process."""
 
 import multiprocessing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning
@@ -11,8 +12,9 @@ import torchio as tio
 
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
-from dlunet.methods import CrossPseudo, Stream, Supervised
-from dlunet.preparation import Intensity, Plan, PreparedDataset
+from dlunet.methods import CrossPseudo, PseudoLabel, Stream, Supervised
+from dlunet.preparation import Intensity, Plan, PreparedCase, PreparedDataset
+from dlunet.preparation.store import save_index
 from dlunet.sampling import Augmentation, PatchDataModule, RandomGamma, RandomNoise
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning's own
@@ -103,6 +105,26 @@ def test_views_of_a_patch_share_its_geometry_and_each_is_drawn_anew(make_prepare
         for name in ("strong", "strong_2"):
             assert 0 < (views[name] - views["weak"]).abs().max() < 0.1
         assert not torch.equal(views["strong"], views["strong_2"])
+
+
+def test_pseudo_labelled_streams_draw_cases_with_a_stored_pseudo_label_alone(make_prepared):
+    """Each patch comes with the pseudo-label of its own case, here the case's number less 100."""
+    prepared = make_prepared(unlabelled=7)
+    cases = list(prepared.unlabelled)
+    for k, as_target in ((1, True), (3, False), (4, True), (5, True)):
+        index = cases[k].folder.with_name(f"pseudo-{k}")
+        save_index(index, np.full(PATCH, k + 1, np.uint8), {}, as_target)
+        cases[k] = PreparedCase.open(cases[k].folder, index)
+    module = make_module(replace(prepared, unlabelled=tuple(cases)), PseudoLabel())
+    seen = set()
+    for batch in (module.on_before_batch_transfer(batch, 0) for batch, *_ in module.train_dataloader()):
+        for image, label in zip(*(batch["pseudo_labelled"][key] for key in ("weak", "label")), strict=True):
+            inside = image[0] > 0
+            assert label.shape == PATCH and torch.equal(image[0][inside], label[inside] + 100.0)
+            seen |= set(label[inside].tolist())
+    assert seen == {2, 5, 6}
+    with pytest.raises(UserError, match="found 0 pseudo-labelled cases; expected at least 1"):
+        make_module(prepared, PseudoLabel())
 
 
 @pytest.mark.parametrize(("method", "epoch"), [(Supervised(), 5), (CrossPseudo(supervised_epochs=3), 2)])

@@ -163,6 +163,14 @@ class Wrong(Pair):
             {"streams": {"labelled": Stream(True), "x": Stream(False, other_than="y"), "y": Stream(False)}},
             "Wrong: streams: x is other_than='y'; expected a stream before it: labelled$",
         ),
+        (
+            {"streams": {"labelled": Stream(True), "x": Stream(False, other_than="labelled", pseudo_labelled=True)}},
+            "Wrong: streams: x is other_than='labelled'; expected a stream of pseudo-labelled cases, too$",
+        ),
+        (
+            {"streams": {"labelled": Stream(True, pseudo_labelled=True)}},
+            "Wrong: streams: labelled has labelled=True and pseudo_labelled=True; expected one of them$",
+        ),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(mistake, message, compose, monkeypatch):

@@ -68,6 +68,15 @@ def test_killed_run_continues_to_the_same_end(place, train, train_process, start
         assert torch.equal(tensor, weights[1]["state_dict"][name]), name
 
 
+def test_a_run_is_resumed_knowing_which_epoch_was_the_best(place, train):
+    """Otherwise the first epoch after it would replace the best one, even with a lower score."""
+    train("experiment=sup_light", "output=best", "trainer.max_epochs=1")
+    (scored,) = (score for _, score in metrics(place / "best", "val/dsc"))
+    callbacks = torch.load(place / "best" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    known = [state["best_model_score"] for key, state in callbacks.items() if "val/dsc" in key]
+    assert [float(score) for score in known] == [pytest.approx(scored)]
+
+
 def test_resume_refuses_other_settings(train):
     settings = ("experiment=sup_light", "output=settings")
     train(*settings)
