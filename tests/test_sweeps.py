@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from dlunet import pipelines
 from dlunet.configs import CONFIGS, compose
 
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+#: All but the one that needs pseudo-labels of an earlier network.
+METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"pseudo_label"})
 #: By the loss for labels: the losses for labels and for pseudo-labels.
 LOSSES = {"dice_ce": ("dice_ce", "dice_ce"), "ga": ("ga", "nrd_tce")}
 #: The parts of a config that every run of a sweep over methods and losses has in common.

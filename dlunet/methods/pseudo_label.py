@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
 
 
 class PseudoLabel(Method):
@@ -15,17 +15,18 @@ class PseudoLabel(Method):
     Args:
         unlabelled_weight: α of the total loss.
         supervised_epochs: See :class:`Method`.
+        decay: As in :class:`Supervised`.
     """
 
-    networks = {"a": Trained()}  # noqa: RUF012
-    predicts = "a"
     streams = {  # noqa: RUF012
         "labelled": Stream(labelled=True),
         "pseudo_labelled": Stream(labelled=False, pseudo_labelled=True),
     }
 
-    def __init__(self, unlabelled_weight: float = 1.0, supervised_epochs: int = 0) -> None:
+    def __init__(self, unlabelled_weight: float = 1.0, supervised_epochs: int = 0, decay: float = 0.0) -> None:
         super().__init__(supervised_epochs)
+        self.networks = {"a": Trained(), **({"average_a": Averaged("a", decay)} if decay else {})}
+        self.predicts = "average_a" if decay else "a"
         self.unlabelled_weight = unlabelled_weight
 
     def losses(self, step: Step) -> Terms:
