@@ -1,7 +1,7 @@
 """Losses that do not starve classes of a few voxels.
 
-Shapes and arguments are those of :class:`VoxelLoss`. The losses are for true labels: they believe every false voxel of a
-rare class in a pseudo-label.
+Shapes and arguments are those of :class:`VoxelLoss`. They are for true labels: they believe every false voxel of a rare
+class in a pseudo-label.
 """
 
 from __future__ import annotations
