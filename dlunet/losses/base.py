@@ -144,7 +144,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 class LossSum(nn.Module):
-    """The sum of several losses, for configs.
+    """The sum of several losses.
 
     Args:
         losses: The losses, by any names.
@@ -154,6 +154,7 @@ class LossSum(nn.Module):
         super().__init__()
         self.losses = nn.ModuleDict(losses)
 
-    def forward(self, logits: Tensor, target: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, *further: Any, **named: Any) -> Tensor:
         """The sum; arguments as for :class:`VoxelLoss`."""
-        return sum((loss(logits, target, **arguments) for loss in self.losses.values()), start=logits.new_zeros(()))
+        values = [loss(logits, target, *further, **named) for loss in self.losses.values()]
+        return sum(values[1:], start=values[0])

@@ -1,7 +1,7 @@
 """Losses that do not starve classes of a few voxels.
 
-Shapes and arguments are those of :class:`VoxelLoss`. They are for true labels: they believe every false voxel of a rare
-class in a pseudo-label.
+Shapes and arguments are those of :class:`VoxelLoss`. Use them for true labels: they believe every false voxel of a
+rare class in a pseudo-label.
 """
 
 from __future__ import annotations
@@ -12,18 +12,51 @@ from torch import Tensor
 
 from dlunet.losses.base import (
     EPSILON,
+    LossSum,
     VoxelLoss,
     by_true_class,
     check_same_size,
     mean_of_voxels,
     mean_over_classes,
     probabilities_and_one_hot,
+    summed_axes,
     weighted,
 )
 from dlunet.losses.compiled import ClassSums, Terms, cross_entropies
 
 
-class TverskyLoss(VoxelLoss):
+class _OverlapLoss(VoxelLoss):
+    """A formula of Σp·y, Σp^n and Σy of each class, over batch and voxels.
+
+    Attributes:
+        exponent: n, 1 or 2.
+    """
+
+    exponent = 1
+
+    @property
+    def terms(self) -> Terms:
+        """Those sums."""
+        return Terms("product", "linear" if self.exponent == 1 else "squared")
+
+    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The formula."""
+        p, y = probabilities_and_one_hot(logits, target, include_background=True)
+        overlap, size, truth = (
+            weighted(values, weight).sum(summed_axes(p, batch_dice=True)) for values in (p * y, p**self.exponent, y)
+        )
+        return self.of(overlap, size, truth, class_weight)
+
+    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
+        """The formula."""
+        return self.of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
+
+    def of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        """The loss from the sums, (C,) each, background included."""
+        raise NotImplementedError
+
+
+class TverskyLoss(_OverlapLoss):
     """1 − TP / (TP + α·FP + β·FN) for each foreground class, then the mean (Salehi et al. 2017, arXiv 1706.05721).
 
     TP = Σp·y, FP = Σp·(1 − y), FN = Σ(1 − p)·y, over batch and voxels. Equal weights of ½ give the soft Dice loss; a
@@ -39,47 +72,22 @@ class TverskyLoss(VoxelLoss):
         self.false_positives = false_positives
         self.false_negatives = false_negatives
 
-    @property
-    def terms(self) -> Terms:
-        """Those of the ratio."""
-        return Terms("product", "linear")
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    def of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         """The mean over classes."""
-        return self._of(*_sums(logits, target, weight), class_weight)
-
-    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
-        """The mean over classes."""
-        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
-
-    def _of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         both = self.false_positives * (size - overlap) + self.false_negatives * (truth - overlap)
         index = (overlap + EPSILON) / (overlap + both + EPSILON)
         return mean_over_classes(1 - index[1:], class_weight)
 
 
-class GeneralisedDiceLoss(VoxelLoss):
+class GeneralisedDiceLoss(_OverlapLoss):
     """1 − 2·Σ w·TP / Σ w·(Σp + Σy) with w = 1/(Σy)² for each class (Sudre et al. 2017, arXiv 1707.03237).
 
     The sums run over batch and voxels, all classes included; a class that is absent has the largest weight of those
     present.
     """
 
-    @property
-    def terms(self) -> Terms:
-        """Those of the ratio."""
-        return Terms("product", "linear")
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    def of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         """The ratio of the weighted sums over classes."""
-        return self._of(*_sums(logits, target, weight), class_weight)
-
-    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
-        """The ratio of the weighted sums over classes."""
-        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
-
-    @staticmethod
-    def _of(overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         factor = truth.clamp_min(EPSILON) ** -2
         factor = factor.where(truth > 0, factor.where(truth > 0, 0).max())
         if class_weight is not None:
@@ -161,28 +169,17 @@ class BalancedCrossEntropyLoss(VoxelLoss):
         return (factor * lost).sum() / (factor * truth).sum().clamp_min(EPSILON)
 
 
-class GradientAwareDiceLoss(VoxelLoss):
+class GradientAwareDiceLoss(_OverlapLoss):
     """GADice: 1 − 2Σp·y / (Σp² + Σy²) for each class, then the mean over all classes (Qi et al., ECCV 2024).
 
     A class that is absent from the batch costs Σ sg(p)·p / N instead, with sg the stopped gradient and N the number of
     voxels: the less it is predicted, the less it is pushed down.
     """
 
-    @property
-    def terms(self) -> Terms:
-        """Those of the ratio."""
-        return Terms("product", "squared")
+    exponent = 2
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    def of(self, overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         """The mean over classes."""
-        return self._of(*_sums(logits, target, weight, exponent=2), class_weight)
-
-    def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
-        """The mean over classes."""
-        return self._of(sums.overlap.sum(0), sums.size.sum(0), sums.truth.sum(0), class_weight)
-
-    @staticmethod
-    def _of(overlap: Tensor, size: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
         is_present = truth > 0
         present = 1 - 2 * overlap / (size + truth).where(is_present, 1)
         # The value of Σ sg(p)·p is Σp², its gradient half of that.
@@ -215,7 +212,7 @@ class GradientAwareCrossEntropyLoss(VoxelLoss):
         return by_class.sum() if class_weight is None else (by_class * class_weight).sum()
 
 
-class GradientAwareLoss(VoxelLoss):
+class GradientAwareLoss(LossSum):
     """GA: GADice + GACE, which finds organs of a few voxels (Qi et al., ECCV 2024).
 
     Args:
@@ -224,30 +221,7 @@ class GradientAwareLoss(VoxelLoss):
     """
 
     def __init__(self, top: float = 0.1, gamma: float = 0.5) -> None:
-        super().__init__()
-        self.dice = GradientAwareDiceLoss()
-        self.cross_entropy = GradientAwareCrossEntropyLoss(top, gamma)
-
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        ignore: int | None = None,
-        class_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The sum of both."""
-        arguments = (logits, target, weight, ignore, class_weight)
-        return self.dice(*arguments) + self.cross_entropy(*arguments)
-
-
-def _sums(logits: Tensor, target: Tensor, weight: Tensor | None, exponent: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Σp·y, Σp^exponent and Σy over batch and voxels, (C,) each."""
-    p, y = probabilities_and_one_hot(logits, target, include_background=True)
-    overlap, size, truth = (
-        weighted(values, weight).transpose(0, 1).flatten(1).sum(1) for values in (p * y, p**exponent, y)
-    )
-    return overlap, size, truth
+        super().__init__(dice=GradientAwareDiceLoss(), cross_entropy=GradientAwareCrossEntropyLoss(top, gamma))
 
 
 def _cross_entropies(logits: Tensor, target: Tensor) -> Tensor:
