@@ -109,6 +109,19 @@ class Progress:
     fraction: float
 
 
+def with_averages(roles: Sequence[str], decay: float) -> tuple[dict[str, Trained | Averaged | Fixed], list[str]]:
+    """Trained networks with their moving averages, if there is a decay, and the roles that teach and predict.
+
+    Args:
+        roles: The roles of the trained networks.
+        decay: See :class:`Averaged`; 0: no averages, the trained networks themselves teach and predict.
+    """
+    trained, averaged = {role: Trained() for role in roles}, {}
+    if decay:
+        averaged = {f"average_{role}": Averaged(role, decay) for role in roles}
+    return {**trained, **averaged}, list(averaged or trained)
+
+
 def are_terms(found: object) -> TypeGuard[Mapping[str, Tensor]]:
     """Whether these are scalar tensors by name, at least one of which can be minimised."""
     if not isinstance(found, Mapping):

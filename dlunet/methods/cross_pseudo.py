@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dlunet.losses import downsample, largest_class
-from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Method, Step, Stream, Terms, with_averages
 from dlunet.methods.cutmix import cut_mix, draw_masks
 from dlunet.methods.outputs import in_one_pass
 from dlunet.methods.ramps import sigmoid_ramp
@@ -35,10 +35,7 @@ class CrossPseudo(Method):
         strong: bool = False,
     ) -> None:
         super().__init__(supervised_epochs)
-        self.networks = {"a": Trained(), "b": Trained()}
-        if decay:
-            self.networks |= {"average_a": Averaged("a", decay), "average_b": Averaged("b", decay)}
-        self.teachers = ("average_a", "average_b") if decay else ("a", "b")
+        self.networks, self.teachers = with_averages("ab", decay)
         self.predicts = self.teachers[0]
         self.learnt_view = "strong" if strong else "weak"
         views = ("weak", "strong") if strong else ("weak",)

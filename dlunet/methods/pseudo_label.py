@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Method, Step, Stream, Terms, with_averages
 
 
 class PseudoLabel(Method):
@@ -25,8 +25,7 @@ class PseudoLabel(Method):
 
     def __init__(self, unlabelled_weight: float = 1.0, supervised_epochs: int = 0, decay: float = 0.0) -> None:
         super().__init__(supervised_epochs)
-        self.networks = {"a": Trained(), **({"average_a": Averaged("a", decay)} if decay else {})}
-        self.predicts = "average_a" if decay else "a"
+        self.networks, (self.predicts,) = with_averages("a", decay)
         self.unlabelled_weight = unlabelled_weight
 
     def losses(self, step: Step) -> Terms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlunet.methods.base import Averaged, Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Method, Step, Stream, Terms, with_averages
 
 
 class Supervised(Method):
@@ -16,8 +16,7 @@ class Supervised(Method):
 
     def __init__(self, decay: float = 0.0) -> None:
         super().__init__()
-        self.networks = {"a": Trained(), **({"average_a": Averaged("a", decay)} if decay else {})}
-        self.predicts = "average_a" if decay else "a"
+        self.networks, (self.predicts,) = with_averages("a", decay)
 
     def losses(self, step: Step) -> Terms:
         """The loss on the labelled patches."""
