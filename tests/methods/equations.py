@@ -15,14 +15,19 @@ import torch.nn.functional as F
 #: Settings tested per method: its defaults, except thresholds that tiny networks never reach, and others.
 SETTINGS = {
     "bcp": [{}, {"unlabelled_weight": 0.3, "box": 0.5}],
-    "cross_pseudo": [{}, {"unlabelled_weight": 0.3, "num_boxes": 2}],
+    "cross_pseudo": [
+        {},
+        {"unlabelled_weight": 0.3, "num_boxes": 2},
+        {"decay": 0.9, "ramp": 0.8},
+        {"strong": True, "decay": 0.5},
+    ],
     "cross_teaching": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2}],
     "dhc": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2, "decay": 0.9, "window": 20}],
     "entropy_minimisation": [{}, {"entropy_weight": 0.3, "ramp": 0.2}],
     "fixmatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7}],
     "mean_teacher": [{}, {"consistency_weight": 3, "ramp": 0.2}],
-    "pseudo_label": [{}, {"unlabelled_weight": 0.3}],
-    "supervised": [{}],
+    "pseudo_label": [{}, {"unlabelled_weight": 0.3, "decay": 0.9}],
+    "supervised": [{}, {"decay": 0.9}],
     "ua_mt": [{"passes": 3}, {"passes": 4, "noise": 0.2, "consistency_weight": 3, "ramp": 0.2}],
     "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3}],
 }
@@ -38,19 +43,22 @@ def risen(t, length):
     return math.exp(-5 * (1 - min(t / length, 1)) ** 2)
 
 
-def supervised(s):
+def supervised(s, decay=0):
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y)}}
 
 
-def cross_pseudo(s, unlabelled_weight=0.8, num_boxes=3):
+def cross_pseudo(s, unlabelled_weight=0.8, num_boxes=3, decay=0, ramp=0, strong=False):
     from dlunet.methods import draw_masks  # the distribution of the boxes has its own tests
 
     i, j = s.u["unlabelled_i"]["weak"], s.u["unlabelled_j"]["weak"]
     h = draw_masks(len(i), i.shape[2:], num_boxes, s.draw)
-    mixed = torch.where(h[:, None], j, i)
+    shown = [s.u[name]["strong" if strong else "weak"] for name in ("unlabelled_j", "unlabelled_i")]
+    mixed = torch.where(h[:, None], *shown)
+    unlabelled_weight *= risen(s.t, ramp) if ramp else 1
     terms = {}
     for role, other in ("ab", "ba"):
-        taught = torch.where(h, s.p(other, j).argmax(1), s.p(other, i).argmax(1))
+        teacher = f"average_{other}" if decay else other
+        taught = torch.where(h, s.p(teacher, j).argmax(1), s.p(teacher, i).argmax(1))
         unlabelled = unlabelled_weight * cross_entropy(s.p(role, mixed), taught)
         terms[role] = {"labelled": cross_entropy(s.p(role, s.x), s.y), "unlabelled": unlabelled}
     return terms
@@ -64,7 +72,7 @@ def cross_teaching(s, unlabelled_weight=0.1, ramp=1.0):
     return terms
 
 
-def pseudo_label(s, unlabelled_weight=1.0):
+def pseudo_label(s, unlabelled_weight=1.0, decay=0):
     stored = unlabelled_weight * cross_entropy(s.p("a", s.pseudo["weak"]), s.pseudo["label"])
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "pseudo_labelled": stored}}
 

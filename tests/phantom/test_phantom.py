@@ -6,13 +6,14 @@ import gzip
 import json
 import platform
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from dlunet.datasets import read_flare22
+from dlunet.datasets import open_phantoms, read_flare22
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
 from dlunet.phantom import Phantom, make_phantom, write_phantoms
@@ -283,6 +284,40 @@ def test_folders_and_names_are_those_of_flare22(tmp_path: Path) -> None:
         1,
         1,
     ]
+
+
+def test_the_truth_of_unlabelled_cases_changes_no_other_file(tmp_path: Path) -> None:
+    """It is written on request, later too, and is what the generator painted."""
+    write_small(tmp_path)
+    before = files_of(tmp_path)
+    write_small(tmp_path, truth=True)
+    after = files_of(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert sorted(after.keys() - before.keys()) == ["Truth/Case_00001.nii.gz", "Truth/Case_00002.nii.gz"]
+    for number in (1, 2):
+        image = read_case(tmp_path / f"Training/FLARE22_UnlabeledCase1-1000/Case_0000{number}_0000.nii.gz")
+        labels = read_case(tmp_path / f"Truth/Case_0000{number}.nii.gz")
+        painted = make_phantom(np.random.default_rng((5, 1, number)), "varied", TINY)
+        np.testing.assert_array_equal(image, painted.image)
+        np.testing.assert_array_equal(labels, painted.labels)
+
+
+def read_case(path: Path) -> np.ndarray:
+    """The array (z, y, x) in the generator's orientation."""
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS"))
+
+
+def test_a_ceiling_lists_the_unlabelled_cases_with_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlunet.phantom.write_phantoms", partial(write_phantoms, shape=TINY))
+    counts = {"labelled": 3, "unlabelled": 2, "validation": 1, "test": 1, "workers": 1, "seed": 5}
+    floor = open_phantoms(tmp_path, **counts)
+    ceiling = open_phantoms(tmp_path, **counts, all_labelled=True)
+    assert [len(floor.labelled), len(floor.unlabelled), len(ceiling.labelled), len(ceiling.unlabelled)] == [3, 2, 5, 0]
+    assert ceiling.labelled[:3] == floor.labelled and ceiling.test == floor.test
+    for known, unknown in zip(ceiling.labelled[3:], floor.unlabelled, strict=True):
+        assert known.image == unknown.image and known.label is not None and known.label.is_file()
+    fewer = open_phantoms(tmp_path, **{**counts, "labelled": 1})
+    assert fewer.labelled == floor.labelled[:1] and fewer.unlabelled == floor.unlabelled
 
 
 def test_files_are_sound_and_images_share_their_labels_grid(tmp_path: Path) -> None:
