@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from types import TracebackType
 from typing import Any
 
 import SimpleITK as sitk
@@ -128,8 +130,18 @@ class _Steps(IterableDataset):
 
 def _begin_worker(number: int) -> None:
     end_with_parent()
+    sys.excepthook = _report_unless_hung_up
     # PyTorch limits only its own threads; SimpleITK's would take cores from the step.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _report_unless_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Report an error in the thread that hands over tensors, unless it is that the run was stopped meanwhile.
+
+    Errors of a worker's main thread are sent to the run instead.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _as_made(batch: Any) -> Any:

@@ -3,7 +3,11 @@
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import time
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 
 import psutil
 import pytest
@@ -141,3 +145,29 @@ def test_a_worker_ends_at_once_with_a_parent_that_is_killed():
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     worker.wait(2)
+
+
+def hang_up(address):
+    """As a run that is stopped while it receives a tensor."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+
+
+def ask_for_an_unknown_tensor(address):
+    with Client(address, authkey=multiprocessing.current_process().authkey) as connection:
+        connection.send((-1, os.getpid()))
+
+
+@pytest.mark.parametrize(("connect", "reported"), [(hang_up, False), (ask_for_an_unknown_tensor, True)])
+def test_only_a_run_that_hangs_up_on_a_worker_is_no_error(ahead, tmp_path, connect, reported):
+    printed = tmp_path / "stderr"
+
+    def with_address(epoch, steps):
+        sys.stderr = printed.open("a", buffering=1)
+        address, _ = resource_sharer.DupFd(sys.stderr.fileno())._id
+        yield from ({**batch, "address": address} for batch in names(epoch, steps))
+
+    batches = iter(ahead(with_address, 1, steps=20).epoch(0))
+    connect(next(batches)["address"])
+    assert len(list(batches)) == 19  # later tensors: the thread that sends them has dealt with the connection
+    assert ("Traceback" in printed.read_text()) == reported
