@@ -5,8 +5,8 @@
     python experiments/recipes/study.py gap --processes 4   # at a time; default: one per core
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. The scores of all test cases are written to
-``results/STUDY.csv``, the means and the provenance to ``results/STUDY.json``. ``dlunet report runs=runs/recipes/STUDY
-floor=RUN ceiling=RUN`` compares the runs.
+``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
+study asks for to ``results/STUDY.md``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 from omegaconf import OmegaConf
 
 from dlunet.provenance import provenance
-from dlunet.run_layout import RunLayout
+from dlunet.reporting import Run, read_run
+from dlunet.reporting.paired import paired_table
+from dlunet.run_layout import RunLayout, ScoresLayout
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+RESULTS = HERE / "results"
+CPU_SECONDS = "cpu_seconds.txt"
 
 
 def main() -> None:
@@ -42,8 +47,14 @@ def main() -> None:
     prepare_all(study)
     wanted = list(product(arguments.seeds or study.seeds, study.runs))  # all runs of a seed before the next seed
     with ThreadPoolExecutor(arguments.processes) as threads:
-        scores = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
-    write_results(arguments.study, pd.concat(scores, ignore_index=True))
+        folders = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
+    made = provenance()  # before new files count as changes of the tree
+    runs = {name: [] for name in study.runs}
+    for (_, name), folder in zip(wanted, folders, strict=True):
+        runs[name].append(read_run(folder))
+    write_scores(arguments.study, runs)
+    write_summary(arguments.study, runs, made)
+    write_comparisons(arguments.study, runs, study.comparisons)
 
 
 def settings_of(study, run: str) -> list[str]:
@@ -60,46 +71,69 @@ def prepare_all(study) -> None:
         subprocess.run([sys.executable, "-m", "dlunet", "prepare", *words], cwd=ROOT, check=True)
 
 
-def train(name: str, study, seed: int, run: str) -> pd.DataFrame:
-    """Train and score one run, or resume it; returns the scores of its test cases."""
+def train(name: str, study, seed: int, run: str) -> Path:
+    """Train and score one run, or resume it; returns its folder."""
     folder = ROOT / "runs" / "recipes" / name / f"{run}-seed{seed}"
-    scores = RunLayout(folder).scores / "scores.csv"
-    started = time.monotonic()
-    if not scores.exists():
+    if not ScoresLayout(RunLayout(folder).scores).table.exists():
         words = [*settings_of(study, run), f"name={run}", f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.txt").open("w") as output:
-            subprocess.run(
+        with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
+            process = subprocess.Popen(
                 [sys.executable, "train.py", *words, "logger=csv", "test=true", "resume=auto"],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=True,
             )
-    found = pd.read_csv(scores)
-    means = found.groupby("organ")["dsc"].mean()
-    print(f"{run}, seed {seed}: DSC {means.mean():.4f}, {time.monotonic() - started:.0f} s", flush=True)
-    return found.assign(run=run, seed=seed)
+            _, status, usage = os.wait4(process.pid, 0)  # with what its own processes used
+            print(usage.ru_utime + usage.ru_stime, file=seconds)
+        if status:
+            sys.exit(f"{run}, seed {seed}: failed; see {folder / 'output.txt'}; rerun the command to resume")
+    print(
+        f"{run}, seed {seed}: DSC {mean_dsc(read_run(folder)):.4f}, {cpu_minutes(folder):.1f} CPU minutes", flush=True
+    )
+    return folder
 
 
-def write_results(name: str, scores: pd.DataFrame) -> None:
-    """Write the scores of all cases, and their means by run and organ."""
-    made = provenance()  # first: the new files would count as changes of the tree
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    scores[["run", "seed", "case", "organ", "dsc", "nsd"]].round(4).to_csv(results / f"{name}.csv", index=False)
-    by_organ = scores.groupby(["run", "organ"], sort=False)["dsc"].mean().unstack(sort=False)
-    by_seed = scores.groupby(["run", "seed", "organ"], sort=False)["dsc"].mean().groupby(["run", "seed"]).mean()
-    summary = {
-        run: {
-            "seeds": {str(seed): round(value, 4) for seed, value in by_seed[run].items()},
+def cpu_minutes(folder: Path) -> float:
+    """CPU time of training and scoring a run; of a resumed one, that of the processes that were not killed."""
+    return sum(map(float, (folder / CPU_SECONDS).read_text().split())) / 60
+
+
+def mean_dsc(run: Run) -> float:
+    """Mean over organs of the mean DSC over cases."""
+    return run.scores.groupby("organ")["dsc"].mean().mean()
+
+
+def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
+    """Write the scores of all cases."""
+    tables = [run.scores.assign(run=group, seed=run.seed) for group, members in runs.items() for run in members]
+    columns = ["run", "seed", "case", "organ", "dsc", "nsd"]
+    pd.concat(tables)[columns].round(4).to_csv(RESULTS / f"{name}.csv", index=False)
+
+
+def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
+    """Write the means by run, seed and organ, and the provenance."""
+    summary = {}
+    for group, members in runs.items():
+        organs = pd.concat(run.scores for run in members).groupby("organ", sort=False)["dsc"].mean()
+        summary[group] = {
+            "seeds": {run.seed: round(mean_dsc(run), 4) for run in members},
             "mean": round(organs.mean(), 4),
-            **organs.round(4).to_dict(),
+            "organs": organs.round(4).to_dict(),
+            "cpu_minutes": round(median(cpu_minutes(run.folder) for run in members), 1),
         }
-        for run, organs in by_organ.iterrows()
-    }
-    (results / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
+
+
+def write_comparisons(name: str, runs: Mapping[str, Sequence[Run]], comparisons) -> None:
+    """Write the paired comparisons of a study: some runs each, with a floor and, if there is one, a ceiling."""
+    tables = []
+    for comparison in comparisons:
+        others = {group: members for group, members in runs.items() if group in comparison.get("runs", runs)}
+        ends = {group: runs[group] for group in (comparison.floor, comparison.get("ceiling")) if group}
+        tables.append(paired_table({**ends, **others}, comparison.floor, comparison.get("ceiling")).as_markdown())
+    (RESULTS / f"{name}.md").write_text("\n".join(tables))
 
 
 if __name__ == "__main__":
