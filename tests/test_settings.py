@@ -182,6 +182,7 @@ def test_scales_train_with_the_recipe_and_the_paper_with_its_own_losses(compose,
     config = compose("train", words)
     assert (config.loss._target_, config.pseudo_loss._target_) == (LOSSES[loss], LOSSES[pseudo_loss])
     assert config.method.decay == decay
+    assert config.recipe.strong == (decay > 0)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Runs a study: trains and scores each of its runs with each seed, several at a time, and collects the scores.
 
-    python experiments/recipes/study.py gap                 # the runs in gap.yaml, with its seeds
-    python experiments/recipes/study.py gap --seeds 0 1     # some of them
-    python experiments/recipes/study.py gap --processes 4   # at a time; default: one per core
+    python experiments/recipes/study.py gap                                     # the runs in gap.yaml, with its seeds
+    python experiments/recipes/study.py gap --runs floor-4 ssl-4 --seeds 0 1    # some of them
+    python experiments/recipes/study.py gap --processes 4                       # at a time; default: one per core
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. The scores of all test cases are written to
 ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
-study asks for to ``results/STUDY.md``.
+study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ def main() -> None:
     """Run the study named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=sorted(path.stem for path in HERE.glob("*.yaml")))
+    parser.add_argument("--runs", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     study = OmegaConf.load(HERE / f"{arguments.study}.yaml")
+    wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
     prepare_all(study)
-    wanted = list(product(arguments.seeds or study.seeds, study.runs))  # all runs of a seed before the next seed
     with ThreadPoolExecutor(arguments.processes) as threads:
         folders = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
     made = provenance()  # before new files count as changes of the tree
-    runs = {name: [] for name in study.runs}
-    for (_, name), folder in zip(wanted, folders, strict=True):
+    runs = {name: [] for name, _ in wanted}
+    for (name, _), folder in zip(wanted, folders, strict=True):
         runs[name].append(read_run(folder))
     write_scores(arguments.study, runs)
     write_summary(arguments.study, runs, made)
@@ -71,7 +72,7 @@ def prepare_all(study) -> None:
         subprocess.run([sys.executable, "-m", "dlunet", "prepare", *words], cwd=ROOT, check=True)
 
 
-def train(name: str, study, seed: int, run: str) -> Path:
+def train(name: str, study, run: str, seed: int) -> Path:
     """Train and score one run, or resume it; returns its folder."""
     folder = ROOT / "runs" / "recipes" / name / f"{run}-seed{seed}"
     if not ScoresLayout(RunLayout(folder).scores).table.exists():
@@ -130,10 +131,13 @@ def write_comparisons(name: str, runs: Mapping[str, Sequence[Run]], comparisons)
     """Write the paired comparisons of a study: some runs each, with a floor and, if there is one, a ceiling."""
     tables = []
     for comparison in comparisons:
-        others = {group: members for group, members in runs.items() if group in comparison.get("runs", runs)}
-        ends = {group: runs[group] for group in (comparison.floor, comparison.get("ceiling")) if group}
-        tables.append(paired_table({**ends, **others}, comparison.floor, comparison.get("ceiling")).as_markdown())
-    (RESULTS / f"{name}.md").write_text("\n".join(tables))
+        floor, ceiling = comparison.floor, comparison.get("ceiling")
+        compared = {group: runs[group] for group in comparison.get("runs", runs) if group in runs}
+        if floor in compared:
+            tables.append(paired_table(compared, floor, ceiling))
+    (RESULTS / f"{name}.md").write_text("\n".join(table.as_markdown() for table in tables))
+    rows = [table.as_csv_table().assign(floor=table.floor, ceiling=table.ceiling) for table in tables]
+    pd.concat(rows).to_csv(RESULTS / f"{name}_paired.csv", index=False)
 
 
 if __name__ == "__main__":
