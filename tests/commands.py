@@ -1,10 +1,11 @@
 """Fixtures that run commands, in the test process (no repeated import of PyTorch) or in a new one."""
 
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 #: Seconds after which a process counts as hanging.
 TIMEOUT = 300
+
+#: Settings of a short training on the dataset in ``place``.
+TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ def checked(code: int, stdout: str, stderr: str, fails: bool) -> Output:
     assert code == int(fails), output.all
     assert "Traceback" not in output.all and "Error executing job" not in output.all, output.all
     return output
+
+
+@pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory) -> Path:
+    """A working folder of a test module with a dataset, prepared by the first run."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_flare22(folder / "flare22")
+    return folder
 
 
 @pytest.fixture
@@ -120,3 +132,14 @@ def dlunet_process(start_dlunet):
         return checked(process.returncode, *printed, fails)
 
     return run
+
+
+def exit_code_of(function: Callable[..., None], *arguments: object) -> int:
+    """Call a function in a process of its own, which it may kill, and return the exit code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dlunet.pipelines"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode

@@ -11,16 +11,9 @@ import SimpleITK as sitk
 from dlunet.datasets import read_flare22, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase, prepare_dataset
+from tests.commands import TINY
 
-TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
 SPACING, PATCH = (8.0, 8.0, 8.0), (16, 32, 32)
-
-
-@pytest.fixture(scope="module")
-def place(tiny_flare22, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
-    tiny_flare22(folder / "flare22")
-    return folder
 
 
 @pytest.fixture

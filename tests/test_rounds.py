@@ -1,7 +1,6 @@
 """Rounds of self-training: which cases are kept, what each round trains, and a command that is killed and run again."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,17 +16,10 @@ from dlunet import cli
 from dlunet.errors import UserError
 from dlunet.labels import label_set
 from dlunet.rounds import keep_agreeing
+from tests.commands import TINY, exit_code_of
 
-TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
 SHORT = ("trainer.max_epochs=1", "sampling.num_workers=0")
 LABELS = label_set("two", {1: "a", 2: "b"})
-
-
-@pytest.fixture(scope="module")
-def place(tiny_flare22, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rounds")
-    tiny_flare22(folder / "flare22")
-    return folder
 
 
 @pytest.fixture
@@ -200,10 +192,10 @@ def test_killed_at_any_stage_and_run_again(place, stages, self_train):
     self_train(*IN_ROUNDS, "output=whole")
     finished = {}
     for stage in stages:
-        assert in_a_process(place, stage) == -signal.SIGKILL, stage
+        assert exit_code_of(_run, place, stage) == -signal.SIGKILL, stage
         assert not (place / "killed" / stage).exists()
         finished |= state(place / "killed")
-    assert in_a_process(place, None) == 0
+    assert exit_code_of(_run, place, None) == 0
     after = state(place / "killed")
     assert {path: after[path] for path in finished} == finished
     expected, found = (contents(place / folder) for folder in ("whole", "killed"))
@@ -232,16 +224,6 @@ def contents(folder):
         elif path.is_file() or path.name.startswith("."):
             found[name] = None
     return found
-
-
-def in_a_process(place: Path, stage: str | None) -> int:
-    """Run the command in a process of its own, killed at a stage, and return its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlunet.pipelines"])
-    process = context.Process(target=_run, args=(place, stage))
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 def _run(place: Path, stage: str | None) -> None:

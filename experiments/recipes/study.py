@@ -4,8 +4,8 @@
     python experiments/recipes/study.py gap --runs floor-4 ssl-4 --seeds 0 1    # some of them
     python experiments/recipes/study.py gap --processes 4                       # at a time; default: one per core
 
-Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. The scores of all test cases are written to
-``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
+Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
+to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
 study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``.
 """
 
@@ -48,14 +48,14 @@ def main() -> None:
     wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
     prepare_all(study)
     with ThreadPoolExecutor(arguments.processes) as threads:
-        folders = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
+        well = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
     made = provenance()  # before new files count as changes of the tree
-    runs = {name: [] for name, _ in wanted}
-    for (name, _), folder in zip(wanted, folders, strict=True):
-        runs[name].append(read_run(folder))
+    runs = finished_runs(arguments.study, study)
     write_scores(arguments.study, runs)
     write_summary(arguments.study, runs, made)
     write_comparisons(arguments.study, runs, study.comparisons)
+    if not all(well):
+        sys.exit(f"{well.count(False)} runs failed, see above; rerun the command to resume them")
 
 
 def settings_of(study, run: str) -> list[str]:
@@ -72,10 +72,20 @@ def prepare_all(study) -> None:
         subprocess.run([sys.executable, "-m", "dlunet", "prepare", *words], cwd=ROOT, check=True)
 
 
-def train(name: str, study, run: str, seed: int) -> Path:
-    """Train and score one run, or resume it; returns its folder."""
-    folder = ROOT / "runs" / "recipes" / name / f"{run}-seed{seed}"
-    if not ScoresLayout(RunLayout(folder).scores).table.exists():
+def run_folder(name: str, run: str, seed: int) -> Path:
+    """The folder of a run of a study."""
+    return ROOT / "runs" / "recipes" / name / f"{run}-seed{seed}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder was trained and scored."""
+    return ScoresLayout(RunLayout(folder).scores).table.exists()
+
+
+def train(name: str, study, run: str, seed: int) -> bool:
+    """Train and score one run, or resume it; returns whether it went well."""
+    folder = run_folder(name, run, seed)
+    if not is_finished(folder):
         words = [*settings_of(study, run), f"name={run}", f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
@@ -89,11 +99,17 @@ def train(name: str, study, run: str, seed: int) -> Path:
             _, status, usage = os.wait4(process.pid, 0)  # with what its own processes used
             print(usage.ru_utime + usage.ru_stime, file=seconds)
         if status:
-            sys.exit(f"{run}, seed {seed}: failed; see {folder / 'output.txt'}; rerun the command to resume")
-    print(
-        f"{run}, seed {seed}: DSC {mean_dsc(read_run(folder)):.4f}, {cpu_minutes(folder):.1f} CPU minutes", flush=True
-    )
-    return folder
+            print(f"{run}, seed {seed}: failed, see {folder / 'output.txt'}", flush=True)
+            return False
+    print(f"{run}, seed {seed}: DSC {mean_dsc(read_run(folder)):.4f}", flush=True)
+    return True
+
+
+def finished_runs(name: str, study) -> dict[str, list[Run]]:
+    """All finished runs of a study, in its order, also those of earlier commands."""
+    folders = {run: [run_folder(name, run, seed) for seed in study.seeds] for run in study.runs}
+    runs = {run: [read_run(folder) for folder in found if is_finished(folder)] for run, found in folders.items()}
+    return {run: found for run, found in runs.items() if found}
 
 
 def cpu_minutes(folder: Path) -> float:
@@ -123,6 +139,7 @@ def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[st
             "mean": round(organs.mean(), 4),
             "organs": organs.round(4).to_dict(),
             "cpu_minutes": round(median(cpu_minutes(run.folder) for run in members), 1),
+            "commits": sorted({run.provenance["git"]["commit"] for run in members}),
         }
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
 
@@ -133,7 +150,7 @@ def write_comparisons(name: str, runs: Mapping[str, Sequence[Run]], comparisons)
     for comparison in comparisons:
         floor, ceiling = comparison.floor, comparison.get("ceiling")
         compared = {group: runs[group] for group in comparison.get("runs", runs) if group in runs}
-        if floor in compared:
+        if {floor, ceiling or floor} <= compared.keys():
             tables.append(paired_table(compared, floor, ceiling))
     (RESULTS / f"{name}.md").write_text("\n".join(table.as_markdown() for table in tables))
     rows = [table.as_csv_table().assign(floor=table.floor, ceiling=table.ceiling) for table in tables]

@@ -1,7 +1,6 @@
 """Properties of every registered method; registering a new one is enough to test it here."""
 
 import copy
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -25,6 +24,7 @@ from dlunet.networks import load_bundle
 from dlunet.preparation import Intensity, Plan
 from dlunet.training import SegmentationModule, train
 from dlunet.training.build import build_module
+from tests.commands import exit_code_of
 from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5
@@ -238,17 +238,7 @@ def run_config(place, compose):
     return make
 
 
-def in_a_process(config: DictConfig, killed_at: tuple[int, int] | None = None) -> int:
-    """Train in a separate process and return its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlunet.training"])
-    process = context.Process(target=_train, args=(config, killed_at))
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
-def _train(config: DictConfig, killed_at: tuple[int, int] | None) -> None:
+def _train(config: DictConfig, killed_at: tuple[int, int] | None = None) -> None:
     torch.set_num_threads(1)
     step = SegmentationModule.training_step
 
@@ -276,9 +266,9 @@ def steps(run: Path) -> list[tuple[int, ...]]:
 @in_processes
 def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     whole, killed = run_config(name, f"{name}-whole"), run_config(name, f"{name}-killed", "resume=auto")
-    assert in_a_process(whole) == 0
-    assert in_a_process(killed, killed_at=(1, 1)) == -signal.SIGKILL
-    assert in_a_process(killed) == 0
+    assert exit_code_of(_train, whole) == 0
+    assert exit_code_of(_train, killed, (1, 1)) == -signal.SIGKILL
+    assert exit_code_of(_train, killed) == 0
     first_epoch, second_epoch = [(0, 0, 0), (0, 0, 1)], [(0, 1, 0), (0, 1, 1)]
     assert steps(place / f"{name}-killed") == [*first_epoch, second_epoch[0], *second_epoch]
     expected, found = (losses(place / f"{name}-{run}") for run in ("whole", "killed"))
@@ -294,7 +284,7 @@ def test_two_processes_train(name, place, run_config):
         name, f"{name}-two", "trainer.devices=2", "+trainer.strategy=ddp_fork_find_unused_parameters_true",
         "trainer.max_epochs=1",
     )  # fmt: skip
-    assert in_a_process(config) == 0
+    assert exit_code_of(_train, config) == 0
     assert sorted(steps(place / f"{name}-two")) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
     assert len(losses(place / f"{name}-two")) == 2
     assert all(value.isfinite().all() for value in weights(place / f"{name}-two").values())

@@ -12,15 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
-
-
-@pytest.fixture(scope="module")
-def place(tiny_flare22, tmp_path_factory):
-    """A working folder with a dataset, prepared by the first run."""
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_flare22(folder / "flare22")
-    return folder
+from tests.commands import TINY
 
 
 @pytest.fixture
