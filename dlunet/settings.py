@@ -32,6 +32,7 @@ COUNT_OR_NONE: Rule = (lambda value: _whole(value, 0), "a whole number, 0 or mor
 POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
 NOT_NEGATIVE: Rule = (lambda value: _number(value, -1e-9), "a number, 0 or more")
 FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
+BELOW_ONE: Rule = (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: Settings that are absent or null are not checked: wherever null is allowed, it has its own meaning.
@@ -59,11 +60,12 @@ RULES: dict[str, Rule] = {
     "method.entropy_weight": NOT_NEGATIVE,
     "method.threshold": FRACTION,
     "method.ramp": FRACTION,
-    "method.decay": FRACTION,
+    "method.decay": BELOW_ONE,
+    "method.strong": SWITCH,
     "method.noise": NOT_NEGATIVE,
     "method.passes": COUNT,
     "method.window": COUNT,
-    "method.dropout": (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1"),
+    "method.dropout": BELOW_ONE,
     "method.box": (lambda value: _number(value, 0) and value <= 1, "a number greater than 0, at most 1"),
     "method.num_boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,

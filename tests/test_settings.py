@@ -36,6 +36,8 @@ WRONG = [
     "trainer.max_epochs=many",
     "method.ramp=1.5",
     "method.decay=-1",
+    "method.decay=1",
+    "method.strong=maybe",
     "+method.noise=-0.1",
     "+method.passes=0",
     "+method.window=0",
@@ -91,6 +93,7 @@ GROUPS = (
     "optimizer",
     "optimizer/schedule",
     "pseudo_loss",
+    "recipe",
     "scale",
 )
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]

@@ -34,16 +34,20 @@ def resolved(config):
 
 
 def test_the_methods_differ_in_method_and_losses_alone(composed):
-    runs = composed("+sweep=methods", "data=gap", "scale=tiny", "seed=0,1")
+    """At a scale whose own recipe is another one."""
+    runs = composed("+sweep=methods", "data=gap", "scale=cpu", "seed=0,1")
     assert len({run["output"] for run in runs}) == len(runs) == 2 * len(METHODS) * len(LOSSES)
     by_name = {(run["name"], run["seed"]): run for run in runs}
     for method, loss in product(METHODS, LOSSES):
         names = [f"{part}={name}" for part, name in zip(("loss", "pseudo_loss"), LOSSES[loss], strict=True)]
-        alone = resolved(compose("train", [f"method={method}", *names, "scale=tiny"]))
+        alone = resolved(compose("train", [f"method={method}", *names, "scale=cpu", "recipe=paper"]))
         for seed in (0, 1):
             run = by_name[f"{method}-light-{loss}", seed]
             assert [run[part] for part in ("method", "loss", "pseudo_loss")] == [
                 alone[part] for part in ("method", "loss", "pseudo_loss")
             ]
             assert [run[part] for part in COMMON] == [runs[0][part] for part in COMMON]
-    assert runs[0]["test"] and runs[0]["data"]["name"] == "gap4" and runs[0]["scale"]["name"] == "tiny"
+    assert runs[0]["test"] and runs[0]["data"]["name"] == "gap4" and runs[0]["scale"]["name"] == "cpu"
+    published = {"unlabelled_weight": 0.8, "decay": 0.0, "strong": False, "supervised_epochs": 6}
+    ours = by_name["cross_pseudo-light-ga", 0]["method"]
+    assert {name: ours[name] for name in published} == published

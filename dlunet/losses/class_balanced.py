@@ -102,10 +102,15 @@ class FocalLoss(VoxelLoss):
 
     Args:
         gamma: γ; 0 is cross entropy.
+
+    Raises:
+        ValueError: γ is negative, or between 0 and 1: its gradient is infinite where q is 1.
     """
 
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
+        if gamma != 0 and not gamma >= 1:
+            raise ValueError(f"gamma must be 0, or 1 or more, not {gamma}")
         self.gamma = gamma
 
     def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
@@ -136,15 +141,15 @@ class TopKCrossEntropyLoss(VoxelLoss):
 
 
 class BalancedCrossEntropyLoss(VoxelLoss):
-    """Cross entropy, averaged over the voxels of each class and then over classes by n^(1 − γ), n the class's voxels.
+    """Cross entropy, averaged over the voxels of each class and then over classes by n^(1 − β), n the class's voxels.
 
     Args:
-        gamma: γ; 1: classes count alike; 0: voxels do.
+        balance: β; 1: classes count alike; 0: voxels do, as in plain cross entropy.
     """
 
-    def __init__(self, gamma: float = 0.5) -> None:
+    def __init__(self, balance: float = 0.5) -> None:
         super().__init__()
-        self.gamma = gamma
+        self.balance = balance
 
     @property
     def terms(self) -> Terms:
@@ -162,7 +167,7 @@ class BalancedCrossEntropyLoss(VoxelLoss):
         return self._of(sums.missed.sum(0), sums.truth.sum(0), class_weight)
 
     def _of(self, lost: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
-        factor = truth.clamp_min(EPSILON) ** -self.gamma
+        factor = truth.clamp_min(EPSILON) ** -self.balance
         factor = factor.where(truth > 0, 0)
         if class_weight is not None:
             factor = factor * class_weight

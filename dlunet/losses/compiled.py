@@ -168,7 +168,7 @@ class _CrossEntropies(torch.autograd.Function):
         logits = _dense(logits)
         ctx.save_for_backward(logits, target)
         ctx.flags = flags
-        found = torch.empty(target.shape)
+        found = logits.new_empty(target.shape)
         volumes = _volumes(logits, target, None, _NOT_IGNORED)
         unknown = _library(flags).cross_entropies(byref(volumes), found.data_ptr(), torch.get_num_threads())
         _check_labels(unknown, logits)

@@ -113,8 +113,11 @@ def print_report_summary(
         values = [_highlight(scores, name, column) for name in groups]
         table.add_row(_plain(title), *values, end_section=title == means[-1][0])
     console.print(table)
-    for paper_table in tables.paper_tables(dsc, groups, labels):
+    paper_tables = tables.paper_tables(dsc, groups, labels)
+    for paper_table in paper_tables:
         console.print(_paper_layout(paper_table, "ours (synthetic)" if _is_synthetic(groups) else "ours"))
+    if paper_tables and (note := _recipe_note(groups)):
+        console.print(note)
     if (paired := paired_table(groups, floor, ceiling)) is not None:
         console.print(_paired_layout(paired))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
@@ -157,6 +160,7 @@ def _render(
         images=images,
         panel_notes=panel_notes,
         synthetic=_is_synthetic(groups),
+        recipe_note=_recipe_note(groups),
         data_note=_data_note(groups),
         data_names=_distinct(groups, "data"),
         scale_names=_distinct(groups, "scale"),
@@ -183,6 +187,14 @@ def _data_note(groups: Groups) -> str:
     if _is_synthetic(groups):
         return f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
     return f"Data: {data}, scale {scale}."
+
+
+def _recipe_note(groups: Groups) -> str | None:
+    """That losses are not the paper's; None if they are."""
+    others = [name for name in _distinct(groups, "recipe") if name != "paper"]
+    if not others:
+        return None
+    return f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's, and averaged networks."
 
 
 def _is_synthetic(groups: Groups) -> bool:

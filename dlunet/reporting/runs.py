@@ -77,6 +77,11 @@ class Run:
         return str(self.setting("scale.name", "unknown"))
 
     @property
+    def recipe(self) -> str:
+        """The recipe's name, such as ``best``; runs from before there were recipes have the paper's."""
+        return str(self.setting("recipe.name", "paper"))
+
+    @property
     def steps(self) -> int:
         """The last logged training step."""
         return int(self.metrics["step"].max()) if len(self.metrics) else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -37,8 +38,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         networks=networks,
         network_description=_description_of_prediction(method, descriptions),
         method=method,
-        loss=instantiate(config.loss),
-        pseudo_loss=instantiate(config.pseudo_loss),
+        **losses_of(config),
         optimizer=instantiate(config.optimizer.algorithm),
         schedule=instantiate(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
@@ -46,6 +46,22 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         labels=prepared.labels,
         seed=config.seed,
     )
+
+
+def losses_of(config: DictConfig) -> dict[str, nn.Module]:
+    """The losses for labels and for pseudo-labels, as arguments of the training module.
+
+    Raises:
+        UserError: A loss does not accept its settings.
+    """
+    return {name: _loss(config, name) for name in ("loss", "pseudo_loss")}
+
+
+def _loss(config: DictConfig, name: str) -> nn.Module:
+    try:
+        return cast(nn.Module, instantiate(config[name]))
+    except InstantiationException as error:
+        raise UserError(f"{name}: {error.__cause__ or error}") from None
 
 
 def _description_of_prediction(method: Method, descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:

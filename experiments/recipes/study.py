@@ -50,10 +50,10 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.processes) as threads:
         well = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
     made = provenance()  # before new files count as changes of the tree
-    runs = finished_runs(arguments.study, study)
-    write_scores(arguments.study, runs)
-    write_summary(arguments.study, runs, made)
-    write_comparisons(arguments.study, runs, study.comparisons)
+    if runs := finished_runs(arguments.study, study):
+        write_scores(arguments.study, runs)
+        write_summary(arguments.study, runs, made)
+        write_comparisons(arguments.study, runs, study.comparisons)
     if not all(well):
         sys.exit(f"{well.count(False)} runs failed, see above; rerun the command to resume them")
 
@@ -152,6 +152,8 @@ def write_comparisons(name: str, runs: Mapping[str, Sequence[Run]], comparisons)
         compared = {group: runs[group] for group in comparison.get("runs", runs) if group in runs}
         if {floor, ceiling or floor} <= compared.keys():
             tables.append(paired_table(compared, floor, ceiling))
+    if not tables:
+        return
     (RESULTS / f"{name}.md").write_text("\n".join(table.as_markdown() for table in tables))
     rows = [table.as_csv_table().assign(floor=table.floor, ceiling=table.ceiling) for table in tables]
     pd.concat(rows).to_csv(RESULTS / f"{name}_paired.csv", index=False)

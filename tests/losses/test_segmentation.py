@@ -126,10 +126,10 @@ def top_k(logits, target, top=0.1):
     return mean(lost[: max(1, round(top * len(lost)))])
 
 
-def balanced(logits, target, gamma=0.5):
+def balanced(logits, target, balance=0.5):
     seen = cross_entropies(logits, target)
     sizes = [sum(true == c for _, true in seen) for c in range(CLASSES)]
-    weights = [sizes[true] ** -gamma for _, true in seen]
+    weights = [sizes[true] ** -balance for _, true in seen]
     return sum(w * lost for w, (lost, _) in zip(weights, seen, strict=True)) / sum(weights)
 
 
@@ -171,9 +171,9 @@ SETTINGS = [
     (RobustSegmentationLoss, robust, {"denominator": "squared", "tce_variant": "published"}),
     *((TverskyLoss, tversky, settings) for settings in ({}, {"false_positives": 0.5, "false_negatives": 0.5})),
     (GeneralisedDiceLoss, generalised_dice, {}),
-    *((FocalLoss, focal, settings) for settings in ({}, {"gamma": 0.5}, {"gamma": 0})),
+    *((FocalLoss, focal, settings) for settings in ({}, {"gamma": 1.5}, {"gamma": 0})),
     *((TopKCrossEntropyLoss, top_k, {"top": top}) for top in (0.01, 0.1, 0.6, 1)),
-    *((BalancedCrossEntropyLoss, balanced, {"gamma": gamma}) for gamma in (0, 0.5, 1)),
+    *((BalancedCrossEntropyLoss, balanced, {"balance": balance}) for balance in (0, 0.5, 1)),
     (GradientAwareDiceLoss, gradient_aware_dice, {}),
     *(
         (loss, by_hand, {"top": top, "gamma": gamma})
@@ -351,6 +351,8 @@ def test_class_absent_and_nowhere_predicted_only_joins_the_mean(loss, factor, lo
         (RobustSegmentationLoss, {"tce_variant": "code"}),
         (TopKCrossEntropyLoss, {"top": 0}),
         (GradientAwareLoss, {"top": 1.5}),
+        (FocalLoss, {"gamma": 0.5}),
+        (FocalLoss, {"gamma": -1}),
     ],
 )
 def test_an_impossible_setting_is_refused(loss, wrong):
@@ -390,3 +392,12 @@ def test_target_of_another_size_or_with_an_unknown_class_is_refused(loss, logits
         loss(logits, target[:, :1])
     with pytest.raises((RuntimeError, IndexError)):
         loss(logits, torch.full_like(target, CLASSES))
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 1.5, 2])
+def test_a_certain_voxel_has_no_focal_loss_and_a_finite_gradient(gamma):
+    logits = torch.tensor([200.0, 0.0, 0.0]).reshape(1, 3, 1, 1, 1).requires_grad_()
+    loss = FocalLoss(gamma)(logits, torch.zeros(1, 1, 1, 1, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits))

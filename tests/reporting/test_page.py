@@ -102,6 +102,17 @@ def test_synthetic_data_is_called_so_under_any_name(make_run, tmp_path):
     assert "Synthetic data." in Page(write_report([run], tmp_path / "report")).text
 
 
+def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    assert "recipe=" not in Page(write_report([run], tmp_path / "paper")).text
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + "recipe: {name: best}\n")
+    page = write_report([run], tmp_path / "best")
+    print_report_summary([run], page)
+    for text in (Page(page).text, capsys.readouterr().out):
+        assert "recipe=best: other losses than the paper's" in " ".join(text.split())
+
+
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     text = Page(write_report([run], tmp_path / "report")).text.lower()

@@ -122,6 +122,12 @@ def test_bad_trainer_settings_end_in_one_message(train, setting):
     assert "dlunet: trainer: " in message and "check the trainer settings" in message
 
 
+def test_a_loss_that_cannot_be_is_named_before_anything_is_prepared(place, train):
+    settings = ("experiment=sup_light", "output=no_loss", "loss=ga", "loss.top=0", "data.prepared=not_prepared")
+    assert "loss: top must be greater than 0 and at most 1, not 0" in train(*settings, fails=True)
+    assert not (place / "not_prepared").exists()
+
+
 NOTING = """
 import os
 from dlunet.sampling import Augmentation
