@@ -10,9 +10,11 @@ intervals that are too narrow. With few seeds they are too narrow as well; a sin
 
 from __future__ import annotations
 
+import filecmp
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -137,7 +139,7 @@ def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling
 
     Raises:
         UserError: There is a ceiling but no floor, one of them is not among the experiments or has no scores, or an
-            experiment shares no seed or no case with them.
+            experiment shares no seed or no case with them, or was scored on other cases of the same names.
     """
     if floor is None:
         if ceiling is not None:
@@ -147,6 +149,7 @@ def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling
     for setting, name in (("floor", floor), ("ceiling", ceiling)):
         if name is not None:
             _check_name(setting, name, groups, scores)
+    _check_same_references([run for name in scores for run in groups[name]])
     return PairedTable(floor, ceiling, tuple(_row(name, floor, ceiling, scores) for name in scores))
 
 
@@ -161,6 +164,21 @@ def _check_name(setting: str, name: str, groups: Mapping[str, Sequence[Run]], sc
         raise UserError(f"{setting}={name}: no such experiment; expected one of: {', '.join(groups)}")
     if name not in scores:
         raise UserError(f"{setting}={name}: its runs have no scores; train with test=true, or choose one with scores")
+
+
+def _check_same_references(runs: Sequence[Run]) -> None:
+    """Check that a name means the same case in all runs, as far as the reference label maps are still there."""
+    known: dict[str, Path] = {}
+    for run in runs:
+        for name, case in run.cases.items():
+            if case.label is None or not case.label.is_file():
+                continue
+            first = known.setdefault(name, case.label)
+            if first != case.label and not filecmp.cmp(first, case.label, shallow=False):
+                raise UserError(
+                    f"{run.folder}: was scored on another {name} than the runs before it: {case.label} and {first} "
+                    "differ; expected the same test cases; leave these runs out of runs="
+                )
 
 
 def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.DataFrame]) -> PairedRow:

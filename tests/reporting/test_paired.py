@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
+from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.reporting.paired import paired_table
 from dlunet.reporting.runs import Run
@@ -185,6 +186,20 @@ def test_nothing_is_compared_without_a_floor(scores):
     groups = groups_of(scores)
     assert paired_table(groups, None, None) is None
     assert "Share of the gap" not in paired_table(groups, "floor", None).lines()[0]
+
+
+def test_cases_of_the_same_names_must_have_the_same_references(scores, tmp_path):
+    groups = groups_of(scores)
+    references = {name: tmp_path / name / "case_00.nii.gz" for name in groups}
+    for name, path in references.items():
+        path.parent.mkdir()
+        path.write_bytes(b"labels")
+        for run in groups[name]:
+            run.cases["case_00"] = Case("case_00", path, path)
+    paired_table(groups, "floor", "ceiling")  # a copy of the data is the same data
+    references["ours"].write_bytes(b"others")
+    with pytest.raises(UserError, match=r"another case_00 than .*ours.* differ; expected the same test cases"):
+        paired_table(groups, "floor", "ceiling")
 
 
 def test_what_cannot_be_compared_is_said(scores):
