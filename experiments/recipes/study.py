@@ -112,9 +112,13 @@ def finished_runs(name: str, study) -> dict[str, list[Run]]:
     return {run: found for run, found in runs.items() if found}
 
 
-def cpu_minutes(folder: Path) -> float:
-    """CPU time of training and scoring a run; of a resumed one, that of the processes that were not killed."""
-    return sum(map(float, (folder / CPU_SECONDS).read_text().split())) / 60
+def cpu_minutes(folder: Path) -> float | None:
+    """CPU time of training and scoring a run; None for one that was interrupted, or trained without this script."""
+    try:
+        (seconds,) = map(float, (folder / CPU_SECONDS).read_text().split())
+    except (OSError, ValueError):
+        return None
+    return seconds / 60
 
 
 def mean_dsc(run: Run) -> float:
@@ -134,11 +138,12 @@ def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[st
     summary = {}
     for group, members in runs.items():
         organs = pd.concat(run.scores for run in members).groupby("organ", sort=False)["dsc"].mean()
+        minutes = [spent for run in members if (spent := cpu_minutes(run.folder)) is not None]
         summary[group] = {
             "seeds": {run.seed: round(mean_dsc(run), 4) for run in members},
             "mean": round(organs.mean(), 4),
             "organs": organs.round(4).to_dict(),
-            "cpu_minutes": round(median(cpu_minutes(run.folder) for run in members), 1),
+            "cpu_minutes": round(median(minutes), 1) if minutes else None,
             "commits": sorted({run.provenance["git"]["commit"] for run in members}),
         }
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
