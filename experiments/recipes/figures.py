@@ -28,7 +28,7 @@ def main() -> None:
 
 def differences(paired: pd.DataFrame) -> Figure:
     """One panel per floor, one row per run: the difference of the mean DSC with its 95 % interval."""
-    floors = list(dict(paired.groupby("floor", sort=False)))
+    floors = list(paired["floor"].unique())
     rows = paired["floor"].value_counts().max()
     with house_style():
         figure = Figure(figsize=(4.2 * len(floors), 0.8 + 0.28 * rows), layout="constrained")
