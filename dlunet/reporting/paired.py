@@ -92,8 +92,7 @@ class PairedTable:
         sentences = [
             f"Mean DSC over the seeds, cases and organs that an experiment shares with {shared}, with 95 % bootstrap "
             "intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not corrected for "
-            "the number of experiments. It is about the networks of these seeds: whether others would differ in the "
-            "same way shows in the seeds that are better and worse."
+            "the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
         ]
         if self.ceiling is not None:
             sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")

@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from dlunet.provenance import provenance
 from dlunet.reporting import Run, read_run
 from dlunet.reporting.paired import paired_table
+from dlunet.reporting.tables import MEAN, organ_means, score_table
 from dlunet.run_layout import RunLayout, ScoresLayout
 
 HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study = OmegaConf.load(HERE / f"{arguments.study}.yaml")
     wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
-    prepare_all(study)
+    prepare_all(study, {run for run, _ in wanted})
     with ThreadPoolExecutor(arguments.processes) as threads:
         well = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
     made = provenance()  # before new files count as changes of the tree
@@ -63,11 +64,9 @@ def settings_of(study, run: str) -> list[str]:
     return [f"{name}={value}" for name, value in {**study.settings, **(study.runs[run] or {})}.items()]
 
 
-def prepare_all(study) -> None:
-    """Prepare each dataset once, before runs that share it start together."""
-    only_data = {
-        tuple(word for word in settings_of(study, run) if word.startswith(("data", "scale="))) for run in study.runs
-    }
+def prepare_all(study, runs: Iterable[str]) -> None:
+    """Prepare each dataset of the runs once, before runs that share it start together."""
+    only_data = {tuple(word for word in settings_of(study, run) if word.startswith(("data", "scale="))) for run in runs}
     for words in sorted(only_data):
         subprocess.run([sys.executable, "-m", "dlunet", "prepare", *words], cwd=ROOT, check=True)
 
@@ -101,7 +100,7 @@ def train(name: str, study, run: str, seed: int) -> bool:
         if status:
             print(f"{run}, seed {seed}: failed, see {folder / 'output.txt'}", flush=True)
             return False
-    print(f"{run}, seed {seed}: DSC {mean_dsc(read_run(folder)):.4f}", flush=True)
+    print(f"{run}, seed {seed}: DSC {organ_means(read_run(folder).scores, 'dsc')[MEAN]:.4f}", flush=True)
     return True
 
 
@@ -121,11 +120,6 @@ def cpu_minutes(folder: Path) -> float | None:
     return seconds / 60
 
 
-def mean_dsc(run: Run) -> float:
-    """Mean over organs of the mean DSC over cases."""
-    return run.scores.groupby("organ")["dsc"].mean().mean()
-
-
 def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
     """Write the scores of all cases."""
     tables = [run.scores.assign(run=group, seed=run.seed) for group, members in runs.items() for run in members]
@@ -135,14 +129,13 @@ def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
 
 def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
     """Write the means by run, seed and organ, and the provenance."""
-    summary = {}
+    summary, table = {}, score_table(runs, "dsc").mean
     for group, members in runs.items():
-        organs = pd.concat(run.scores for run in members).groupby("organ", sort=False)["dsc"].mean()
         minutes = [spent for run in members if (spent := cpu_minutes(run.folder)) is not None]
         summary[group] = {
-            "seeds": {run.seed: round(mean_dsc(run), 4) for run in members},
-            "mean": round(organs.mean(), 4),
-            "organs": organs.round(4).to_dict(),
+            "seeds": {run.seed: round(organ_means(run.scores, "dsc")[MEAN], 4) for run in members},
+            "mean": table.loc[group, MEAN].round(4),
+            "organs": table.loc[group].drop(MEAN).round(4).to_dict(),
             "cpu_minutes": round(median(minutes), 1) if minutes else None,
             "commits": sorted({run.provenance["git"]["commit"] for run in members}),
         }

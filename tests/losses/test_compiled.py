@@ -130,6 +130,19 @@ def test_cross_entropies_of_voxels_are_pytorchs_in_float64(flags, layout, classe
 
 
 @needs_compiler
+def test_cross_entropies_of_float32_do_not_depend_on_the_default_type():
+    logits, target = draw(14, (2, 5, 7, 9))
+    expected = compiled.cross_entropies(logits, target)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = compiled.cross_entropies(logits, target)
+    finally:
+        torch.set_default_dtype(default)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@needs_compiler
 def test_the_gradient_aware_loss_is_that_of_float64():
     logits, target = draw(14, (2, 9, 33, 41))
     logits, wide = logits.requires_grad_(), logits.detach().double().requires_grad_()
