@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from dlunet import pipelines
 from dlunet.configs import CONFIGS, compose
+from experiments.recipes import study as studies
 
 #: All but the one that needs pseudo-labels of an earlier network.
 METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {"pseudo_label"})
@@ -51,3 +52,13 @@ def test_the_methods_differ_in_method_and_losses_alone(composed):
     published = {"unlabelled_weight": 0.8, "decay": 0.0, "strong": False, "supervised_epochs": 6}
     ours = by_name["cross_pseudo-light-ga", 0]["method"]
     assert {name: ours[name] for name in published} == published
+
+
+def test_the_study_of_methods_trains_the_runs_of_the_sweep(composed):
+    study = OmegaConf.load(studies.HERE / "methods.yaml")
+    runs = [resolved(compose("train", studies.settings_of(study, run))) for run in study.runs]
+    by_name = {run["name"]: run for run in runs if run["data"]["name"] == "gap4"}
+    for run in composed("+sweep=methods", "data=gap", "scale=demo"):
+        same = by_name.pop(run["name"])
+        assert all(run[part] == same[part] for part in (*COMMON[:-1], "method", "loss", "pseudo_loss"))
+    assert list(by_name) == ["ssl_light"]  # the recipe

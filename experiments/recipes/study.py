@@ -6,7 +6,8 @@
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
-study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``.
+study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. With ``command: self_train``, every round of a
+run has a row of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from statistics import median
 import pandas as pd
 from omegaconf import OmegaConf
 
+from dlunet.inference.case_tables import read_case_table
 from dlunet.provenance import provenance
 from dlunet.reporting import Run, read_run
 from dlunet.reporting.paired import paired_table
 from dlunet.reporting.tables import MEAN, organ_means, score_table
-from dlunet.run_layout import RunLayout, ScoresLayout
+from dlunet.rounds import KEPT
+from dlunet.run_layout import KeptLayout, RoundLayout, RunLayout, ScoresLayout, SelfTrainingLayout
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -59,6 +62,11 @@ def main() -> None:
         sys.exit(f"{well.count(False)} runs failed, see above; rerun the command to resume them")
 
 
+def command_of(study) -> str:
+    """The command that trains the runs of a study: ``train`` or ``self_train``."""
+    return study.get("command", "train")
+
+
 def settings_of(study, run: str) -> list[str]:
     """The overrides of a run: those of the study and its own."""
     return [f"{name}={value}" for name, value in {**study.settings, **(study.runs[run] or {})}.items()]
@@ -76,20 +84,30 @@ def run_folder(name: str, run: str, seed: int) -> Path:
     return ROOT / "runs" / "recipes" / name / f"{run}-seed{seed}"
 
 
+def trainings(study, name: str, run: str, seed: int) -> dict[str, Path]:
+    """The run folders of a run of a study, by the names of their rows: its own, or one for each round."""
+    folder = run_folder(name, run, seed)
+    if command_of(study) == "train":
+        return {run: folder}
+    layout = SelfTrainingLayout(folder)
+    rounds = [layout.teacher, *(layout.round(number).student for number in range(1, study.settings.rounds + 1))]
+    return {f"{run}, round {number}": folder for number, folder in enumerate(rounds)}
+
+
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder was trained and scored."""
+    """Whether the training in a run folder was scored."""
     return ScoresLayout(RunLayout(folder).scores).table.exists()
 
 
 def train(name: str, study, run: str, seed: int) -> bool:
     """Train and score one run, or resume it; returns whether it went well."""
-    folder = run_folder(name, run, seed)
-    if not is_finished(folder):
+    folder, parts = run_folder(name, run, seed), trainings(study, name, run, seed)
+    if not all(map(is_finished, parts.values())):
         words = [*settings_of(study, run), f"name={run}", f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
             process = subprocess.Popen(
-                [sys.executable, "train.py", *words, "logger=csv", "test=true", "resume=auto"],
+                [sys.executable, "-m", "dlunet", command_of(study), *words, "logger=csv", "test=true", "resume=auto"],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=output,
@@ -100,15 +118,19 @@ def train(name: str, study, run: str, seed: int) -> bool:
         if status:
             print(f"{run}, seed {seed}: failed, see {folder / 'output.txt'}", flush=True)
             return False
-    print(f"{run}, seed {seed}: DSC {organ_means(read_run(folder).scores, 'dsc')[MEAN]:.4f}", flush=True)
+    for row, part in parts.items():
+        print(f"{row}, seed {seed}: DSC {organ_means(read_run(part).scores, 'dsc')[MEAN]:.4f}", flush=True)
     return True
 
 
 def finished_runs(name: str, study) -> dict[str, list[Run]]:
-    """All finished runs of a study, in its order, also those of earlier commands."""
-    folders = {run: [run_folder(name, run, seed) for seed in study.seeds] for run in study.runs}
-    runs = {run: [read_run(folder) for folder in found if is_finished(folder)] for run, found in folders.items()}
-    return {run: found for run, found in runs.items() if found}
+    """All finished runs of a study by the names of their rows, in its order, also those of earlier commands."""
+    runs: dict[str, list[Run]] = {}
+    for run, seed in product(study.runs, study.seeds):
+        for row, folder in trainings(study, name, run, seed).items():
+            if is_finished(folder):
+                runs.setdefault(row, []).append(read_run(folder))
+    return runs
 
 
 def cpu_minutes(folder: Path) -> float | None:
@@ -118,6 +140,12 @@ def cpu_minutes(folder: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return seconds / 60
+
+
+def kept_cases(folder: Path) -> int | None:
+    """How many pseudo-labels a round of self-training has kept for its student; None for other runs."""
+    table = KeptLayout(RoundLayout(folder.parent).kept).table
+    return sum(row["kept"] == KEPT for row in read_case_table(table).values()) if table.exists() else None
 
 
 def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
@@ -139,6 +167,8 @@ def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[st
             "cpu_minutes": round(median(minutes), 1) if minutes else None,
             "commits": sorted({run.provenance["git"]["commit"] for run in members}),
         }
+        if kept := {run.seed: count for run in members if (count := kept_cases(run.folder)) is not None}:
+            summary[group]["kept"] = kept
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
 
 

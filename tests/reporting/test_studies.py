@@ -1,0 +1,123 @@
+"""Studies: what they collect of finished runs, against pandas, and whether what they train exists."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from dlunet.configs import compose
+from experiments.recipes import study as studies
+
+STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty project: runs and results are written here, and nothing is trained."""
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def finish(place, make_run):
+    """``finish(folder, seed, error)`` writes a finished training into a folder; the larger the error, the worse."""
+
+    def run(folder, seed, error):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(make_run("ssl_light", seed, error), folder)
+
+    return run
+
+
+def collect(name, study):
+    runs = studies.finished_runs(name, study)
+    studies.write_scores(name, runs)
+    studies.write_summary(name, runs, {"commit": "0123abcd"})
+    studies.write_comparisons(name, runs, study.comparisons)
+
+
+def test_the_results_are_those_of_all_finished_runs(place, finish):
+    study = OmegaConf.create(
+        {
+            "seeds": [0, 1],
+            "settings": {},
+            "runs": {"floor": {}, "ours": {}, "other": {}},
+            "comparisons": [{"floor": "floor"}],
+        }
+    )
+    for run, seed, error in (("floor", 0, 3.0), ("floor", 1, 3.5), ("ours", 0, 1.0), ("ours", 1, 1.5)):
+        finish(studies.run_folder("some", run, seed), seed, error)
+    (studies.run_folder("some", "ours", 0) / studies.CPU_SECONDS).write_text("90.0\n")
+    (studies.run_folder("some", "ours", 1) / studies.CPU_SECONDS).write_text("60.0\n70.0\n")  # interrupted once
+    studies.run_folder("some", "other", 0).mkdir()  # begun
+    collect("some", study)
+
+    summary = json.loads((place / "results" / "some.json").read_text())
+    assert list(summary["dsc"]) == ["floor", "ours"]
+    scores = pd.read_csv(place / "results" / "some.csv")
+    for run, row in summary["dsc"].items():
+        by_seed = scores[scores["run"] == run].groupby("seed")["dsc"].mean()
+        assert {int(seed): value for seed, value in row["seeds"].items()} == pytest.approx(dict(by_seed), abs=1e-4)
+        assert row["mean"] == pytest.approx(by_seed.mean(), abs=1e-4)
+        assert row["commits"] == ["0123abcd"] and "kept" not in row
+    assert [row["cpu_minutes"] for row in summary["dsc"].values()] == [None, 1.5]
+    paired = pd.read_csv(place / "results" / "some_paired.csv").set_index("run")
+    means = {run: row["mean"] for run, row in summary["dsc"].items()}
+    assert paired.loc["ours", "difference"] == pytest.approx(means["ours"] - means["floor"], abs=2e-4)
+
+
+def test_a_comparison_waits_for_its_floor_and_ceiling(place, finish):
+    study = OmegaConf.create(
+        {
+            "seeds": [0],
+            "settings": {},
+            "runs": {"a": {}, "b": {}, "c": {}},
+            "comparisons": [{"floor": "a", "ceiling": "c"}],
+        }
+    )
+    for number, run in enumerate("ab"):
+        finish(studies.run_folder("some", run, 0), 0, 3.0 - number)
+    collect("some", study)
+    assert not (place / "results" / "some_paired.csv").exists()
+    finish(studies.run_folder("some", "c", 0), 0, 0.5)
+    collect("some", study)
+    assert set(pd.read_csv(place / "results" / "some_paired.csv")["run"]) == {"a", "b", "c"}
+
+
+def test_self_training_has_a_row_for_each_round(place, finish):
+    study = OmegaConf.create(
+        {
+            "command": "self_train",
+            "seeds": [0],
+            "settings": {"rounds": 2},
+            "runs": {"mine": {}},
+            "comparisons": [{"floor": "mine, round 0"}],
+        }
+    )
+    folder = studies.run_folder("some", "mine", 0)
+    for part, error in (("teacher", 3.0), ("student", 2.0), ("rounds/2/student", 1.0)):
+        finish(folder / part, 0, error)
+    kept = folder / "rounds" / "2" / "kept"
+    kept.mkdir()
+    rows = ["case,agreement,kept,reason", "a,0.9,yes,agreement of at least 0.8", "b,0.7,no,agreement below 0.8"]
+    (kept / "kept.csv").write_text("\n".join([*rows, "c,0.8,yes,agreement of at least 0.8"]))
+    collect("some", study)
+    summary = json.loads((place / "results" / "some.json").read_text())["dsc"]
+    assert [row.get("kept") for row in summary.values()] == [None, None, {"0": 2}]
+    means = [row["mean"] for row in summary.values()]
+    assert means == sorted(means) and list(summary) == [f"mine, round {number}" for number in range(3)]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_composes_and_every_comparison_is_of_runs_that_exist(name):
+    study = OmegaConf.load(studies.HERE / f"{name}.yaml")
+    rows = {row for run in study.runs for row in studies.trainings(study, name, run, 0)}
+    for run in study.runs:
+        compose(studies.command_of(study), studies.settings_of(study, run))
+    for comparison in study.comparisons:
+        compared = [*comparison.get("runs", []), comparison.floor, comparison.get("ceiling", comparison.floor)]
+        assert set(compared) <= rows
