@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
@@ -39,7 +42,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         network_description=_description_of_prediction(method, descriptions),
         method=method,
         **losses_of(config),
-        optimizer=instantiate(config.optimizer.algorithm),
+        optimizer=optimizer_of(config),
         schedule=instantiate(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         plan=prepared.plan,
@@ -55,6 +58,20 @@ def losses_of(config: DictConfig) -> dict[str, nn.Module]:
         UserError: A loss does not accept its settings.
     """
     return {name: _loss(config, name) for name in ("loss", "pseudo_loss")}
+
+
+def optimizer_of(config: DictConfig) -> Callable[..., Optimizer]:
+    """The optimiser, which is made from parameters.
+
+    Raises:
+        UserError: It does not accept its settings.
+    """
+    make: Callable[..., Optimizer] = instantiate(config.optimizer.algorithm)
+    try:
+        make([nn.Parameter(torch.zeros(1))])  # PyTorch checks settings no earlier
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.algorithm: {error}") from None
+    return make
 
 
 def _loss(config: DictConfig, name: str) -> nn.Module:

@@ -23,7 +23,7 @@ from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
 from dlunet.signals import Stopped
-from dlunet.training.build import build_module, losses_of, plain
+from dlunet.training.build import build_module, losses_of, optimizer_of, plain
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.loggers import check_login, close_loggers
 from dlunet.training.module import SegmentationModule
@@ -53,6 +53,7 @@ def train(config: DictConfig) -> Path:
     folder.check_free(config.resume == "auto")
     check_login(config.logger)
     losses_of(config)  # before the cases are prepared, which may take hours
+    optimizer_of(config)
     dataset = open_dataset(config)
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()

@@ -122,9 +122,18 @@ def test_bad_trainer_settings_end_in_one_message(train, setting):
     assert "dlunet: trainer: " in message and "check the trainer settings" in message
 
 
-def test_a_loss_that_cannot_be_is_named_before_anything_is_prepared(place, train):
-    settings = ("experiment=sup_light", "output=no_loss", "loss=ga", "loss.top=0", "data.prepared=not_prepared")
-    assert "loss: top must be greater than 0 and at most 1, not 0" in train(*settings, fails=True)
+IMPOSSIBLE = [
+    (("loss=ga", "loss.top=0"), "loss: top must be greater than 0 and at most 1, not 0"),
+    (("optimizer.algorithm.weight_decay=-1",), "optimizer.algorithm: Invalid weight_decay value: -1"),
+    (("optimizer=sgd", "optimizer.algorithm.momentum=0"), "optimizer.algorithm: Nesterov momentum requires a momentum"),
+    (("+optimizer.algorithm.warmup=3",), "optimizer.algorithm: AdamW.__init__() got an unexpected keyword argument"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), IMPOSSIBLE)
+def test_what_cannot_be_is_named_before_anything_is_prepared(place, train, words, message):
+    settings = ("experiment=sup_light", "output=impossible", "data.prepared=not_prepared", *words)
+    assert message in train(*settings, fails=True)
     assert not (place / "not_prepared").exists()
 
 
