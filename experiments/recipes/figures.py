@@ -28,12 +28,14 @@ def main() -> None:
 
 def differences(paired: pd.DataFrame) -> Figure:
     """One panel per floor, one row per run: the difference of the mean DSC with its 95 % interval."""
-    floors = list(paired["floor"].unique())
-    rows = paired["floor"].value_counts().max()
+    others = paired[paired["run"] != paired["floor"]]
+    panels = dict(list(others.groupby("floor", sort=False)))
+    heights = [len(rows) for rows in panels.values()]
     with house_style():
-        figure = Figure(figsize=(4.2 * len(floors), 0.8 + 0.28 * rows), layout="constrained")
-        for axes, floor in zip(figure.subplots(1, len(floors), squeeze=False)[0], floors, strict=True):
-            _panel(axes, paired[(paired["floor"] == floor) & (paired["run"] != floor)], floor)
+        figure = Figure(figsize=(6, 0.6 * len(panels) + 0.28 * sum(heights)), layout="constrained")
+        grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)
+        for axes, (floor, rows) in zip(grid[:, 0], panels.items(), strict=True):
+            _panel(axes, rows, floor)
     return figure
 
 
@@ -44,6 +46,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, floor: str) -> None:
     axes.errorbar(middle, range(len(rows)), xerr=lengths, fmt="o", color=RUN_COLORS[0], markersize=4, capsize=2)
     axes.set_yticks(range(len(rows)), rows["run"])
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(labelbottom=True)
     axes.set(xlabel=f"difference of mean DSC to {floor}")
 
 
