@@ -171,4 +171,4 @@ def _along_last_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> 
 
 def _along_z(volume: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     channels, z, y, x = volume.shape
-    return torch.matmul(matrix.to(volume), volume.reshape(channels, z, y * x)).reshape(channels, -1, y, x)
+    return torch.matmul(matrix.to(volume), volume.reshape(channels, z, y * x)).reshape(channels, len(matrix), y, x)

@@ -88,6 +88,21 @@ def test_labels_by_loop(shape, nearest_axis):
     np.testing.assert_array_equal(resample_labels(labels, shape, nearest_axis), expected)
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 3), (2, 14, 3), (9, 2, 11), (20, 2, 3)])
+def test_a_single_voxel_stays_or_vanishes(shape):
+    """Also where none of the new voxels lies within reach of it, along some axes or all."""
+    kept = 0
+    for place in np.ndindex(*SHAPE):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[place] = 5
+        share = scipy_zoom((labels == 5).astype(float), shape, 1)
+        resampled = resample_labels(labels, shape)
+        is_tie = np.abs(share - 0.5) < 1e-6
+        np.testing.assert_array_equal((resampled == 5)[~is_tie], (share > 0.5)[~is_tie])
+        kept += resampled.any()
+    assert kept < np.prod(SHAPE)
+
+
 def test_the_same_shape_changes_nothing(volume):
     np.testing.assert_array_equal(resample(volume, SHAPE, 3), volume.astype(np.float32))
     labels = np.random.default_rng(0).integers(0, 14, SHAPE).astype(np.uint8)
