@@ -50,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     study = OmegaConf.load(HERE / f"{arguments.study}.yaml")
     wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
-    prepare_all(study, {run for run, _ in wanted})
+    if command_of(study) == "train":
+        prepare_all(study, {run for run, _ in wanted})
     with ThreadPoolExecutor(arguments.processes) as threads:
         well = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
     made = provenance()  # before new files count as changes of the tree
@@ -68,8 +69,9 @@ def command_of(study) -> str:
 
 
 def settings_of(study, run: str) -> list[str]:
-    """The overrides of a run: those of the study and its own."""
-    return [f"{name}={value}" for name, value in {**study.settings, **(study.runs[run] or {})}.items()]
+    """The overrides of a run: its name, those of the study and its own."""
+    settings = {"name": run, **study.settings, **(study.runs[run] or {})}
+    return [f"{name}={value}" for name, value in settings.items()]
 
 
 def prepare_all(study, runs: Iterable[str]) -> None:
@@ -103,7 +105,7 @@ def train(name: str, study, run: str, seed: int) -> bool:
     """Train and score one run, or resume it; returns whether it went well."""
     folder, parts = run_folder(name, run, seed), trainings(study, name, run, seed)
     if not all(map(is_finished, parts.values())):
-        words = [*settings_of(study, run), f"name={run}", f"seed={seed}", f"output={folder}"]
+        words = [*settings_of(study, run), f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
             process = subprocess.Popen(
