@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class SomeCasesFailed(UserError):
+    """Some cases could not be used; raised once all others are finished and written."""
+
+
 class WriteError(UserError):
     """A result could not be written: not the fault of a single case, and a reason to stop."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
 from dlunet import training
 from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
-from dlunet.errors import UserError
+from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
@@ -17,6 +19,9 @@ from dlunet.rounds import keep_agreeing, summarize_rounds
 from dlunet.run_layout import KeptLayout, SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.training import RunFolder
+from dlunet.volumes import case_name, list_volumes
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> Path:
@@ -78,6 +83,7 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
         print(f"{now}: labelling {len(dataset.unlabelled)} unlabelled CTs in {labels}")
         _pseudo_label(dataset, best, labels)
         if number > 1:
+            RunFolder(Path(student.output)).check_same_settings({"agreement": agreement}, only=["agreement"])
             labels = _keep(dataset, layout, number, agreement, student.data.workers)
         student.data.pseudo_labels = str(labels)
         print(f"{now}: training the student, {student.name}, in {student.output}, with the pseudo-labels in {labels}")
@@ -122,7 +128,8 @@ def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path) -> None:
     bundle, engine = load_engine(checkpoint)
     # Replaces the label maps of a network that was trained further since.
     images = [case.image for case in dataset.unlabelled]
-    predict_files(Predictor(bundle, engine=engine), images, folder, replace=True)
+    with _without_failed_cases():
+        predict_files(Predictor(bundle, engine=engine), images, folder, replace=True)
 
 
 def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: float, workers: int | None) -> Path:
@@ -131,6 +138,7 @@ def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: 
         {case.name: case.pseudo_label for case in with_pseudo_labels(dataset, folder).unlabelled if case.pseudo_label}
         for folder in (layout.round(number - 1).pseudo_labels, layout.round(number).pseudo_labels)
     )
+    now = {name: path for name, path in now.items() if name in before}  # a CT may have been mended since
     kept = layout.round(number).kept
     count = keep_agreeing(before, now, kept, dataset.labels, agreement, workers)
     print(f"kept {count} of {len(now)} unlabelled cases, see {KeptLayout(kept).table}")
@@ -156,6 +164,18 @@ def _score(cases: Sequence[Case], run: RunFolder, workers: int | None) -> None:
     bundle, engine = load_engine(run.trained)
     # Replaces predictions of an earlier, shorter training of this run.
     images = [case.image for case in cases]
-    predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
-    references = {case.name: case.label for case in cases if case.label is not None}
-    evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
+    with _without_failed_cases():
+        predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
+    segmented = {case_name(path) for path in list_volumes(run.predictions)}
+    references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
+    with _without_failed_cases():
+        evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
+
+
+@contextmanager
+def _without_failed_cases() -> Iterator[None]:
+    """Warn of cases that failed and go on with the others, as preparation does."""
+    try:
+        yield
+    except SomeCasesFailed as error:
+        logger.warning("warning: %s", error)

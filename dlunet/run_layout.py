@@ -32,6 +32,11 @@ class RunLayout:
         return self.path / "cases.json"
 
     @property
+    def pseudo_labels(self) -> Path:
+        """The digests of the pseudo-labels that it is trained with, by case; only if there are any."""
+        return self.path / "pseudo_labels.json"
+
+    @property
     def labels(self) -> Path:
         """The classes."""
         return self.path / "labels.json"

@@ -92,7 +92,7 @@ READERS = {
     "export": (lambda folder: safetensors(folder).parent / "dlunet.json", lambda path: load_engine(path.parent)),
     "settings": (
         lambda folder: write_run(folder) / "config.yaml",
-        lambda path: RunFolder(path.parent)._check_same_settings({"seed": 1, "trainer": {"max_epochs": 3}}),
+        lambda path: RunFolder(path.parent).check_same_settings({"seed": 1, "trainer": {"max_epochs": 3}}),
     ),
     "cases of a run": (
         lambda folder: write_run(folder) / "cases.json",

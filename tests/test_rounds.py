@@ -160,6 +160,41 @@ def test_three_rounds(place, self_train):
     assert f"agreement: found {least}, now 0" in message and "set them back" in message
 
 
+def test_a_folder_that_was_moved_is_resumed(place, self_train):
+    words = ("rounds=2", "agreement=0")
+    first, second = place / "first", place / "second"
+    self_train(*words, "output=first")
+    finished = {second / path.relative_to(first): time for path, time in state(first).items()}
+    first.rename(second)
+    self_train(*words, f"output={second}")
+    assert state(second) == finished
+
+
+def test_other_pseudo_labels_are_not_taken_into_a_trained_student(place, self_train):
+    self_train("output=changed")
+    path = place / "changed" / "pseudo_labels" / "Case_00003.nii.gz"
+    whole = path.read_bytes()
+    sitk.WriteImage(sitk.ReadImage(str(path)) * 0, str(path))
+    message = self_train("output=changed", fails=True)
+    assert "student: contains a run on other pseudo-labels (1 changed: Case_00003); restore them" in message
+    path.write_bytes(whole)
+    self_train("output=changed")
+
+
+def test_files_that_cannot_be_used_are_left_out(place, tiny_flare22, self_train):
+    """A damaged unlabelled CT has no pseudo-labels, a damaged test CT and a damaged label map no scores."""
+    root = tiny_flare22(place / "damaged")
+    for path in ("Training/FLARE22_UnlabeledCase1-1000/Case_00002_0000", "Testing/images/FLARETs_0001_0000"):
+        (root / f"{path}.nii.gz").write_bytes((root / f"{path}.nii.gz").read_bytes()[:500])
+    printed = self_train(
+        "data.root=damaged", "data.prepared=damaged-prepared", "rounds=2", "agreement=0", "output=rest", "test=true"
+    )
+    assert "1 of 4 cases could not be segmented" in printed and "1 of 2 cases could not be segmented" in printed
+    assert "kept 3 of 3 unlabelled cases" in printed
+    scores = pd.read_csv(place / "rest" / "rounds" / "2" / "student" / "scores" / "scores.csv")
+    assert set(scores["case"]) == {"FLARETs_0002"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

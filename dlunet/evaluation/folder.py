@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from dlunet.errors import UserError
+from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
 from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
@@ -60,8 +60,8 @@ def evaluate_folder(
         The rows of ``scores.csv``.
 
     Raises:
-        UserError: A folder is missing or has no volumes, or a reference has no prediction; then nothing is scored.
-            Or a case cannot be read, or its grids differ; then all other cases are scored and written first.
+        SomeCasesFailed: A case cannot be read, or its grids differ; all other cases are scored and written first.
+        UserError: A folder is missing or has no volumes, a reference has no prediction, or no case can be scored.
     """
     console = Console(stderr=True)
     pairs = _match(predictions, references, console)
@@ -92,7 +92,8 @@ def evaluate_folder(
         references_used = {pair.case: str(pair.reference.resolve()) for pair in pairs if pair.case in rows}
         write_text(layout.references, json.dumps(references_used, indent=2))
     if failures:
-        raise UserError(_failure_message(failures, len(rows), output))
+        kind = SomeCasesFailed if rows else UserError
+        raise kind(_failure_message(failures, len(rows), output))
     return scores
 
 

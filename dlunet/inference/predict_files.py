@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlunet.errors import UserError
+from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.output_folder import OutputFolder
@@ -84,8 +84,8 @@ def predict_files(
             the warning is logged and recorded in ``prediction.json``.
 
     Raises:
-        UserError: Some cases could not be segmented, while the others are finished; or the folder contains labels of
-            another network or other settings.
+        SomeCasesFailed: Some cases could not be segmented, while the others are finished.
+        UserError: No case could be segmented, or the folder contains labels of another network or other settings.
     """
     folder = OutputFolder(output)
     targets = folder.claim(images, predictor.settings, replace)
@@ -118,9 +118,8 @@ def predict_files(
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
         names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
-        raise UserError(
-            f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {names}"
-        )
+        kind = SomeCasesFailed if len(failures) < len(images) else UserError
+        raise kind(f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {names}")
 
 
 def _one_ahead(

@@ -61,6 +61,7 @@ def train(config: DictConfig) -> Path:
     workers = worker_count(config.sampling.num_workers)
     check_workers(workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():
+        folder.keep_pseudo_labels({case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label})
         epochs_done = folder.begin(plain(config))
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)

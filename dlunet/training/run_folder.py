@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
 from dlunet.settings import flattened
+from dlunet.stamps import contents_of
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = (
@@ -30,6 +31,7 @@ FREE_ON_RESUME = (
     "strict",
     "test",
     "trainer.max_epochs",
+    "data.pseudo_labels",  # they may be moved: see keep_pseudo_labels
     "data.workers",
     "data.source.workers",
     "sampling.num_workers",
@@ -87,7 +89,7 @@ class RunFolder(RunLayout):
         """
         epochs_done = 0
         if self.last.exists():
-            self._check_same_settings(settings)
+            self.check_same_settings(settings)
             epochs_done = int(read_checkpoint(self.last)["epoch"]) + 1
         wanted = settings["trainer"]["max_epochs"]
         if epochs_done > wanted:
@@ -107,7 +109,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The cases changed; a former training case may now be a validation case.
         """
-        known = self._known_cases() if self.last.exists() else None
+        known = _read_json(self.cases) if self.last.exists() else None
         changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
         if any(changed):
             raise UserError(
@@ -116,19 +118,43 @@ class RunFolder(RunLayout):
             )
         write_text(self.cases, json.dumps(cases, indent=2))
 
-    def _known_cases(self) -> dict[str, list[str]] | None:
-        try:
-            return dict(json.loads(self.cases.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None  # a run of an earlier version, or a file lost in a crash
+    def keep_pseudo_labels(self, files: Mapping[str, Path]) -> None:
+        """Record the contents of the pseudo-labels of a run, or check that they are unchanged since the run started.
 
-    def _check_same_settings(self, now: dict[str, Any]) -> None:
-        before = self._read_settings()
+        Args:
+            files: The label maps by case.
+
+        Raises:
+            UserError: The pseudo-labels changed: one run would be trained with two versions of them.
+        """
+        now = {case: contents_of(path) for case, path in files.items()}
+        known = _read_json(self.pseudo_labels) if self.last.exists() else None
+        changed = [] if known is None else sorted(case for case in known | now if known.get(case) != now.get(case))
+        if changed:
+            raise UserError(
+                f"{self.path}: contains a run on other pseudo-labels ({len(changed)} changed: {', '.join(changed[:4])}"
+                f"{', …' if len(changed) > 4 else ''}); restore them, or remove the folder to train anew"
+            )
+        if now:
+            write_text(self.pseudo_labels, json.dumps(now, indent=2))
+
+    def check_same_settings(self, now: dict[str, Any], only: Collection[str] | None = None) -> None:
+        """Check the settings with which the run of the folder, if there is one, would be resumed.
+
+        Args:
+            now: The settings.
+            only: Dotted names; by default all settings are checked.
+
+        Raises:
+            UserError: The run was started with other settings.
+        """
+        before = self._read_settings() if self.last.exists() else None
         if before is None:
             return
         old, new = flattened(before), flattened(now)
         free = tuple(f"{name}." for name in FREE_ON_RESUME)
-        changed = [k for k in old | new if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
+        checked = old | new if only is None else only
+        changed = [k for k in checked if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
         if changed:
             differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
             raise UserError(
@@ -151,6 +177,14 @@ class RunFolder(RunLayout):
                 "with those of this command, or use output=FOLDER"
             )
         return settings
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The contents of a record; None for a run of an earlier version, or if the file was lost in a crash."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _difference(part: str, before: list[str], now: list[str]) -> str:

@@ -47,6 +47,26 @@ def test_other_settings_are_refused(run, change, message):
     assert (run.path / "config.yaml").read_text() == before
 
 
+def test_pseudo_labels_may_be_moved_but_not_changed(run, tmp_path):
+    files = {}
+    for name in "abc":
+        files[name] = tmp_path / f"{name}.nii.gz"
+        files[name].write_text(name)
+    run.keep_pseudo_labels(files)  # nothing is known of those of a run of an earlier version
+    moved = {name: path.rename(tmp_path / f"moved_{name}.nii.gz") for name, path in files.items()}
+    run.keep_pseudo_labels(moved)
+    settings = {**SETTINGS, "data": {"pseudo_labels": "here"}}
+    run.begin(SETTINGS | {"data": {"pseudo_labels": None}})
+    assert run.begin(settings) == 3
+    moved["b"].write_text("other")
+    with pytest.raises(UserError, match=r"run: contains a run on other pseudo-labels \(1 changed: b\); restore them"):
+        run.keep_pseudo_labels(moved)
+    with pytest.raises(UserError, match=r"\(3 changed: a, b, c\)"):
+        run.keep_pseudo_labels({})
+    run.last.unlink()  # a run that has not finished an epoch starts anew
+    run.keep_pseudo_labels(moved)
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[1, 2]\n: x"])
 def test_settings_that_were_lost(run, content):
     """Damaged as by a crash of the machine; after deleting the file, the settings of the command apply."""
