@@ -22,7 +22,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dlunet.configs import CONFIGS, in_short, register_resolvers, with_default_scale, without_hydra
+from dlunet.configs import CONFIGS, in_short, register_resolvers, swept_settings, with_default_scale, without_hydra
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
@@ -75,7 +75,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         _fail(str(error))
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
-    register_resolvers()
+    register_resolvers(swept_settings(sys.argv[1:]) if sweep else ())
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them itself

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -28,6 +29,9 @@ WANDB_MODE = "WANDB_MODE"
 
 #: Overrides that determine how and where a run is executed, not what is trained.
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
+
+#: Characters of overrides that are replaced in the name of a folder.
+FOR_FOLDERS = str.maketrans({",": "-", "/": "-", "'": None, '"': None})
 
 #: The parts of an experiment, in the order in which they appear in its name.
 PARTS = ("method", "network", "loss")
@@ -77,20 +81,43 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return config
 
 
-def register_resolvers() -> None:
-    """Register the OmegaConf resolvers used by the configs."""
+def register_resolvers(swept: Collection[str] = ()) -> None:
+    """Register the OmegaConf resolvers used by the configs.
+
+    Args:
+        swept: The settings that the command line sweeps over, see :func:`swept_settings`.
+    """
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("readable", _readable_name, replace=True)
+    OmegaConf.register_new_resolver("readable", partial(_readable_name, swept), replace=True)
     OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
 
 
-def _readable_name(overrides: Sequence[str]) -> str:
-    """A folder name from a sweep run's overrides, such as ``ssl_light_seed1``, without :data:`RUN_SETTINGS`."""
-    told = [word for word in overrides if not word.lstrip("+").startswith(RUN_SETTINGS)]
-    # Avoid characters that would need quoting on a command line.
-    return "_".join(word.removeprefix("experiment=").replace("=", "").replace(",", "-") for word in told)
+def swept_settings(arguments: Sequence[str]) -> set[str]:
+    """The settings with several values among the arguments of a command line."""
+    try:
+        parsed = OverridesParser.create().parse_overrides([word for word in arguments if _is_override(word)])
+    except CompactHydraException:  # the command itself fails on it too, and reports it
+        return set()
+    return {override.key_or_group for override in parsed if override.is_sweep_override()}
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
+
+
+def _readable_name(swept: Collection[str], overrides: Sequence[str], *, _root_: DictConfig) -> str:
+    """A folder name from the overrides of a run of a sweep, such as ``ssl_light_seed1``.
+
+    It does not depend on the other runs, so that a sweep with more seeds finds those that it has. Of
+    :data:`RUN_SETTINGS` it contains those that differ between the runs.
+    """
+    varied = {*swept, *(_root_.hydra.sweeper.params or {})}
+    settings = {word.lstrip("+").partition("=")[0]: word.lstrip("+") for word in overrides}
+    told = [word for key, word in sorted(settings.items()) if key in varied or not word.startswith(RUN_SETTINGS)]
+    # Avoid characters that would need quoting on a command line, or that separate folders.
+    return "_".join(word.removeprefix("experiment=").replace("=", "").translate(FOR_FOLDERS) for word in told)
 
 
 def _run_folder(single: str) -> str:
@@ -127,13 +154,13 @@ def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
         return arguments
     scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
     # Hydra requires the overrides to be contiguous; flags may come before or after them.
-    first = next((k for k, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
+    first = next((k for k, word in enumerate(arguments) if _is_override(word)), len(arguments))
     return [*arguments[:first], scale, *arguments[first:]]
 
 
 def _gpu_scale(verb: str, arguments: list[str]) -> str:
     """The GPU scale named by the chosen dataset's config; in a sweep, by that of the first run."""
-    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    words = [word for word in arguments if _is_override(word)]
     _, plug_ins = take_folder(arguments)
     if plug_ins is not None:
         words.append(search_path(plug_ins))

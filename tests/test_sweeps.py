@@ -1,6 +1,7 @@
 """The runs of a sweep: what each trains, how it is named, and what all have in common."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -62,3 +63,20 @@ def test_the_study_of_methods_trains_the_runs_of_the_sweep(composed):
         same = by_name.pop(run["name"].replace("-light", ""))
         assert all(run[part] == same[part] for part in (*COMMON[:-1], "method", "loss", "pseudo_loss"))
     assert list(by_name) == ["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("words", "folders"),
+    [
+        (["experiment=sup_light", "seed=0"], {"sup_light_seed0"}),
+        (["seed=0,1", "scale=tiny", "experiment=sup_light"], {"sup_light_seed0", "sup_light_seed1"}),
+        (["trainer.max_epochs=2,3", "data=gap", "seed=1"], {"seed1_trainer.max_epochs2", "seed1_trainer.max_epochs3"}),
+        (["data.root=some/where,else"], {"data.rootsome-where", "data.rootelse"}),
+        (["network.features=[8,16],[4,8]"], {"network.features[8-16]", "network.features[4-8]"}),
+    ],
+)
+def test_the_folder_of_a_run_depends_on_its_settings_alone(composed, words, folders):
+    """Not on their order, or on the other runs: a sweep with more seeds finds those that it has."""
+    runs = composed("hydra.sweep.dir=here", *words)
+    assert {Path(run["output"]).name for run in runs} == folders
+    assert {Path(run["output"]).parent.name for run in runs} == {"here"}

@@ -79,7 +79,7 @@ def test_resume_refuses_other_settings(train):
 def test_sweep_makes_readable_folders_and_scores(place, train):
     train("experiment=sup_light,ssl_light", "seed=0,1", "test=true", "hydra.sweep.dir=sweep", "-m")
     folders = sorted(path.name for path in (place / "sweep").iterdir() if path.is_dir())
-    assert folders == ["0_sup_light_seed0", "1_sup_light_seed1", "2_ssl_light_seed0", "3_ssl_light_seed1"]
+    assert folders == ["ssl_light_seed0", "ssl_light_seed1", "sup_light_seed0", "sup_light_seed1"]
     for folder in folders:
         assert (place / "sweep" / folder / "checkpoints" / "best.ckpt").is_file()
         rows = (place / "sweep" / folder / "scores" / "scores.csv").read_text().splitlines()
@@ -89,7 +89,7 @@ def test_sweep_makes_readable_folders_and_scores(place, train):
 
 def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place, train):
     train("+sweep=table4", "-m")
-    run = place / "sweeps" / "table4-flare22-tiny" / "0_loss_dice_ce"
+    run = place / "sweeps" / "table4-flare22-tiny" / "loss_dice_ce"
     assert len(metrics(run, "train/loss")) == 8
     before = (run / "predictions" / "prediction.json").read_text()
     train("+sweep=table4", "trainer.max_epochs=3", "resume=auto", "-m")
@@ -100,7 +100,7 @@ def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place, trai
 def test_runs_of_a_sweep_are_wandb_runs_of_their_own(place, train_process):
     train_process("experiment=sup_light", "seed=0,1", "logger=wandb", "hydra.sweep.dir=wandb", "-m")
     for seed in (0, 1):
-        folder = place / "wandb" / f"{seed}_sup_light_seed{seed}" / "wandb"
+        folder = place / "wandb" / f"sup_light_seed{seed}" / "wandb"
         assert len(list(folder.glob("offline-run-*/*.wandb"))) == 1
 
 
