@@ -17,9 +17,10 @@ from rich.table import Table
 from dlunet.files import write_bytes, write_text
 from dlunet.labels import LabelSet
 from dlunet.reporting import figures, tables
+from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable, paired_table
 from dlunet.reporting.panels import case_panels
-from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, group_by_experiment, read_run
+from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, read_run
 from dlunet.reporting.tables import MEAN, ScoreTable
 from dlunet.settings import flattened
 

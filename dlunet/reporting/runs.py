@@ -173,33 +173,6 @@ def _names(labels: LabelSet) -> str:
     return ", ".join(label.name for label in labels)
 
 
-def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs that differ only in their seed by experiment, supervised before semi-supervised ones.
-
-    A group has the experiment's name. If runs of that name differ in data or scale, these are added to the name; if
-    even their seeds are equal, so that something else must differ, each run is its own group, named with its folder.
-    As in the paper, the baseline, nnU-Net's network, comes before the light one.
-    """
-
-    def place(run: Run) -> tuple[bool, bool, str, str]:
-        method, network, _ = run.parts
-        return method != "Supervised", network != "PlainUNet", run.name, run.seed.zfill(9)
-
-    ordered = sorted(runs, key=place)
-    groups: dict[str, list[Run]] = {}
-    for run in ordered:
-        groups.setdefault(_group_name(run, runs), []).append(run)
-    return groups
-
-
-def _group_name(run: Run, runs: Sequence[Run]) -> str:
-    namesakes = [other for other in runs if other.name == run.name]
-    alike = [other for other in namesakes if (other.data, other.scale) == (run.data, run.scale)]
-    if len({other.seed for other in alike}) < len(alike):
-        return f"{run.name} ({run.folder})"
-    return run.name if len(alike) == len(namesakes) else f"{run.name} ({run.data}, {run.scale})"
-
-
 def _read_config(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)

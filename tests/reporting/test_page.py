@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, label_set
 from dlunet.reporting import print_report_summary, tables, write_report
-from dlunet.reporting.runs import group_by_experiment, read_run
+from dlunet.reporting.groups import group_by_experiment
+from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import paper_figures
 
 TABLE_3 = {
@@ -206,6 +208,30 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_p
     rows = Page(write_report([*runs, twin], tmp_path / "report")).tables[0][1:]
     twins = {f"sup_light ({folder})" for folder in (runs[2], twin)}
     assert {row[0] for row in rows} == {"ssl_light (phantom, cpu)", "ssl_light (flare22, cpu)"} | twins
+
+
+def test_runs_with_other_settings_are_not_averaged(make_run):
+    """Where files are does not matter, nor a setting that older runs do not have."""
+
+    def run(seed, **changed):
+        folder = make_run("ssl_light", seed, parts=())
+        config = OmegaConf.load(folder / "config.yaml")
+        given = {"data.source.labelled": 4, "optimizer.algorithm.lr": 0.02, "optimizer.algorithm.betas": [0.9, 0.99]}
+        for key, value in {**given, "data.prepared": f"there/{seed}", **changed}.items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.save(config, folder / "config.yaml")
+        return read_run(folder)
+
+    same = [run(1), run(2), run(3, **{"optimizer.algorithm.amsgrad": True})]
+    assert list(group_by_experiment(same)) == ["ssl_light"]
+    slow = run(4, **{"optimizer.algorithm.lr": 0.01, "optimizer.algorithm.betas": [0.8, 0.9]})
+    few = [run(seed, **{"data.source.labelled": 2}) for seed in (5, 6)]
+    groups = {name: [run.seed for run in runs] for name, runs in group_by_experiment([*same, slow, *few]).items()}
+    assert groups == {
+        "ssl_light (data.source.labelled=4, optimizer.algorithm.betas=[0.9, 0.99])": ["1", "2", "3"],
+        "ssl_light (data.source.labelled=4, optimizer.algorithm.betas=[0.8, 0.9])": ["4"],
+        "ssl_light (data.source.labelled=2, optimizer.algorithm.betas=[0.9, 0.99])": ["5", "6"],
+    }
 
 
 def test_table_4_is_shown_for_the_losses(make_run, tmp_path):
