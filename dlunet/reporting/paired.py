@@ -34,7 +34,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval from ``low`` to ``high``."""
+    """A value with its 95 % interval from ``low`` to ``high``, which are NaN if there is none, as with one case."""
 
     value: float
     low: float
@@ -42,7 +42,8 @@ class Estimate:
 
     def text(self, form: str) -> str:
         """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``."""
-        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+        value = f"{self.value:{form}}"
+        return value if math.isnan(self.low) else f"{value} [{self.low:{form}}, {self.high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PairedRow:
         better_seeds: Number of seeds with a larger DSC than the floor's, in the mean over organs and cases.
         worse_seeds: Number of seeds with a smaller one.
         share: The difference as a share of the gap, that between ceiling and floor; None without a ceiling, or where
-            the gap's interval is not above 0.
+            the gap has no interval above 0.
     """
 
     experiment: str
@@ -94,10 +95,12 @@ class PairedTable:
             "intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not corrected for "
             "the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
         ]
+        if any(row.cases == 1 for row in self.rows):
+            sentences.append("From one case there is no interval.")
         if self.ceiling is not None:
             sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")
             if any(row.share is None for row in self.rows):
-                sentences.append(f"{NONE}: the interval of the gap is not above 0, so a share of it is undefined.")
+                sentences.append(f"{NONE}: the gap has no interval above 0, so a share of it is undefined.")
         return " ".join(sentences)
 
     def lines(self) -> list[dict[str, str]]:
@@ -219,12 +222,15 @@ def _described(scores: pd.DataFrame) -> str:
 
 
 def _mean(values: np.ndarray) -> Estimate:
+    """The mean of a (case, seed) array; its interval is over cases, so that a single one gives none."""
+    if len(values) == 1:
+        return Estimate(float(values.mean()), math.nan, math.nan)
     return _estimate(values.mean(), _resampled_means(values))
 
 
 def _share(difference: np.ndarray, gap: np.ndarray) -> Estimate | None:
     """The ratio of the means of two (case, seed) arrays, None unless the interval of the second is above 0."""
-    if _mean(gap).low <= 0:
+    if not _mean(gap).low > 0:
         return None
     numerators, denominators = _resampled_means(difference), _resampled_means(gap)
     divisible = denominators != 0

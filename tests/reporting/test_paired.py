@@ -182,6 +182,17 @@ def test_a_share_of_no_certain_gap_is_undefined(scores):
     assert "undefined" not in paired_table(groups_of(scores), "floor", "ceiling").note
 
 
+def test_one_case_gives_no_interval_and_no_share(scores):
+    of_one = {name: values[:, :1] for name, values in scores.items()}
+    compared = paired_table(groups_of(of_one), "floor", "ceiling")
+    ours = next(row for row in compared.rows if row.experiment == "ours")
+    assert ours.difference.value == pytest.approx((of_one["ours"] - of_one["floor"]).mean())
+    assert np.isnan([ours.difference.low, ours.difference.high]).all() and ours.share is None
+    line = next(line for line in compared.lines() if line["Experiment"] == "ours")
+    assert line["Difference to floor"] == f"{ours.difference.value:+.3f}" and line["Share of the gap"] == "–"
+    assert "From one case there is no interval." in compared.note
+
+
 def test_nothing_is_compared_without_a_floor(scores):
     groups = groups_of(scores)
     assert paired_table(groups, None, None) is None
