@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
+from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, LossSchedule
@@ -138,6 +139,21 @@ class SegmentationModule(lightning.LightningModule):
         """Clip the gradients of each network separately, after mixed precision has unscaled them."""
         for network in self._trained:
             nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        """Check at the end of an epoch, before it is validated and saved, that training has not diverged.
+
+        Raises:
+            UserError: It has: a network has weights that are not finite, from which it cannot recover.
+        """
+        if not self.trainer.is_last_batch:
+            return
+        for role in self.method.trained:
+            if not all(weight.isfinite().all() for weight in self.networks[role].parameters()):
+                raise UserError(
+                    f"training diverged in epoch {self.current_epoch}: found weights of network {role} that are not "
+                    "finite numbers; train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
+                )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Segment a complete prepared case with the predicting network or networks."""

@@ -137,6 +137,12 @@ def test_what_cannot_be_is_named_before_anything_is_prepared(place, train, words
     assert not (place / "not_prepared").exists()
 
 
+def test_a_training_that_diverges_ends_with_a_message(place, train):
+    message = train("experiment=sup_light", "output=diverged", "optimizer.algorithm.lr=1e30", fails=True)
+    assert "training diverged in epoch 0" in message and "lower optimizer.algorithm.lr" in message
+    assert not list((place / "diverged").rglob("*.ckpt"))
+
+
 NOTING = """
 import os
 from dlunet.sampling import Augmentation
