@@ -35,7 +35,10 @@ FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number 
 BELOW_ONE: Rule = (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
-#: Settings that are absent or null are not checked: wherever null is allowed, it has its own meaning.
+#: Settings for which null has a meaning.
+MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers")
+
+#: The rules of settings. Those that a command does not have are not checked.
 RULES: dict[str, Rule] = {
     "data.workers": COUNT,
     "data.folds": (lambda value: _whole(value, 2), "a whole number, 2 or more; data.fold=all turns validation off"),
@@ -52,7 +55,9 @@ RULES: dict[str, Rule] = {
     "sampling.steps_per_epoch": COUNT,
     "sampling.num_workers": COUNT_OR_NONE,
     "sampling.foreground_fraction": FRACTION,
+    "augmentation.affine_probability": FRACTION,
     "trainer.max_epochs": COUNT,
+    "trainer.check_val_every_n_epoch": COUNT,
     "optimizer.algorithm.lr": POSITIVE,
     "optimizer.gradient_clip": POSITIVE,
     "method.unlabelled_weight": NOT_NEGATIVE,
@@ -104,8 +109,9 @@ def check_settings(config: DictConfig) -> None:
         UserError: A setting is invalid.
     """
     for name, (fits, expected) in RULES.items():
-        value = OmegaConf.select(config, name)
-        if value is not None and not fits(value):
+        value = OmegaConf.select(config, name, default=...)
+        is_exempt = value is ... or (value is None and name in MAY_BE_NULL)
+        if not is_exempt and not fits(value):
             raise UserError(f"{name}: found {value}; expected {expected}")
 
 

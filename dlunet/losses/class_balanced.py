@@ -65,10 +65,16 @@ class TverskyLoss(_OverlapLoss):
     Args:
         false_positives: α.
         false_negatives: β.
+
+    Raises:
+        ValueError: A weight is negative.
     """
 
     def __init__(self, false_positives: float = 0.3, false_negatives: float = 0.7) -> None:
         super().__init__()
+        for name, value in (("false_positives", false_positives), ("false_negatives", false_negatives)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {value}")
         self.false_positives = false_positives
         self.false_negatives = false_negatives
 

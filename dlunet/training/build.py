@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +17,14 @@ from torch.optim import Optimizer
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
+from dlunet.losses import LossSchedule
 from dlunet.methods import Fixed, Method, Trained, method_of
 from dlunet.networks import Bundle, build_network, load_bundle
 from dlunet.preparation import PreparedDataset
+from dlunet.sampling import Augmentation
+from dlunet.settings import flattened
 from dlunet.training.module import SegmentationModule
+from dlunet.training.schedules import Schedule
 
 
 def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
@@ -43,12 +49,39 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         method=method,
         **losses_of(config),
         optimizer=optimizer_of(config),
-        schedule=instantiate(config.optimizer.schedule),
+        schedule=schedule_of(config),
         gradient_clip=config.optimizer.gradient_clip,
         plan=prepared.plan,
         labels=prepared.labels,
         seed=config.seed,
     )
+
+
+def check_parts(config: DictConfig, num_classes: int) -> None:
+    """Build losses, optimiser, schedule and augmentation, and try them on something tiny.
+
+    Preparing the cases may take hours; settings that cannot be used are found before.
+
+    Args:
+        config: The config of a training.
+        num_classes: The number of classes, background included.
+
+    Raises:
+        UserError: A part does not accept its settings.
+    """
+    logits, target = torch.zeros(1, num_classes, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    for name, loss in losses_of(config).items():
+        with _naming(config, name):
+            (loss.at(0) if isinstance(loss, LossSchedule) else loss)(logits, target)
+    make, schedule = optimizer_of(config), schedule_of(config)
+    with _naming(config, "optimizer.algorithm"):
+        make([nn.Parameter(torch.zeros(1))])
+    epochs = config.trainer.max_epochs
+    with _naming(config, "optimizer.schedule"):
+        factors = [schedule(epoch, epochs) for epoch in (0.0, epochs / 2, float(epochs))]
+        if not all(0 <= factor < math.inf for factor in factors):
+            raise ValueError(f"gives the factors {factors}; expected numbers of at least 0")
+    augmentation_of(config)
 
 
 def losses_of(config: DictConfig) -> dict[str, nn.Module]:
@@ -57,28 +90,43 @@ def losses_of(config: DictConfig) -> dict[str, nn.Module]:
     Raises:
         UserError: A loss does not accept its settings.
     """
-    return {name: _loss(config, name) for name in ("loss", "pseudo_loss")}
+    return {name: _instantiated(config, name) for name in ("loss", "pseudo_loss")}
 
 
 def optimizer_of(config: DictConfig) -> Callable[..., Optimizer]:
-    """The optimiser, which is made from parameters.
+    """The optimiser, which is made from parameters."""
+    return cast(Callable[..., Optimizer], _instantiated(config, "optimizer.algorithm"))
+
+
+def schedule_of(config: DictConfig) -> Schedule:
+    """The schedule of the learning rate."""
+    return cast(Schedule, _instantiated(config, "optimizer.schedule"))
+
+
+def augmentation_of(config: DictConfig) -> Augmentation:
+    """The augmentation of patches.
 
     Raises:
         UserError: It does not accept its settings.
     """
-    make: Callable[..., Optimizer] = instantiate(config.optimizer.algorithm)
-    try:
-        make([nn.Parameter(torch.zeros(1))])  # PyTorch checks settings no earlier
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.algorithm: {error}") from None
-    return make
+    return cast(Augmentation, _instantiated(config, "augmentation"))
 
 
-def _loss(config: DictConfig, name: str) -> nn.Module:
+def _instantiated(config: DictConfig, name: str) -> Any:
+    with _naming(config, name):
+        return instantiate(OmegaConf.select(config, name), _convert_="all")
+
+
+@contextmanager
+def _naming(config: DictConfig, name: str) -> Iterator[None]:
+    """Turn an error of a part of a config into one that names the part and its settings."""
     try:
-        return cast(nn.Module, instantiate(config[name]))
-    except InstantiationException as error:
-        raise UserError(f"{name}: {error.__cause__ or error}") from None
+        yield
+    except (InstantiationException, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        reason = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        settings = flattened(OmegaConf.to_container(OmegaConf.select(config, name), resolve=True))
+        found = ", ".join(f"{key}={value}" for key, value in settings.items() if not key.split(".")[-1].startswith("_"))
+        raise UserError(f"{name}: {reason}; check its settings: {found}") from None
 
 
 def _description_of_prediction(method: Method, descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:

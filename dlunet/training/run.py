@@ -11,7 +11,6 @@ from pathlib import Path
 
 import lightning
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
@@ -23,7 +22,7 @@ from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
 from dlunet.signals import Stopped
-from dlunet.training.build import build_module, losses_of, optimizer_of, plain
+from dlunet.training.build import augmentation_of, build_module, check_parts, plain
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.loggers import check_login, close_loggers
 from dlunet.training.module import SegmentationModule
@@ -52,9 +51,8 @@ def train(config: DictConfig) -> Path:
     folder = RunFolder(Path(config.output))
     folder.check_free(config.resume == "auto")
     check_login(config.logger)
-    losses_of(config)  # before the cases are prepared, which may take hours
-    optimizer_of(config)
     dataset = open_dataset(config)
+    check_parts(config, dataset.labels.num_classes)
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
@@ -78,9 +76,7 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
     write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     _log_execution(config, module)
-    datamodule = PatchDataModule(
-        prepared, module.method, instantiate(config.augmentation, _convert_="all"), seed=config.seed, **config.sampling
-    )
+    datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         _silence_lightning()
         trainer = build_trainer(config, folder, can_choose(prepared), epochs_done)

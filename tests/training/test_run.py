@@ -123,10 +123,25 @@ def test_bad_trainer_settings_end_in_one_message(train, setting):
 
 
 IMPOSSIBLE = [
-    (("loss=ga", "loss.top=0"), "loss: top must be greater than 0 and at most 1, not 0"),
+    (
+        ("loss=ga", "loss.top=0"),
+        "loss: top must be greater than 0 and at most 1, not 0; check its settings: top=0, gamma",
+    ),
+    (
+        ("loss=ga", "loss.top=most"),
+        "loss: '<' not supported between instances of 'int' and 'str'; check its settings: top",
+    ),
+    (("loss=ga", "loss.gamma=abc"), "loss: unsupported operand"),
+    (("loss=published", "loss.epoch=soon"), "loss: '<' not supported"),
+    (("loss=tversky_ce", "loss.tversky.false_positives=-1"), "loss: false_positives must be"),
     (("optimizer.algorithm.weight_decay=-1",), "optimizer.algorithm: Invalid weight_decay value: -1"),
     (("optimizer=sgd", "optimizer.algorithm.momentum=0"), "optimizer.algorithm: Nesterov momentum requires a momentum"),
     (("+optimizer.algorithm.warmup=3",), "optimizer.algorithm: AdamW.__init__() got an unexpected keyword argument"),
+    (("+optimizer.algorithm.betas=[0.9]",), "check its settings: lr=0.02, weight_decay=0.01, betas=[0.9]"),
+    (("optimizer/schedule=halving", "optimizer.schedule.every=0"), "optimizer.schedule: "),
+    (("optimizer.schedule.power=-1",), "optimizer.schedule: 0.0 cannot be raised to a negative power"),
+    (("optimizer.schedule.power=abc",), "optimizer.schedule: unsupported operand"),
+    (("augmentation.affine.scales=[2,1]",), "augmentation: "),
 ]
 
 
