@@ -106,6 +106,7 @@ def prepare_dataset(
     }
     problems = [*dataset.problems, *failures.values()]
     warnings = [f"{case.name}: {warning}" for part in prepared.values() for case in part for warning in case.warnings]
+    warnings += _lost_classes(dataset.labels, plan, [*prepared["labelled"], *prepared["validation"]])
     for message in problems:
         logger.warning("skipped: %s", message)
     for message in warnings:
@@ -200,7 +201,8 @@ class _Preparation:
             own = None if case.label is None else labels
             made_from = {**self._settings, "files": stamps.stamp(_sources(case))}
             prepared = prepare_image(image.array, image.spacing, self.plan)[0]
-            save_prepared(self.place(case), prepared, own, made_from, image.warnings)
+            lost = [] if own is None or label is None else sorted(_classes(label.array) - _classes(own))
+            save_prepared(self.place(case), prepared, own, made_from, image.warnings, lost)
         index_place = self.index_place(case)
         if index_place is not None and labels is not None:
             made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
@@ -227,6 +229,27 @@ def _sources(case: Case) -> list[Path]:
 def _index_sources(case: Case) -> list[Path]:
     """The files that the index of a case's pseudo-labels is made from."""
     return [path for path in (case.image, case.pseudo_label) if path is not None]
+
+
+def _classes(labels: np.ndarray) -> set[int]:
+    """The classes in a label map; a few slices at a time, since an index takes eight bytes a voxel."""
+    occurs = np.zeros(256, bool)
+    for part in labels:
+        occurs[part] = True
+    return set(np.flatnonzero(occurs).tolist())
+
+
+def _lost_classes(labels: LabelSet, plan: Plan, cases: Sequence[PreparedCase]) -> list[str]:
+    """A warning for each class of which nothing is left in some cases, since its voxels are too few for the spacing."""
+    warnings = []
+    for label in labels:
+        lost, left = sum(label.id in case.lost for case in cases), sum(label.id in case.ranges for case in cases)
+        if lost:
+            warnings.append(
+                f"{label.name}: no voxel is left at {times(plan.spacing)} mm in {lost} of the {lost + left} cases with "
+                "labels of it; choose a finer plan.spacing"
+            )
+    return warnings
 
 
 def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:

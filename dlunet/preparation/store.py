@@ -58,6 +58,7 @@ class PreparedCase:
         warnings: What looks wrong in its CT.
         labelled: Whether it has labels.
         has_target: Whether it has labels, or pseudo-labels that were stored as targets.
+        lost: The classes of its label map of which no voxel is left after resampling.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class PreparedCase:
     labelled: bool
     has_target: bool
     warnings: tuple[str, ...] = ()
+    lost: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, index_folder: Path | None = None) -> PreparedCase:
@@ -87,13 +89,14 @@ class PreparedCase:
             z, y, x = values["shape"]
             step = float(values[STEP] if STEP in values else values["unit"])  # its name in version 0.1
             labelled, warnings = bool(values["labelled"]), tuple(values["warnings"])
+            lost = tuple(map(int, values.get("lost", ())))  # not known of cases prepared by version 0.1
             at = index_folder
             indexed = json.loads((at / CASE).read_text())
             rows = {int(label): (int(start), int(stop)) for label, (start, stop) in indexed["ranges"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{at}: is not a prepared case ({error}); delete it and rerun the command") from None
         has_target = labelled or TARGET in indexed
-        return cls(folder, (z, y, x), rows, step, index_folder, labelled, has_target, warnings)
+        return cls(folder, (z, y, x), rows, step, index_folder, labelled, has_target, warnings, lost)
 
     @property
     def name(self) -> str:
@@ -153,6 +156,7 @@ def save_prepared(
     label: np.ndarray | None,
     made_from: dict[str, Any],
     warnings: Sequence[str] = (),
+    lost: Sequence[int] = (),
 ) -> None:
     """Write a prepared case.
 
@@ -162,6 +166,7 @@ def save_prepared(
         label: (z, y, x), uint8, or None.
         made_from: What the case was made from, see :func:`is_up_to_date`.
         warnings: What looks wrong in its CT.
+        lost: See :class:`PreparedCase`.
 
     Raises:
         WriteError: The folder cannot be written.
@@ -172,7 +177,7 @@ def save_prepared(
     if label is not None:
         arrays[LABEL] = label
     values = {"shape": image.shape, "ranges": ranges, STEP: step, "labelled": label is not None}
-    values |= {"warnings": list(warnings), "made_from": made_from}
+    values |= {"warnings": list(warnings), "lost": list(lost), "made_from": made_from}
     _save(folder, arrays, values)
 
 

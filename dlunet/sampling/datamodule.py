@@ -74,8 +74,8 @@ class PatchDataModule(lightning.LightningDataModule):
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:
                 logger.info(
-                    "%d of %d unlabelled cases have no pseudo-labels: their patches are cropped at random, "
-                    "not class-balanced",
+                    "%d of %d unlabelled cases have no pseudo-labels, or none of any class: their patches are cropped "
+                    "at random, not class-balanced",
                     uniform,
                     len(self.prepared.unlabelled),
                 )

@@ -183,3 +183,32 @@ def test_a_ct_that_is_not_in_hu_is_warned_of_each_time_and_refused_where_strict(
     for _ in range(2):
         with pytest.raises(UserError, match=r"strict=true.*\n  Case_00002: its lowest value is"):
             prepare(strict=True)
+
+
+def test_classes_that_are_too_small_for_the_spacing_are_said(root, prepare, caplog):
+    def classes(array):
+        return set(np.unique(array)) - {0}
+
+    dataset = read_flare22(root)
+    cases = [*dataset.labelled, *dataset.validation]
+    drawn = sitk.ReadImage(str(cases[0].label))
+    drawn[1, 1, 1] = 13
+    sitk.WriteImage(drawn, str(cases[0].label))
+    with caplog.at_level(logging.WARNING):
+        prepared = prepare(spacing=(40.0, 40.0, 40.0))
+    before = [classes(sitk.GetArrayFromImage(sitk.ReadImage(str(case.label)))) for case in cases]
+    after = [classes(case.label) for case in (*prepared.labelled, *prepared.validation)]
+    said = [message.removeprefix("warning: ") for message in caplog.messages if "no voxel is left" in message]
+    expected = []
+    for label in dataset.labels:
+        had = sum(label.id in found for found in before)
+        lost = had - sum(label.id in found for found in after)
+        if lost:
+            expected.append(
+                f"{label.name}: no voxel is left at 40×40×40 mm in {lost} of the {had} cases with labels of it; choose "
+                "a finer plan.spacing"
+            )
+    assert said == expected and expected
+    caplog.clear()
+    prepare()
+    assert "no voxel is left" not in caplog.text
