@@ -83,7 +83,8 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         with signals_raise():
             task()
     except Stopped as stop:
-        _fail(f"stopped by {stop.name}; finished work is kept; rerun the command to resume", stop.exit_code)
+        again = "rerun the command" if verb != "train" or "resume=auto" in arguments else "add resume=auto"
+        _fail(f"stopped by {stop.name}; finished work is kept; {again} to resume", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -123,6 +124,11 @@ def self_train(config: DictConfig) -> None:
 
     given = HydraConfig.get().overrides.task
     _check_final(config, given)
+    if config.data.pseudo_labels is not None:
+        raise UserError(
+            f"data.pseudo_labels: found {config.data.pseudo_labels}; expected none, since self_train predicts them; "
+            "leave it out, or train on yours: dlunet train"
+        )
     shared = [word for word in given if not word.startswith(SELF_TRAINING)]
     layout = SelfTrainingLayout(Path(config.output))
 

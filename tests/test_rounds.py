@@ -203,6 +203,9 @@ def test_files_that_cannot_be_used_are_left_out(place, tiny_flare22, self_train)
         (("final=pseudo_light",), "final: found pseudo_light with rounds=1; expected rounds=2 or more"),
         (("rounds=2", "final=pseudo_light", "network=plain"), "final: found pseudo_light with network=plain"),
         (("rounds=2", "final=nonsense"), "experiment/nonsense"),
+        (("data.pseudo_labels=mine",), "data.pseudo_labels: found mine; expected none, since self_train predicts them"),
+        (("teacher=pseudo_light",), "with a teacher that needs none (teacher=sup_light)"),
+        (("agreement=null",), "agreement: found None; expected a number from 0 to 1"),
         (("rounds=2", "method=pseudo_label"), "data.pseudo_labels: found null"),
     ],
 )

@@ -165,7 +165,7 @@ def _render(
         data_note=_data_note(groups),
         data_names=_distinct(groups, "data"),
         scale_names=_distinct(groups, "scale"),
-        unequal_cases=len({_case_names(run) for run in _scored_runs(groups)}) > 1,
+        unequal_cases=_has_unequal_cases(groups),
         facts=_facts,
         config_text=lambda run: OmegaConf.to_yaml(run.config),
         run_style=figures.run_style,
@@ -183,11 +183,12 @@ def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
 
 
 def _data_note(groups: Groups) -> str:
-    """The data behind the scores, and whether they may be compared with the paper."""
+    """The data behind the scores, and what they may not be compared with."""
     data, scale = ", ".join(_distinct(groups, "data")), ", ".join(_distinct(groups, "scale"))
+    note = f"Data: {data}, scale {scale}."
     if _is_synthetic(groups):
-        return f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
-    return f"Data: {data}, scale {scale}."
+        note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
+    return f"{note} Scored on different cases: means are not comparable." if _has_unequal_cases(groups) else note
 
 
 def _recipe_note(groups: Groups) -> str | None:
@@ -200,6 +201,10 @@ def _recipe_note(groups: Groups) -> str | None:
 
 def _is_synthetic(groups: Groups) -> bool:
     return any(run.synthetic for runs in groups.values() for run in runs)
+
+
+def _has_unequal_cases(groups: Groups) -> bool:
+    return len({_case_names(run) for run in _scored_runs(groups)}) > 1
 
 
 def _distinct(groups: Groups, attribute: str) -> list[str]:

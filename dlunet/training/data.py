@@ -33,7 +33,8 @@ def open_dataset(config: DictConfig) -> Dataset:
     elif method.needs_pseudo_labels and dataset.unlabelled:
         raise UserError(
             f"data.pseudo_labels: found null; expected a folder with label maps of the unlabelled cases, which "
-            f"{type(method).__name__} trains on; predict them, or let dlunet self_train experiment=pseudo_light do so"
+            f"{type(method).__name__} trains on; predict them, or let dlunet self_train experiment=pseudo_light do so, "
+            "with a teacher that needs none (teacher=sup_light)"
         )
     if {stream.kind for stream in method.streams.values()} == {"labelled", "pseudo-labelled"}:
         return replace(dataset, unlabelled=tuple(case for case in dataset.unlabelled if case.pseudo_label))

@@ -325,6 +325,7 @@ def test_runs_scored_on_different_cases_are_called_so(make_run, tmp_path):
     scores = pd.read_csv(runs[0] / "scores" / "scores.csv")
     scores[scores["case"] != "case_1"].to_csv(runs[0] / "scores" / "scores.csv", index=False)
     assert "scored on different cases" in Page(write_report(runs, tmp_path / "report")).text
+    assert "Scored on different cases: means are not comparable." in (tmp_path / "report" / "scores.md").read_text()
 
 
 def test_the_terminal_gets_the_table_and_the_page_s_path(make_run, tmp_path, capsys):
