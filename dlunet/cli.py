@@ -89,6 +89,11 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if traceback_wanted:
             raise
         _fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
+    except ValueError as error:
+        if traceback_wanted or "Config group override" not in str(error):  # Hydra's, of a choice such as loss=null
+            raise
+        given = ", ".join(word for word in arguments if word.endswith("=null"))
+        _fail(f"{given}: found null where a choice is expected; `dlunet {verb} --help` lists the choices")
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]
