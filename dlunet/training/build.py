@@ -69,14 +69,15 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
     Raises:
         UserError: A part does not accept its settings.
     """
+    epochs = config.trainer.max_epochs
     logits, target = torch.zeros(1, num_classes, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)
     for name, loss in losses_of(config).items():
         with _naming(config, name):
-            (loss.at(0) if isinstance(loss, LossSchedule) else loss)(logits, target)
+            for epoch in (0, epochs):
+                (loss.at(epoch) if isinstance(loss, LossSchedule) else loss)(logits, target)
     make, schedule = optimizer_of(config), schedule_of(config)
     with _naming(config, "optimizer.algorithm"):
         make([nn.Parameter(torch.zeros(1))])
-    epochs = config.trainer.max_epochs
     with _naming(config, "optimizer.schedule"):
         factors = [schedule(epoch, epochs) for epoch in (0.0, epochs / 2, float(epochs))]
         if not all(0 <= factor < math.inf for factor in factors):
