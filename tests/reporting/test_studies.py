@@ -1,6 +1,7 @@
 """Studies: what they collect of finished runs, against pandas, and whether what they train exists."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -9,6 +10,11 @@ from omegaconf import OmegaConf
 
 from dlunet.configs import compose
 from experiments.recipes import study as studies
+
+#: A link to the results of a study and the table below it, its rows, and figures with decimals or percentages.
+TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
+ROW = re.compile(r"^\| `([^`]+)` \|(.*)$", re.MULTILINE)
+FIGURE = re.compile(r"[+-]?\d+\.\d+|\d+%")
 
 STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
 
@@ -121,3 +127,28 @@ def test_every_run_composes_and_every_comparison_is_of_runs_that_exist(name):
     for comparison in study.comparisons:
         compared = [*comparison.get("runs", []), comparison.floor, comparison.get("ceiling", comparison.floor)]
         assert set(compared) <= rows
+
+
+def figures_of(study):
+    """All figures in a study's results as printed, by run."""
+    found = {}
+    for run, row in json.loads((studies.RESULTS / f"{study}.json").read_text())["dsc"].items():
+        scores = [row["mean"], *row["seeds"].values(), *row["organs"].values()]
+        found[run] = {f"{score:.3f}" for score in scores} | {f"{row['cpu_minutes']:.1f}"}
+    for _, row in pd.read_csv(studies.RESULTS / f"{study}_paired.csv").iterrows():
+        ends = [f"{column}{end}" for column in ("dsc", "difference", "share") for end in ("", "_low", "_high")]
+        found[row["run"]] |= {form.format(row[end]) for end in ends for form in ("{:.3f}", "{:+.3f}", "{:.0%}")}
+    return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/recipes/README.md"])
+def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
+    """Those of tables whose rows are runs, below a link to the results of their study."""
+    checked = 0
+    for study, table in TABLE.findall((studies.ROOT / page).read_text()):
+        known = figures_of(study)
+        for run, cells in ROW.findall(table):
+            figures = set(FIGURE.findall(cells))
+            assert figures <= known[run], (page, run, figures - known[run])
+            checked += len(figures)
+    assert checked or page == "README.md"
