@@ -22,7 +22,15 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dlunet.configs import CONFIGS, in_short, register_resolvers, swept_settings, with_default_scale, without_hydra
+from dlunet.configs import (
+    CONFIGS,
+    choices_that_are_no_names,
+    in_short,
+    register_resolvers,
+    swept_settings,
+    with_default_scale,
+    without_hydra,
+)
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
@@ -75,6 +83,8 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         _fail(str(error))
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
+    if wrong := choices_that_are_no_names(sys.argv[1:]):
+        _fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")
     register_resolvers(swept_settings(sys.argv[1:]) if sweep else ())
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
     traceback_wanted = FULL_ERROR in os.environ
@@ -89,11 +99,6 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if traceback_wanted:
             raise
         _fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
-    except ValueError as error:
-        if traceback_wanted or "Config group override" not in str(error):  # Hydra's, of a choice such as loss=null
-            raise
-        given = ", ".join(word for word in arguments if word.endswith("=null"))
-        _fail(f"{given}: found null where a choice is expected; `dlunet {verb} --help` lists the choices")
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]

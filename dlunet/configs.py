@@ -12,6 +12,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +32,7 @@ WANDB_MODE = "WANDB_MODE"
 RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
 
 #: Characters of overrides that are replaced in the name of a folder.
-FOR_FOLDERS = str.maketrans({",": "-", "/": "-", "'": None, '"': None})
+FOR_FOLDERS = str.maketrans({",": "-", "/": "_", "'": None, '"': None})
 
 #: The parts of an experiment, in the order in which they appear in its name.
 PARTS = ("method", "network", "loss")
@@ -96,11 +97,26 @@ def register_resolvers(swept: Collection[str] = ()) -> None:
 
 def swept_settings(arguments: Sequence[str]) -> set[str]:
     """The settings with several values among the arguments of a command line."""
+    return {override.key_or_group for override in _parsed(arguments) if override.is_sweep_override()}
+
+
+def choices_that_are_no_names(arguments: Sequence[str]) -> list[str]:
+    """The arguments that choose something other than a name, such as ``loss=null``, which Hydra fails on."""
+    return [
+        str(override.input_line)
+        for override in _parsed(arguments)
+        if (CONFIGS / override.key_or_group).is_dir()
+        and not override.is_delete()
+        and not override.is_sweep_override()
+        and not isinstance(override.value(), str | list)
+    ]
+
+
+def _parsed(arguments: Sequence[str]) -> list[Override]:
     try:
-        parsed = OverridesParser.create().parse_overrides([word for word in arguments if _is_override(word)])
+        return OverridesParser.create().parse_overrides([word for word in arguments if _is_override(word)])
     except CompactHydraException:  # the command itself fails on it too, and reports it
-        return set()
-    return {override.key_or_group for override in parsed if override.is_sweep_override()}
+        return []
 
 
 def _is_override(argument: str) -> bool:
@@ -110,14 +126,15 @@ def _is_override(argument: str) -> bool:
 def _readable_name(swept: Collection[str], overrides: Sequence[str], *, _root_: DictConfig) -> str:
     """A folder name from the overrides of a run of a sweep, such as ``ssl_light_seed1``.
 
-    It does not depend on the other runs, so that a sweep with more seeds finds those that it has. Of
-    :data:`RUN_SETTINGS` it contains those that differ between the runs.
+    It has no number, so that a sweep with more seeds finds the runs that it has. Of :data:`RUN_SETTINGS` it contains
+    those that the sweep varies.
     """
     varied = {*swept, *(_root_.hydra.sweeper.params or {})}
     settings = {word.lstrip("+").partition("=")[0]: word.lstrip("+") for word in overrides}
     told = [word for key, word in sorted(settings.items()) if key in varied or not word.startswith(RUN_SETTINGS)]
     # Avoid characters that would need quoting on a command line, or that separate folders.
-    return "_".join(word.removeprefix("experiment=").replace("=", "").translate(FOR_FOLDERS) for word in told)
+    words = [word.removeprefix("experiment=").replace("=", "").translate(FOR_FOLDERS) for word in told]
+    return "_".join(words) or "run"
 
 
 def _run_folder(single: str) -> str:

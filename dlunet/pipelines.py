@@ -38,7 +38,7 @@ def train(config: DictConfig) -> Path:
     best = training.train(config)
     print(f"best checkpoint: {best}")
     if cases:
-        _score(cases, RunFolder(Path(config.output)), config.data.workers)
+        _score(cases, RunFolder(Path(config.output)), config.data.workers, config.strict)
     return best
 
 
@@ -81,7 +81,7 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
     for number, student in enumerate(students, start=1):
         labels, now = layout.round(number).pseudo_labels, f"round {number} of {len(students)}"
         print(f"{now}: labelling {len(dataset.unlabelled)} unlabelled CTs in {labels}")
-        _pseudo_label(dataset, best, labels)
+        _pseudo_label(dataset, best, labels, student.strict)
         if number > 1:
             RunFolder(Path(student.output)).check_same_settings({"agreement": agreement}, only=["agreement"])
             labels = _keep(dataset, layout, number, agreement, student.data.workers)
@@ -123,12 +123,12 @@ def predict(config: DictConfig) -> Path:
     return Path(config.output)
 
 
-def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path) -> None:
+def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, strict: bool) -> None:
     """Segment the unlabelled CTs."""
     bundle, engine = load_engine(checkpoint)
     # Replaces the label maps of a network that was trained further since.
     images = [case.image for case in dataset.unlabelled]
-    with _without_failed_cases():
+    with _without_failed_cases(strict):
         predict_files(Predictor(bundle, engine=engine), images, folder, replace=True)
 
 
@@ -157,25 +157,27 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     return cases
 
 
-def _score(cases: Sequence[Case], run: RunFolder, workers: int | None) -> None:
+def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: bool) -> None:
     """Segment and score cases; the results are written to the run folder."""
     from dlunet.evaluation import evaluate_folder  # imports pandas, whose memory training does not need
 
     bundle, engine = load_engine(run.trained)
     # Replaces predictions of an earlier, shorter training of this run.
     images = [case.image for case in cases]
-    with _without_failed_cases():
+    with _without_failed_cases(strict):
         predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
     segmented = {case_name(path) for path in list_volumes(run.predictions)}
     references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
-    with _without_failed_cases():
+    with _without_failed_cases(strict):
         evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
 
 
 @contextmanager
-def _without_failed_cases() -> Iterator[None]:
-    """Warn of cases that failed and go on with the others, as preparation does."""
+def _without_failed_cases(strict: bool) -> Iterator[None]:
+    """Warn of cases that failed and go on with the others, as preparation does; with ``strict``, stop."""
     try:
         yield
     except SomeCasesFailed as error:
+        if strict:
+            raise
         logger.warning("warning: %s", error)

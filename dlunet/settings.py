@@ -108,6 +108,9 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         UserError: A setting is invalid.
     """
+    for part in sorted({name.rpartition(".")[0] for name in RULES} - {""}):
+        if OmegaConf.select(config, part, default=...) is None:
+            raise UserError(f"{part}: found null; expected its settings; leave it out for the default")
     for name, (fits, expected) in RULES.items():
         value = OmegaConf.select(config, name, default=...)
         is_exempt = value is ... or (value is None and name in MAY_BE_NULL)

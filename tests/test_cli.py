@@ -122,7 +122,8 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("prepare", "data=flare22"), ("missing: data.root",)),
         (("train", *BAD, "data.root=run"), ("run", "no labelled case", "FLARE22")),
         (("train", *BAD, "experiment=nonsense"), ("experiment/nonsense", "ssl_light")),
-        (("train", *BAD, "loss=null"), ("loss=null: found null where a choice is expected",)),
+        (("train", *BAD, "loss=null", "resume=null"), ("dlunet: loss=null: expected the name of a choice",)),
+        (("train", *BAD, "scale=3"), ("dlunet: scale=3: expected the name of a choice",)),
         (
             ("train", *BAD, "plan.patch_size=[15,32,32]"),
             ("plan.patch_size", "[15, 32, 32]", "multiples"),

@@ -183,16 +183,19 @@ def test_other_pseudo_labels_are_not_taken_into_a_trained_student(place, self_tr
 
 def test_files_that_cannot_be_used_are_left_out(place, tiny_flare22, self_train):
     """A damaged unlabelled CT has no pseudo-labels, a damaged test CT and a damaged label map no scores."""
-    root = tiny_flare22(place / "damaged")
+    root = tiny_flare22(place / "damaged", test=3)
     for path in ("Training/FLARE22_UnlabeledCase1-1000/Case_00002_0000", "Testing/images/FLARETs_0001_0000"):
         (root / f"{path}.nii.gz").write_bytes((root / f"{path}.nii.gz").read_bytes()[:500])
-    printed = self_train(
-        "data.root=damaged", "data.prepared=damaged-prepared", "rounds=2", "agreement=0", "output=rest", "test=true"
-    )
-    assert "1 of 4 cases could not be segmented" in printed and "1 of 2 cases could not be segmented" in printed
+    label_map = root / "Testing" / "labels" / "FLARETs_0002.nii.gz"
+    label_map.write_bytes(label_map.read_bytes()[:100])
+    words = ("data.root=damaged", "data.prepared=damaged-prepared", "rounds=2", "agreement=0", "test=true")
+    printed = self_train(*words, "output=rest")
+    assert "1 of 2 cases could not be scored" in printed
+    assert "1 of 4 cases could not be segmented" in printed and "1 of 3 cases could not be segmented" in printed
     assert "kept 3 of 3 unlabelled cases" in printed
     scores = pd.read_csv(place / "rest" / "rounds" / "2" / "student" / "scores" / "scores.csv")
-    assert set(scores["case"]) == {"FLARETs_0002"}
+    assert set(scores["case"]) == {"FLARETs_0003"}
+    assert "1 of 3 cases could not be segmented" in self_train(*words, "output=all", "strict=true", fails=True)
 
 
 @pytest.mark.parametrize(

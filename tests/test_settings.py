@@ -82,6 +82,12 @@ def test_a_setting_that_cannot_be_is_named(compose, override):
         check_settings(compose("train", [override]))
 
 
+@pytest.mark.parametrize("part", ["plan", "optimizer.algorithm"])
+def test_a_part_that_is_null_is_named(compose, part):
+    with pytest.raises(UserError, match=rf"^{part}: found null; expected its settings"):
+        check_settings(compose("train", [f"{part}=null"]))
+
+
 def test_every_rule_is_tried():
     assert {override.lstrip("+").split("=")[0] for override in WRONG} == set(RULES) - {"runs"}
 

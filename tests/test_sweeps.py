@@ -71,12 +71,13 @@ def test_the_study_of_methods_trains_the_runs_of_the_sweep(composed):
         (["experiment=sup_light", "seed=0"], {"sup_light_seed0"}),
         (["seed=0,1", "scale=tiny", "experiment=sup_light"], {"sup_light_seed0", "sup_light_seed1"}),
         (["trainer.max_epochs=2,3", "data=gap", "seed=1"], {"seed1_trainer.max_epochs2", "seed1_trainer.max_epochs3"}),
-        (["data.root=some/where,else"], {"data.rootsome-where", "data.rootelse"}),
+        (["data.root=some/where,else"], {"data.rootsome_where", "data.rootelse"}),
+        (["data=gap"], {"run"}),
         (["network.features=[8,16],[4,8]"], {"network.features[8-16]", "network.features[4-8]"}),
     ],
 )
-def test_the_folder_of_a_run_depends_on_its_settings_alone(composed, words, folders):
-    """Not on their order, or on the other runs: a sweep with more seeds finds those that it has."""
+def test_the_folder_of_a_run_is_named_after_its_settings(composed, words, folders):
+    """Without a number, and whatever their order: a sweep with more seeds finds the runs that it has."""
     runs = composed("hydra.sweep.dir=here", *words)
     assert {Path(run["output"]).name for run in runs} == folders
     assert {Path(run["output"]).parent.name for run in runs} == {"here"}

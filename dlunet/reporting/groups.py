@@ -9,13 +9,18 @@ from omegaconf import OmegaConf
 from dlunet.reporting.runs import Run
 from dlunet.settings import flattened
 
-#: The parts of a config that determine what a run trains, and on what.
-COMPARED = ("agreement", "augmentation", "data", "loss", "method", "network", "optimizer", "plan", "pseudo_loss",
-            "sampling", "trainer")  # fmt: skip
+#: Settings, or parts of a config, that only name a run, say where files are, or how it is executed. The number of
+#: devices is not among them: each adds its patches to a step.
+NOT_COMPARED = (
+    *("logger", "name", "output", "recipe", "resume", "scale", "seed", "strict", "test", "unet_sizes"),
+    *("data.gpu_scale", "data.name", "data.prepared", "data.root", "data.source.root", "data.source.workers"),
+    *("data.workers", "sampling.num_workers", "trainer.accelerator", "trainer.log_every_n_steps"),
+)
 
-#: Settings in these parts that only say where files are, and how a run is executed.
-NOT_COMPARED = ("data.gpu_scale", "data.name", "data.prepared", "data.root", "data.source.root", "data.source.workers",
-                "data.workers", "sampling.num_workers", "trainer.accelerator", "trainer.log_every_n_steps")  # fmt: skip
+#: Paths, of which only matters whether there is one.
+PATHS = ("data.pseudo_labels", "data.source.splits", "data.source.unlabelled", "data.splits", "data.unlabelled")
+
+ABSENT = "–"
 
 Settings = Mapping[str, str]
 
@@ -42,34 +47,34 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _group_name(run: Run, runs: Sequence[Run]) -> str:
     namesakes = [other for other in runs if other.name == run.name]
     alike = [other for other in namesakes if (other.data, other.scale) == (run.data, run.scale)]
-    settings, of_others = _settings(run), [_settings(other) for other in alike]
-    keys = _telling_apart(of_others)
-    same = [
-        other.seed for other, found in zip(alike, of_others, strict=True) if _of(keys, found) == _of(keys, settings)
-    ]
-    if len(set(same)) < len(same):
+    keys = _telling_apart([_settings(other) for other in alike])
+    values = _of(keys, _settings(run))
+    seeds = [other.seed for other in alike if _of(keys, _settings(other)) == values]
+    if len(set(seeds)) < len(seeds):
         return f"{run.name} ({run.folder})"
     words = [run.data, run.scale] if len(alike) < len(namesakes) else []
-    words += [f"{key}={settings[key]}" for key in keys]
+    words += [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
     return f"{run.name} ({', '.join(words)})" if words else run.name
 
 
 def _settings(run: Run) -> Settings:
-    """What determines the training of a run, besides its seed. Pseudo-labels may be anywhere, but not absent."""
+    """What determines the training of a run, besides its seed."""
     found = flattened(OmegaConf.to_container(run.config))
-    compared = {key: str(value) for key, value in found.items() if key.split(".")[0] in COMPARED}
-    if compared.get("data.pseudo_labels", "None") != "None":
-        compared["data.pseudo_labels"] = "…"
-    return {key: value for key, value in compared.items() if key not in NOT_COMPARED}
+    ignored = tuple(f"{name}." for name in NOT_COMPARED)
+    return {
+        key: "…" if key in PATHS and isinstance(value, str) else str(value)
+        for key, value in found.items()
+        if not f"{key}.".startswith(ignored)
+    }
 
 
 def _telling_apart(runs: Sequence[Settings]) -> list[str]:
-    """A few settings that tell runs apart as well as all do; one that a run does not have, as an older one, is none."""
-    shared = set.intersection(*(set(settings) for settings in runs))
-    differing = {key: len({settings[key] for settings in runs}) for key in shared}
+    """A few settings that tell runs apart as well as all do."""
+    keys = set().union(*runs)
+    values = {key: len({settings.get(key, ABSENT) for settings in runs}) for key in keys}
     chosen: list[str] = []
-    for key in sorted(shared, key=lambda key: (-differing[key], key)):
-        if _count([*chosen, key], runs) > _count(chosen, runs):
+    for key in sorted(keys, key=lambda key: (-values[key], key)):
+        if values[key] > 1 and _count([*chosen, key], runs) > _count(chosen, runs):
             chosen.append(key)
     return chosen
 
@@ -79,4 +84,4 @@ def _count(keys: Iterable[str], runs: Sequence[Settings]) -> int:
 
 
 def _of(keys: Iterable[str], settings: Settings) -> tuple[str, ...]:
-    return tuple(settings[key] for key in keys)
+    return tuple(settings.get(key, ABSENT) for key in keys)

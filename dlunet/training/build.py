@@ -58,7 +58,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
 
 
 def check_parts(config: DictConfig, num_classes: int) -> None:
-    """Build losses, optimiser, schedule and augmentation, and try them on something tiny.
+    """Build losses, optimiser, schedule and augmentation; try the first three on something small.
 
     Preparing the cases may take hours; settings that cannot be used are found before.
 
@@ -70,7 +70,7 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
         UserError: A part does not accept its settings.
     """
     epochs = config.trainer.max_epochs
-    logits, target = torch.zeros(1, num_classes, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    logits, target = torch.zeros(1, num_classes, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.long)
     for name, loss in losses_of(config).items():
         with _naming(config, name):
             for epoch in (0, epochs):
@@ -114,8 +114,11 @@ def augmentation_of(config: DictConfig) -> Augmentation:
 
 
 def _instantiated(config: DictConfig, name: str) -> Any:
+    described = OmegaConf.select(config, name)
+    if described is None:
+        raise UserError(f"{name}: found null; expected its settings; leave it out for the default")
     with _naming(config, name):
-        return instantiate(OmegaConf.select(config, name), _convert_="all")
+        return instantiate(described, _convert_="all")
 
 
 @contextmanager
@@ -123,10 +126,11 @@ def _naming(config: DictConfig, name: str) -> Iterator[None]:
     """Turn an error of a part of a config into one that names the part and its settings."""
     try:
         yield
-    except (InstantiationException, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (InstantiationException, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         reason = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         settings = flattened(OmegaConf.to_container(OmegaConf.select(config, name), resolve=True))
-        found = ", ".join(f"{key}={value}" for key, value in settings.items() if not key.split(".")[-1].startswith("_"))
+        shown = {key: value for key, value in settings.items() if not key.split(".")[-1].startswith("_")}
+        found = ", ".join(f"{key}={value}" for key, value in shown.items() if "_target_" not in str(value))
         raise UserError(f"{name}: {reason}; check its settings: {found}") from None
 
 

@@ -81,6 +81,7 @@ class SegmentationModule(lightning.LightningModule):
         self.labels = labels
         self.gradient_clip = gradient_clip
         self.seed = seed
+        self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
     def train(self, mode: bool = True) -> SegmentationModule:
@@ -94,7 +95,9 @@ class SegmentationModule(lightning.LightningModule):
         """One optimiser for all networks: mixed precision updates its loss scale once per step, after all gradients."""
         weights = [weight for network in self._trained for weight in network.parameters()]
         # On a GPU, gradients of fused optimisers cannot be clipped in mixed precision.
-        is_fused = self.device.type == "cpu" and "fused" in inspect.signature(self.make_optimizer).parameters
+        chosen = getattr(self.make_optimizer, "keywords", {}).keys() & {"foreach", "fused", "differentiable"}
+        can_fuse = "fused" in inspect.signature(self.make_optimizer).parameters and not chosen
+        is_fused = can_fuse and self.device.type == "cpu"
         optimizer = self.make_optimizer(weights, fused=True) if is_fused else self.make_optimizer(weights)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
@@ -133,7 +136,9 @@ class SegmentationModule(lightning.LightningModule):
         self.method.after_step(step)
         values = {f"{name}_{role}": value.detach() for role, named in terms.items() for name, value in named.items()}
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
-        self.log("train/loss", torch.stack(list(values.values())).sum(), prog_bar=True, batch_size=1)
+        loss = torch.stack(list(values.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients of each network separately, after mixed precision has unscaled them."""
@@ -144,16 +149,16 @@ class SegmentationModule(lightning.LightningModule):
         """Check at the end of an epoch, before it is validated and saved, that training has not diverged.
 
         Raises:
-            UserError: It has: a network has weights that are not finite, from which it cannot recover.
+            UserError: It has: weights are not finite; or, in mixed precision, which takes no step then, no loss is.
         """
         if not self.trainer.is_last_batch:
             return
-        for role in self.method.trained:
-            if not all(weight.isfinite().all() for weight in self.networks[role].parameters()):
-                raise UserError(
-                    f"training diverged in epoch {self.current_epoch}: found weights of network {role} that are not "
-                    "finite numbers; train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
-                )
+        weights = (weight for network in self._trained for weight in network.parameters())
+        if not self._any_finite or not all(weight.isfinite().all() for weight in weights):
+            raise UserError(
+                f"training diverged in epoch {self.current_epoch}: found losses or weights that are not finite; "
+                "train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
+            )
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Segment a complete prepared case with the predicting network or networks."""

@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
+from torch.multiprocessing import ProcessRaisedException
 
 from dlunet.errors import UserError
 from dlunet.files import write_text
@@ -59,8 +60,8 @@ def train(config: DictConfig) -> Path:
     workers = worker_count(config.sampling.num_workers)
     check_workers(workers, config.sampling.batch_size, config.plan.patch_size, images)
     with folder.writing():
-        folder.keep_pseudo_labels({case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label})
         epochs_done = folder.begin(plain(config))
+        folder.keep_pseudo_labels({case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label})
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
@@ -88,6 +89,11 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             end_processes()
             log.info("%s: the last finished epoch is kept; add resume=auto to continue from it", folder.path)
             raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
+        except ProcessRaisedException as error:  # of a process started by Lightning; only its text is known
+            _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")
+            if not found:
+                raise
+            raise UserError(message.strip()) from None
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # another error, of the step or in a worker
                 raise

@@ -135,8 +135,7 @@ class RunFolder(RunLayout):
                 f"{self.path}: contains a run on other pseudo-labels ({len(changed)} changed: {', '.join(changed[:4])}"
                 f"{', …' if len(changed) > 4 else ''}); restore them, or remove the folder to train anew"
             )
-        if now:
-            write_text(self.pseudo_labels, json.dumps(now, indent=2))
+        write_text(self.pseudo_labels, json.dumps(now, indent=2))
 
     def check_same_settings(self, now: dict[str, Any], only: Collection[str] | None = None) -> None:
         """Check the settings with which the run of the folder, if there is one, would be resumed.

@@ -211,26 +211,37 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_p
 
 
 def test_runs_with_other_settings_are_not_averaged(make_run):
-    """Where files are does not matter, nor a setting that older runs do not have."""
+    """Where files are does not matter, but whether there are any."""
 
     def run(seed, **changed):
         folder = make_run("ssl_light", seed, parts=())
         config = OmegaConf.load(folder / "config.yaml")
-        given = {"data.source.labelled": 4, "optimizer.algorithm.lr": 0.02, "optimizer.algorithm.betas": [0.9, 0.99]}
+        given = {"data.source.labelled": 4, "optimizer.lr": 0.02, "optimizer.betas": [0.9, 0.99]}
         for key, value in {**given, "data.prepared": f"there/{seed}", **changed}.items():
             OmegaConf.update(config, key, value)
         OmegaConf.save(config, folder / "config.yaml")
         return read_run(folder)
 
-    same = [run(1), run(2), run(3, **{"optimizer.algorithm.amsgrad": True})]
-    assert list(group_by_experiment(same)) == ["ssl_light"]
-    slow = run(4, **{"optimizer.algorithm.lr": 0.01, "optimizer.algorithm.betas": [0.8, 0.9]})
-    few = [run(seed, **{"data.source.labelled": 2}) for seed in (5, 6)]
-    groups = {name: [run.seed for run in runs] for name, runs in group_by_experiment([*same, slow, *few]).items()}
-    assert groups == {
-        "ssl_light (data.source.labelled=4, optimizer.algorithm.betas=[0.9, 0.99])": ["1", "2", "3"],
-        "ssl_light (data.source.labelled=4, optimizer.algorithm.betas=[0.8, 0.9])": ["4"],
-        "ssl_light (data.source.labelled=2, optimizer.algorithm.betas=[0.9, 0.99])": ["5", "6"],
+    def groups(*runs):
+        return {name: [run.seed for run in runs] for name, runs in group_by_experiment(runs).items()}
+
+    same = [run(seed, **{"data.unlabelled": f"cts{seed}"}) for seed in (1, 2, 3)]
+    assert groups(*same) == {"ssl_light": ["1", "2", "3"]}
+    slow = run(4, **{"data.unlabelled": "cts", "optimizer.lr": 0.01, "optimizer.betas": [0.8, 0.9]})
+    few = [run(seed, **{"data.unlabelled": "cts", "data.source.labelled": 2}) for seed in (5, 6)]
+    assert groups(*same, slow, *few) == {
+        "ssl_light (data.source.labelled=4, optimizer.betas=[0.9, 0.99])": ["1", "2", "3"],
+        "ssl_light (data.source.labelled=4, optimizer.betas=[0.8, 0.9])": ["4"],
+        "ssl_light (data.source.labelled=2, optimizer.betas=[0.9, 0.99])": ["5", "6"],
+    }
+    without, other = run(7), run(8, **{"data.unlabelled": "cts", "other_network.kind": "PlainUNet"})
+    assert groups(*same, without) == {
+        "ssl_light (data.unlabelled=…)": ["1", "2", "3"],
+        "ssl_light (data.unlabelled=–)": ["7"],
+    }
+    assert groups(*same, other) == {
+        "ssl_light (other_network.kind=–)": ["1", "2", "3"],
+        "ssl_light (other_network.kind=PlainUNet)": ["8"],
     }
 
 

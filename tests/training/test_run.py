@@ -141,6 +141,7 @@ IMPOSSIBLE = [
     (("optimizer/schedule=halving", "optimizer.schedule.every=0"), "optimizer.schedule: "),
     (("optimizer.schedule.power=-1",), "optimizer.schedule: 0.0 cannot be raised to a negative power"),
     (("optimizer.schedule.power=abc",), "optimizer.schedule: unsupported operand"),
+    (("optimizer.schedule=null",), "optimizer.schedule: found null; expected its settings"),
     (("augmentation.affine.scales=[2,1]",), "augmentation: "),
 ]
 

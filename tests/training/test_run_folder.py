@@ -64,7 +64,10 @@ def test_pseudo_labels_may_be_moved_but_not_changed(run, tmp_path):
     with pytest.raises(UserError, match=r"\(3 changed: a, b, c\)"):
         run.keep_pseudo_labels({})
     run.last.unlink()  # a run that has not finished an epoch starts anew
-    run.keep_pseudo_labels(moved)
+    run.keep_pseudo_labels({})
+    torch.save({"epoch": 2}, run.last)
+    with pytest.raises(UserError, match=r"\(3 changed: a, b, c\)"):
+        run.keep_pseudo_labels(moved)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[1, 2]\n: x"])
