@@ -153,9 +153,11 @@ def test_what_cannot_be_is_named_before_anything_is_prepared(place, train, words
     assert not (place / "not_prepared").exists()
 
 
-def test_a_training_that_diverges_ends_with_a_message(place, train):
-    message = train("experiment=sup_light", "output=diverged", "optimizer.algorithm.lr=1e30", fails=True)
-    assert "training diverged in epoch 0" in message and "lower optimizer.algorithm.lr" in message
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_training_that_diverges_ends_with_a_message(place, train_process, devices):
+    words = ("experiment=sup_light", "output=diverged", f"trainer.devices={devices}", "trainer.accelerator=cpu")
+    message = train_process(*words, "optimizer.algorithm.lr=1e30", fails=True).all
+    assert "dlunet: training diverged in epoch 0" in message and "lower optimizer.algorithm.lr" in message
     assert not list((place / "diverged").rglob("*.ckpt"))
 
 
