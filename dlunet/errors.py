@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -30,3 +31,8 @@ class WriteError(UserError):
 
 class NotReadable(Exception):
     """A file cannot be read; the message says why and is meant to follow the file's name."""
+
+
+def few(names: Sequence[object], count: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")

@@ -33,7 +33,7 @@ class RunLayout:
 
     @property
     def pseudo_labels(self) -> Path:
-        """The digests of the pseudo-labels that it is trained with, by case."""
+        """The stamps of the pseudo-labels that it is trained with, by case."""
         return self.path / "pseudo_labels.json"
 
     @property

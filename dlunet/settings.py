@@ -85,6 +85,9 @@ RULES: dict[str, Rule] = {
     "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
 }
 
+#: The parts of a config that must not be null.
+PARTS = sorted({name.rpartition(".")[0] for name in RULES} - {""} | {"optimizer.schedule"})
+
 
 def check_config(config: DictConfig) -> None:
     """Check as much of a command's config as is possible before any work begins.
@@ -108,7 +111,7 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         UserError: A setting is invalid.
     """
-    for part in sorted({name.rpartition(".")[0] for name in RULES} - {""}):
+    for part in PARTS:
         if OmegaConf.select(config, part, default=...) is None:
             raise UserError(f"{part}: found null; expected its settings; leave it out for the default")
     for name, (fits, expected) in RULES.items():

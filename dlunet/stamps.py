@@ -24,7 +24,7 @@ def stamp(paths: Sequence[Path]) -> Stamps:
     Raises:
         OSError: A file cannot be read.
     """
-    return [{"disk": _on_disk(path), "contents": contents_of(path)} for path in paths]
+    return [{"disk": _on_disk(path), "contents": _contents(path)} for path in paths]
 
 
 def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:
@@ -40,27 +40,12 @@ def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:
     for before, path in zip(known, paths, strict=True):
         try:
             disk = _on_disk(path)
-            if before["disk"] != disk and before["contents"] != contents_of(path):
+            if before["disk"] != disk and before["contents"] != _contents(path):
                 return None
         except (OSError, KeyError, TypeError):
             return None
         followed.append({"disk": disk, "contents": before["contents"]})
     return followed
-
-
-def contents_of(path: Path) -> str:
-    """The digest of the contents of a file, or of the files in a folder.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    digest = blake2b(digest_size=16)
-    for file in _files(path):
-        digest.update(f"{file.stat().st_size} ".encode())
-        with file.open("rb") as contents:
-            while chunk := contents.read(CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
@@ -73,4 +58,14 @@ def _on_disk(path: Path) -> str:
         stat = file.stat()
         facts = (file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         digest.update(repr(facts).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _contents(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    for file in _files(path):
+        digest.update(f"{file.stat().st_size} ".encode())
+        with file.open("rb") as contents:
+            while chunk := contents.read(CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()

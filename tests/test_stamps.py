@@ -24,7 +24,7 @@ def files(tmp_path):
 
 def test_the_same_files_are_the_same_and_are_not_read(files, monkeypatch):
     known = stamps.stamp(files)
-    monkeypatch.setattr(stamps, "contents_of", None)
+    monkeypatch.setattr(stamps, "_contents", None)
     assert stamps.follow(known, files) == known
 
 

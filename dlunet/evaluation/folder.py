@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from dlunet.errors import SomeCasesFailed, UserError
+from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
 from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
 from dlunet.files import write_text
@@ -193,11 +193,11 @@ def _match(predictions: Path, references: Path | Mapping[str, Path], console: Co
     if missing:
         raise UserError(
             f"{expected[missing[0]]}: has no prediction ({len(missing)} of {len(expected)} references have none: "
-            f"{_few(missing)}); expected {predictions / missing[0]}.nii.gz; predict it, or remove the reference"
+            f"{few(missing)}); expected {predictions / missing[0]}.nii.gz; predict it, or remove the reference"
         )
     surplus = sorted(set(predicted) - set(expected))
     if surplus:
-        text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {_few(surplus)}"
+        text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {few(surplus)}"
         console.print(text, style="yellow", markup=False, highlight=False)
     return [_Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
 
@@ -242,7 +242,3 @@ def _failure_message(failures: dict[str, str], scored: int, output: Path) -> str
     done = f"the other {scored} are in {ScoresLayout(output).table}" if scored else "no other case was scored"
     lines = "\n".join(f"  {message}" for _, message in sorted(failures.items()))
     return f"{len(failures)} of {len(failures) + scored} cases could not be scored ({done}):\n{lines}"
-
-
-def _few(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

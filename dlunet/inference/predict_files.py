@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlunet.errors import SomeCasesFailed, UserError
+from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.output_folder import OutputFolder
@@ -117,9 +117,10 @@ def predict_files(
     if todo and extras.plot:
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
-        names = ", ".join(map(str, failures[:3])) + (", …" if len(failures) > 3 else "")
         kind = SomeCasesFailed if len(failures) < len(images) else UserError
-        raise kind(f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {names}")
+        raise kind(
+            f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {few(failures, 3)}"
+        )
 
 
 def _one_ahead(

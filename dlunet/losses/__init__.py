@@ -18,7 +18,7 @@ from dlunet.losses.segmentation import (
     RobustSegmentationLoss,
     TaylorCrossEntropyLoss,
 )
-from dlunet.losses.supervision import DeepSupervisionLoss, LossSchedule, downsample, level_weights
+from dlunet.losses.supervision import DeepSupervisionLoss, LossSchedule, downsample, level_weights, loss_at
 
 __all__ = [
     "BalancedCrossEntropyLoss",
@@ -40,4 +40,5 @@ __all__ = [
     "downsample",
     "largest_class",
     "level_weights",
+    "loss_at",
 ]

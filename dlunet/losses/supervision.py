@@ -82,6 +82,11 @@ class LossSchedule(nn.Module):
         return self.first if epoch < self.epoch else self.then
 
 
+def loss_at(loss: nn.Module, epoch: int) -> nn.Module:
+    """The loss of an epoch, whether or not there is a schedule."""
+    return loss.at(epoch) if isinstance(loss, LossSchedule) else loss
+
+
 def level_weights(levels: int) -> list[float]:
     """The weight of each level, finest first."""
     if levels == 1:

@@ -201,8 +201,8 @@ class _Preparation:
             own = None if case.label is None else labels
             made_from = {**self._settings, "files": stamps.stamp(_sources(case))}
             prepared = prepare_image(image.array, image.spacing, self.plan)[0]
-            lost = [] if own is None or label is None else sorted(_classes(label.array) - _classes(own))
-            save_prepared(self.place(case), prepared, own, made_from, image.warnings, lost)
+            classes = set() if case.label is None or label is None else _classes(label.array)
+            save_prepared(self.place(case), prepared, own, made_from, image.warnings, classes)
         index_place = self.index_place(case)
         if index_place is not None and labels is not None:
             made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
@@ -232,11 +232,11 @@ def _index_sources(case: Case) -> list[Path]:
 
 
 def _classes(labels: np.ndarray) -> set[int]:
-    """The classes in a label map; a few slices at a time, since an index takes eight bytes a voxel."""
+    """The classes in a label map, found slice by slice, since an index takes eight bytes a voxel; 0 is none."""
     occurs = np.zeros(256, bool)
     for part in labels:
         occurs[part] = True
-    return set(np.flatnonzero(occurs).tolist())
+    return {*np.flatnonzero(occurs).tolist()} - {0}
 
 
 def _lost_classes(labels: LabelSet, plan: Plan, cases: Sequence[PreparedCase]) -> list[str]:

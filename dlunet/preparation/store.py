@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +156,7 @@ def save_prepared(
     label: np.ndarray | None,
     made_from: dict[str, Any],
     warnings: Sequence[str] = (),
-    lost: Sequence[int] = (),
+    classes: Collection[int] = (),
 ) -> None:
     """Write a prepared case.
 
@@ -166,7 +166,7 @@ def save_prepared(
         label: (z, y, x), uint8, or None.
         made_from: What the case was made from, see :func:`is_up_to_date`.
         warnings: What looks wrong in its CT.
-        lost: See :class:`PreparedCase`.
+        classes: The classes of the label map that ``label`` was resampled from.
 
     Raises:
         WriteError: The folder cannot be written.
@@ -177,7 +177,7 @@ def save_prepared(
     if label is not None:
         arrays[LABEL] = label
     values = {"shape": image.shape, "ranges": ranges, STEP: step, "labelled": label is not None}
-    values |= {"warnings": list(warnings), "lost": list(lost), "made_from": made_from}
+    values |= {"warnings": list(warnings), "lost": sorted({*classes} - ranges.keys()), "made_from": made_from}
     _save(folder, arrays, values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -37,19 +38,19 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
         method, network, _ = run.parts
         return method != "Supervised", network != "PlainUNet", run.name, run.seed.zfill(9)
 
-    ordered = sorted(runs, key=place)
+    settings = {run.folder: _settings(run) for run in runs}
     groups: dict[str, list[Run]] = {}
-    for run in ordered:
-        groups.setdefault(_group_name(run, runs), []).append(run)
+    for run in sorted(runs, key=place):
+        groups.setdefault(_group_name(run, runs, settings), []).append(run)
     return groups
 
 
-def _group_name(run: Run, runs: Sequence[Run]) -> str:
+def _group_name(run: Run, runs: Sequence[Run], settings: Mapping[Path, Settings]) -> str:
     namesakes = [other for other in runs if other.name == run.name]
     alike = [other for other in namesakes if (other.data, other.scale) == (run.data, run.scale)]
-    keys = _telling_apart([_settings(other) for other in alike])
-    values = _of(keys, _settings(run))
-    seeds = [other.seed for other in alike if _of(keys, _settings(other)) == values]
+    keys = _telling_apart([settings[other.folder] for other in alike])
+    values = _of(keys, settings[run.folder])
+    seeds = [other.seed for other in alike if _of(keys, settings[other.folder]) == values]
     if len(set(seeds)) < len(seeds):
         return f"{run.name} ({run.folder})"
     words = [run.data, run.scale] if len(alike) < len(namesakes) else []

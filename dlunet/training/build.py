@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.losses import LossSchedule
+from dlunet.losses import loss_at
 from dlunet.methods import Fixed, Method, Trained, method_of
 from dlunet.networks import Bundle, build_network, load_bundle
 from dlunet.preparation import PreparedDataset
@@ -73,8 +73,8 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
     logits, target = torch.zeros(1, num_classes, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.long)
     for name, loss in losses_of(config).items():
         with _naming(config, name):
-            for epoch in (0, epochs):
-                (loss.at(epoch) if isinstance(loss, LossSchedule) else loss)(logits, target)
+            for of_epoch in {loss_at(loss, 0), loss_at(loss, epochs)}:
+                of_epoch(logits, target)
     make, schedule = optimizer_of(config), schedule_of(config)
     with _naming(config, "optimizer.algorithm"):
         make([nn.Parameter(torch.zeros(1))])
@@ -114,11 +114,8 @@ def augmentation_of(config: DictConfig) -> Augmentation:
 
 
 def _instantiated(config: DictConfig, name: str) -> Any:
-    described = OmegaConf.select(config, name)
-    if described is None:
-        raise UserError(f"{name}: found null; expected its settings; leave it out for the default")
     with _naming(config, name):
-        return instantiate(described, _convert_="all")
+        return instantiate(OmegaConf.select(config, name), _convert_="all")
 
 
 @contextmanager

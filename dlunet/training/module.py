@@ -20,7 +20,7 @@ from torchmetrics.segmentation import DiceScore
 from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
-from dlunet.losses import DeepSupervisionLoss, LossSchedule
+from dlunet.losses import DeepSupervisionLoss, loss_at
 from dlunet.methods import Batch, Method, Progress, Step, Terms, check_terms
 from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
@@ -189,7 +189,7 @@ class SegmentationModule(lightning.LightningModule):
         return [self.networks[role] for role in self.method.trained]
 
     def _in_force(self, loss: nn.Module) -> DeepSupervisionLoss:
-        return DeepSupervisionLoss(loss.at(self.current_epoch) if isinstance(loss, LossSchedule) else loss)
+        return DeepSupervisionLoss(loss_at(loss, self.current_epoch))
 
     def _average(self) -> None:
         for role, average in self.method.averaged.items():

@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dlunet.errors import UserError
+from dlunet import stamps
+from dlunet.errors import UserError, few
 from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
 from dlunet.settings import flattened
-from dlunet.stamps import contents_of
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = (
@@ -127,14 +127,18 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The pseudo-labels changed: one run would be trained with two versions of them.
         """
-        now = {case: contents_of(path) for case, path in files.items()}
         known = _read_json(self.pseudo_labels) if self.last.exists() else None
-        changed = [] if known is None else sorted(case for case in known | now if known.get(case) != now.get(case))
-        if changed:
-            raise UserError(
-                f"{self.path}: contains a run on other pseudo-labels ({len(changed)} changed: {', '.join(changed[:4])}"
-                f"{', …' if len(changed) > 4 else ''}); restore them, or remove the folder to train anew"
-            )
+        if known is None:
+            now = {case: stamps.stamp([path]) for case, path in files.items()}
+        else:
+            now = {
+                case: followed for case, path in files.items() if (followed := stamps.follow(known.get(case), [path]))
+            }
+            if changed := sorted({*known, *files} - now.keys()):
+                raise UserError(
+                    f"{self.path}: contains a run on other pseudo-labels ({len(changed)} changed: {few(changed, 4)}); "
+                    "restore them, or remove the folder to train anew"
+                )
         write_text(self.pseudo_labels, json.dumps(now, indent=2))
 
     def check_same_settings(self, now: dict[str, Any], only: Collection[str] | None = None) -> None:
@@ -190,4 +194,4 @@ def _difference(part: str, before: list[str], now: list[str]) -> str:
     """The cases added to and removed from a part, as a short text."""
     came, went = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     words = [f"{sign}{name}" for sign, names in (("+", came), ("-", went)) for name in names]
-    return f"{part}: {', '.join(words[:4])}{', …' if len(words) > 4 else ''}" if words else ""
+    return f"{part}: {few(words, 4)}" if words else ""

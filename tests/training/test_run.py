@@ -153,6 +153,11 @@ def test_what_cannot_be_is_named_before_anything_is_prepared(place, train, words
     assert not (place / "not_prepared").exists()
 
 
+def test_an_optimiser_whose_form_is_chosen_is_not_fused(place, train):
+    train("experiment=sup_light", "output=foreach", "+optimizer.algorithm.foreach=true", "trainer.max_epochs=1")
+    assert (place / "foreach" / "checkpoints" / "last.ckpt").is_file()
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_training_that_diverges_ends_with_a_message(place, train_process, devices):
     words = ("experiment=sup_light", "output=diverged", f"trainer.devices={devices}", "trainer.accelerator=cpu")
