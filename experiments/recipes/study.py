@@ -7,7 +7,7 @@
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
 study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. With ``command: self_train``, every round of a
-run has a row of its own.
+run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of another study, and trained there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dlunet.inference.case_tables import read_case_table
 from dlunet.provenance import provenance
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    study = OmegaConf.load(HERE / f"{arguments.study}.yaml")
+    study = load(arguments.study)
     wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
     if command_of(study) == "train":
         prepare_all(study, {run for run, _ in wanted})
@@ -61,6 +61,19 @@ def main() -> None:
         write_comparisons(arguments.study, runs, study.comparisons)
     if not all(well):
         sys.exit(f"{well.count(False)} runs failed, see above; rerun the command to resume them")
+
+
+def load(name: str) -> DictConfig:
+    """A study by its name."""
+    return OmegaConf.load(HERE / f"{name}.yaml")
+
+
+def home(study, name: str, run: str) -> tuple[DictConfig, str, str]:
+    """The study that a run is trained in, its name, and that of the run there."""
+    if not (elsewhere := (study.runs[run] or {}).get("same_as")):
+        return study, name, run
+    name, run = elsewhere.split("/")
+    return load(name), name, run
 
 
 def command_of(study) -> str:
@@ -88,7 +101,8 @@ def run_folder(name: str, run: str, seed: int) -> Path:
 
 def trainings(study, name: str, run: str, seed: int) -> dict[str, Path]:
     """The run folders of a run of a study, by the names of their rows: its own, or one for each round."""
-    folder = run_folder(name, run, seed)
+    study, name, original = home(study, name, run)
+    folder = run_folder(name, original, seed)
     if command_of(study) == "train":
         return {run: folder}
     layout = SelfTrainingLayout(folder)
@@ -103,7 +117,9 @@ def is_finished(folder: Path) -> bool:
 
 def train(name: str, study, run: str, seed: int) -> bool:
     """Train and score one run, or resume it; returns whether it went well."""
-    folder, parts = run_folder(name, run, seed), trainings(study, name, run, seed)
+    parts = trainings(study, name, run, seed)
+    study, name, run = home(study, name, run)
+    folder = run_folder(name, run, seed)
     if not all(map(is_finished, parts.values())):
         words = [*settings_of(study, run), f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)

@@ -117,12 +117,26 @@ def test_self_training_has_a_row_for_each_round(place, finish):
     assert means == sorted(means) and list(summary) == [f"mine, round {number}" for number in range(3)]
 
 
+def test_a_run_of_another_study_is_trained_once(place, finish, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "HERE", place)
+    (place / "first.yaml").write_text("seeds: [0]\nsettings: {}\nruns: {ours: {}}\ncomparisons: []\n")
+    study = OmegaConf.create(
+        {"command": "self_train", "settings": {"rounds": 1}, "runs": {"one": {"same_as": "first/ours"}}}
+    )
+    folder = studies.run_folder("first", "ours", 0)
+    finish(folder, 0, 1.0)
+    assert studies.trainings(study, "second", "one", 0) == {"one": folder}
+    assert studies.train("second", study, "one", 0)  # does not train again
+    assert "DSC" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_composes_and_every_comparison_is_of_runs_that_exist(name):
     study = OmegaConf.load(studies.HERE / f"{name}.yaml")
     rows = {row for run in study.runs for row in studies.trainings(study, name, run, 0)}
     for run in study.runs:
-        compose(studies.command_of(study), studies.settings_of(study, run))
+        where, _, original = studies.home(study, name, run)
+        compose(studies.command_of(where), studies.settings_of(where, original))
     for comparison in study.comparisons:
         compared = [*comparison.get("runs", []), comparison.floor, comparison.get("ceiling", comparison.floor)]
         assert set(compared) <= rows
