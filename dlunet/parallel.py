@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
-import torch
 
 from dlunet.errors import UserError
 from dlunet.progress import progress_bar
 
 #: Linux's shared memory, and the bytes that the locks and queues of a process pool take there.
 SHARED_MEMORY, POOL_BYTES = Path("/dev/shm"), 2**18
+
+#: What limits the threads of PyTorch, NumPy and SimpleITK in a process that has not loaded them yet.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 #: Seconds to wait for a terminated process before it is killed.
 PATIENCE = 10.0
@@ -72,7 +74,8 @@ def _in_parallel(
     # Spawned, not forked: SimpleITK and PyTorch have threads, which do not survive a fork.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
     try:
-        futures = {pool.submit(_outcome, work, item): item for item in items}
+        with _one_thread_per_process():
+            futures = {pool.submit(_outcome, work, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
@@ -87,9 +90,23 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _one_thread_per_process() -> Iterator[None]:
+    """Limit processes that are started meanwhile to one thread each: together they already use all cores."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _begin_worker() -> None:
     """Initialise a worker process."""
-    torch.set_num_threads(1)  # the worker processes already use all cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides when this one ends
     end_with_parent()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,10 @@ from typing import TypeVar
 import numpy as np
 
 from dlunet.errors import UserError
+from dlunet.evaluation.surfaces import surface_distances
 from dlunet.files import write_text
 from dlunet.plugins import is_another
 from dlunet.run_layout import ScoresLayout
-
-with warnings.catch_warnings():
-    # The package's own imports use names that SciPy has deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from surface_distance import compute_robust_hausdorff, compute_surface_distances
 
 #: ``function(prediction, reference, spacing)`` compares two masks (z, y, x), neither of them empty; spacing in mm.
 Measure = Callable[[np.ndarray, np.ndarray, Sequence[float]], float]
@@ -72,11 +67,31 @@ def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure]
 
 @register_metric("HD95 [mm]", higher_is_better=False)
 def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
-    """The larger of the two 95th percentiles of the surface-to-surface distances in mm (Nikolov et al.)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        distances = compute_surface_distances(reference, prediction, tuple(spacing))
-    return float(compute_robust_hausdorff(distances, 95))
+    """The larger of the two 95th percentiles of the surface-to-surface distances in mm, by area (Nikolov et al.)."""
+    found = surface_distances(prediction, reference, spacing)
+    return max(_percentile(found.predicted, found.predicted_areas), _percentile(found.expected, found.expected_areas))
+
+
+@register_metric("ASD [mm]", higher_is_better=False)
+def asd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """The average surface distance in mm: the mean over the area of both surfaces of the distance to the other one."""
+    found = surface_distances(prediction, reference, spacing)
+    total = found.predicted @ found.predicted_areas + found.expected @ found.expected_areas
+    return float(total / (found.predicted_areas.sum() + found.expected_areas.sum()))
+
+
+@register_metric("Volume difference [%]", higher_is_better=False)
+def volume_difference(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """The absolute difference of both volumes in per cent of the reference's."""
+    expected = np.count_nonzero(reference)
+    return 100 * abs(np.count_nonzero(prediction) - expected) / expected
+
+
+def _percentile(distances: np.ndarray, areas: np.ndarray, fraction: float = 0.95) -> float:
+    """The smallest distance that this fraction of the area does not exceed."""
+    order = np.argsort(distances)
+    shares = np.cumsum(areas[order]) / areas.sum()
+    return float(distances[order][np.searchsorted(shares[:-1], fraction)])
 
 
 def find_metrics(names: Sequence[str]) -> dict[str, Metric]:

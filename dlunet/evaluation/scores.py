@@ -8,7 +8,6 @@ implementation, the ``surface-distance`` package.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,12 +16,8 @@ from scipy import ndimage
 
 from dlunet.errors import UserError
 from dlunet.evaluation.metrics import Measure
+from dlunet.evaluation.surfaces import surface_distances
 from dlunet.labels import FLARE22, Label, LabelSet
-
-with warnings.catch_warnings():
-    # The package's own imports use names that SciPy has deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
 #: Below this DSC a class counts as missed and its NSD is 0.
 MISSED_BELOW_DSC = 0.2
@@ -93,10 +88,10 @@ def surface_dice(prediction: np.ndarray, reference: np.ndarray, spacing: Sequenc
     if not prediction.any() or not reference.any():
         return float(prediction.any() == reference.any())
     box = _bounding_box(prediction | reference)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        distances = compute_surface_distances(reference[box], prediction[box], tuple(spacing))
-    return float(compute_surface_dice_at_tolerance(distances, tolerance_mm))
+    found = surface_distances(prediction[box], reference[box], spacing, tolerance_mm)
+    within = found.predicted_areas[found.predicted <= tolerance_mm].sum()
+    within += found.expected_areas[found.expected <= tolerance_mm].sum()
+    return float(within / (found.predicted_areas.sum() + found.expected_areas.sum()))
 
 
 def score_case(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,27 +167,10 @@ def _cases(root: Path, counts: dict[str, int], seed: int, truth: bool) -> Iterat
 
 
 def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | None) -> None:
-    with _one_thread_per_process():
-        make = partial(_make, shape=(shape[0], shape[1], shape[2]))
-        for _, outcome in for_each_case("making synthetic CTs", make, cases, workers) if cases else ():
-            if isinstance(outcome, UserError):
-                raise outcome
-
-
-@contextmanager
-def _one_thread_per_process() -> Iterator[None]:
-    """Limit worker processes to one thread each: the processes already use all cores."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    make = partial(_make, shape=(shape[0], shape[1], shape[2]))
+    for _, outcome in for_each_case("making synthetic CTs", make, cases, workers) if cases else ():
+        if isinstance(outcome, UserError):
+            raise outcome
 
 
 def _make(case: _Case, shape: tuple[int, int, int]) -> None:
