@@ -188,12 +188,13 @@ def export(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
-    from dlunet.evaluation import evaluate_folder, find_metrics
+    from dlunet.evaluation import evaluate_folder, find_metrics, print_summary
 
     metrics = find_metrics([config.metrics] if isinstance(config.metrics, str) else config.metrics)
     predictions = Path(config.predictions)
     labels = _scored_labels(config, predictions)
-    evaluate_folder(predictions, Path(config.references), Path(config.output), labels, metrics=metrics)
+    output = Path(config.output)
+    print_summary(evaluate_folder(predictions, Path(config.references), output, labels, metrics=metrics), output)
     print(f"scores: {config.output}")
 
 

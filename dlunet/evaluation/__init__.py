@@ -5,9 +5,10 @@ deviations within the tolerance of a class. :func:`score_case` applies FLARE22's
 :func:`evaluate_folder` to a folder of them; :func:`dice_score` and :func:`surface_dice` are the plain measures.
 """
 
-from dlunet.evaluation.folder import evaluate_folder, summarize_scores
+from dlunet.evaluation.folder import evaluate_folder
 from dlunet.evaluation.metrics import METRICS, Metric, find_metrics, read_metrics, register_metric
 from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
+from dlunet.evaluation.summary import low_cases, print_summary, summarize_scores
 
 __all__ = [
     "METRICS",
@@ -16,6 +17,8 @@ __all__ = [
     "dice_score",
     "evaluate_folder",
     "find_metrics",
+    "low_cases",
+    "print_summary",
     "read_metrics",
     "register_metric",
     "score_case",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from rich.console import Console
 
 from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
-from dlunet.evaluation.scores import DECIMALS, measure_case, score_case
+from dlunet.evaluation.scores import measure_case, score_case
+from dlunet.evaluation.summary import summarize_scores
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
@@ -95,40 +96,6 @@ def evaluate_folder(
         kind = SomeCasesFailed if rows else UserError
         raise kind(_failure_message(failures, len(rows), output))
     return scores
-
-
-def summarize_scores(
-    scores: pd.DataFrame, labels: LabelSet = FLARE22, shown: Container[str] | None = None
-) -> pd.DataFrame:
-    """Mean and standard deviation over cases, for each class and for the mean over classes.
-
-    Args:
-        scores: As in ``scores.csv``: columns ``case,organ`` and one per metric.
-        labels: The classes, in the order of the rows.
-        shown: The names of the classes that get a row; by default all.
-
-    Returns:
-        Columns ``organ,abbreviation,dsc_mean,dsc_std,nsd_mean,nsd_std,cases``, with two more per further metric before
-        ``cases``, computed over the cases where the metric has a value. The last row, ``Mean``, summarises each case's
-        mean over classes. Standard deviations are population values (divided by the number of cases); values are
-        rounded to 4 decimals.
-    """
-    metrics = [column for column in scores.columns if column not in ("case", "organ")]
-    rows = [
-        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, metrics])
-        for label in labels
-        if shown is None or label.name in shown
-    ]
-    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[metrics].mean()))
-    return pd.DataFrame(rows)
-
-
-def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[str, str | float | int]:
-    row: dict[str, str | float | int] = {"organ": organ, "abbreviation": abbreviation}
-    for score in values.columns:
-        row[f"{score}_mean"] = round(float(values[score].mean()), DECIMALS)
-        row[f"{score}_std"] = round(float(values[score].std(ddof=0)), DECIMALS)
-    return {**row, "cases": len(values)}
 
 
 def occurring_labels(pairs: Sequence[_Pair], workers: int | None = None) -> tuple[LabelSet, set[str] | None]:

@@ -1,0 +1,146 @@
+"""Summaries of a score table: means with intervals for each class, and the cases that hold the mean down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy.stats import bootstrap
+
+from dlunet.evaluation.metrics import read_metrics
+from dlunet.evaluation.scores import DECIMALS
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.run_layout import ScoresLayout
+
+RESAMPLES = 10_000
+#: Largest number of cases, and of classes for each, that are listed as holding the mean down.
+MOST_CASES, MOST_ORGANS = 5, 3
+
+
+class LowCase(NamedTuple):
+    """A case that holds the mean down.
+
+    Attributes:
+        case: Its name.
+        dsc: Its mean DSC over classes.
+        others: The mean DSC of all other cases.
+        organs: The DSC of those classes that are furthest below their means over all cases, furthest first.
+    """
+
+    case: str
+    dsc: float
+    others: float
+    organs: dict[str, float]
+
+
+def summarize_scores(
+    scores: pd.DataFrame, labels: LabelSet = FLARE22, shown: Container[str] | None = None
+) -> pd.DataFrame:
+    """Mean, standard deviation and interval over cases, for each class and for the mean over classes.
+
+    Args:
+        scores: As in ``scores.csv``: columns ``case,organ`` and one per metric.
+        labels: The classes, in the order of the rows.
+        shown: The names of the classes that get a row; by default all.
+
+    Returns:
+        Columns ``organ,abbreviation``, four per metric such as ``dsc_mean,dsc_std,dsc_low,dsc_high``, and ``cases``.
+        Metrics are summarised over the cases where they have a value. The last row, ``Mean``, summarises each case's
+        mean over classes. Standard deviations are population values (divided by the number of cases); ``low`` and
+        ``high`` are the ends of the mean's 95 % interval by a percentile bootstrap over cases, NaN with fewer than
+        two. Values are rounded to 4 decimals.
+    """
+    metrics = _metrics_of(scores)
+    rows = [
+        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, metrics])
+        for label in labels
+        if shown is None or label.name in shown
+    ]
+    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[metrics].mean()))
+    return pd.DataFrame(rows)
+
+
+def low_cases(scores: pd.DataFrame) -> list[LowCase]:
+    """The cases whose mean DSC is more than a standard deviation below that of all cases, lowest first; a few at most.
+
+    Args:
+        scores: As in ``scores.csv``.
+    """
+    table = scores.pivot_table("dsc", "case", "organ")
+    means = table.mean(axis=1)
+    low = means[means < means.mean() - means.std(ddof=0)].sort_values(kind="stable").head(MOST_CASES)
+    return [_low_case(str(case), table, means) for case in low.index]
+
+
+def print_summary(scores: pd.DataFrame, folder: Path) -> None:
+    """Print means with intervals, and the cases that hold the mean down.
+
+    Args:
+        scores: As in ``scores.csv``.
+        folder: The folder with the summary of these scores.
+    """
+    console, metrics = Console(), read_metrics(folder)
+    summary = pd.read_csv(ScoresLayout(folder).summary)
+    title = f"Means over {scores['case'].nunique()} cases, with 95 % bootstrap intervals"
+    table = Table(title=title, title_justify="left", title_style="")
+    table.add_column("")
+    for metric in metrics.values():
+        table.add_column(Text(metric.title), justify="right")
+    for row in summary.to_dict("records"):
+        if row["organ"] == "Mean":
+            table.add_section()
+        table.add_row(Text(row["organ"]), *(_estimate(row, name) for name in metrics))
+    console.print(table)
+    for low in low_cases(scores):
+        organs = ", ".join(f"{organ} {dsc:.3f}" for organ, dsc in low.organs.items())
+        line = f"low: {low.case}, mean DSC {low.dsc:.3f} (all others {low.others:.3f}): {organs}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _low_case(case: str, table: pd.DataFrame, means: pd.Series) -> LowCase:
+    values = table.loc[case]
+    furthest = (table.mean() - values).sort_values(ascending=False, kind="stable").index[:MOST_ORGANS]
+    organs = {str(organ): float(values[organ]) for organ in furthest}
+    return LowCase(case, float(means[case]), float(means.drop(case).mean()), organs)
+
+
+def _metrics_of(scores: pd.DataFrame) -> list[str]:
+    return [column for column in scores.columns if column not in ("case", "organ")]
+
+
+def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[str, str | float | int]:
+    row: dict[str, str | float | int] = {"organ": organ, "abbreviation": abbreviation}
+    for score in values.columns:
+        known = values[score].dropna().to_numpy()
+        low, high = _interval_of_mean(known)
+        estimates = {
+            "mean": known.mean() if len(known) else math.nan,
+            "std": known.std() if len(known) else math.nan,
+            "low": low,
+            "high": high,
+        }
+        row |= {f"{score}_{name}": round(float(value), DECIMALS) for name, value in estimates.items()}
+    return {**row, "cases": len(values)}
+
+
+def _interval_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean; NaN if there are fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    draws = np.random.default_rng(0)  # the same scores have the same interval
+    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=draws)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def _estimate(row: dict, name: str) -> Text:
+    mean, low, high = (row[f"{name}_{part}"] for part in ("mean", "low", "high"))
+    if math.isnan(mean):
+        return Text("–")
+    return Text(f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]")
