@@ -200,12 +200,11 @@ def evaluate(config: DictConfig) -> None:
 
 def report(config: DictConfig) -> None:
     """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER [floor=NAME ceiling=NAME]"""
-    from dlunet.reporting import print_report_summary, write_report
+    from dlunet.reporting import print_report, read_report, write_report
 
     folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    runs = [Path(folder) for folder in folders]
-    compared = {"floor": config.floor, "ceiling": config.ceiling}
-    print_report_summary(runs, write_report(runs, Path(config.output), **compared), **compared)
+    contents = read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling)
+    print_report(contents, write_report(contents, Path(config.output)))
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

@@ -1,11 +1,13 @@
 """The report of a run or a sweep on one page: score tables, curves, the paper's figure 3 and provenance.
 
-:func:`write_report` reads run folders as written by training and writes a self-contained HTML page, its images, and the
-score tables as CSV and Markdown. Parts missing from a run are listed on the page and do not prevent the report.
+:func:`read_report` reads run folders as written by training; :func:`write_report` writes a self-contained HTML page,
+its images, and the score tables as CSV and Markdown. Parts missing from a run are listed and do not prevent the report.
 """
 
-from dlunet.reporting.page import print_report_summary, write_report
+from dlunet.reporting.contents import Report, read_report
+from dlunet.reporting.page import write_report
 from dlunet.reporting.panels import overlay_png
 from dlunet.reporting.runs import Run, find_runs, read_run
+from dlunet.reporting.terminal import print_report
 
-__all__ = ["Run", "find_runs", "overlay_png", "print_report_summary", "read_run", "write_report"]
+__all__ = ["Report", "Run", "find_runs", "overlay_png", "print_report", "read_report", "read_run", "write_report"]

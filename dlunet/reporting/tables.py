@@ -1,12 +1,10 @@
-"""Score tables of experiments: means over cases and seeds, beside the paper's values."""
+"""Score tables of experiments: means over cases and seeds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 
 import pandas as pd
 
@@ -15,35 +13,6 @@ from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run, common_metrics
 
 MEAN = "Mean"
-#: The paper's tables by number, each with the experiments that reproduce its rows.
-PAPER_ROWS = {
-    3: {
-        "sup_nnunet": "nnU-Net w/o SSL",
-        "ssl_nnunet": "nnU-Net w SSL",
-        "sup_light": "Light UNet w/o SSL",
-        "ssl_light": "Light UNet w SSL",
-    },
-    4: {"loss_dice_ce": "Dice+CE", "loss_nrd_tce": "NRD+TCE"},
-}
-PAPER_TITLES = {
-    3: "Table 3: DSC with and without semi-supervised learning",
-    4: "Table 4: DSC by loss function",
-}
-#: The Python classes of the method, network and loss of each of these experiments.
-PAPER_PARTS = {
-    "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
-    "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
-    "sup_light": ("Supervised", "LightUNet", "RobustSegmentationLoss"),
-    "ssl_light": ("CrossPseudo", "LightUNet", "RobustSegmentationLoss"),
-    "loss_dice_ce": ("Supervised", "PlainUNet", "DiceCrossEntropyLoss"),
-    "loss_nrd_tce": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
-}
-#: Pairs of experiments that differ in one change: (change, without, with).
-COMPARISONS = (
-    ("Semi-supervision, nnU-Net", "sup_nnunet", "ssl_nnunet"),
-    ("Semi-supervision, light U-Net", "sup_light", "ssl_light"),
-    ("NRD + TCE instead of Dice + CE", "loss_dice_ce", "loss_nrd_tce"),
-)
 
 
 @dataclass(frozen=True)
@@ -65,36 +34,6 @@ class ScoreTable:
         values = self.mean[column].astype(float).round(decimals)  # missing values may have made it a column of objects
         best = values.max() if self.metric.higher_is_better else values.min()
         return bool(values.count() > 1 and values[experiment] == best)
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of a table of the paper: the paper's values and ours by column; ours is None if it was not run."""
-
-    name: str
-    experiment: str
-    paper: dict[str, float]
-    ours: dict[str, float] | None
-
-
-@dataclass(frozen=True)
-class PaperTable:
-    """A table in the paper's layout."""
-
-    number: int
-    title: str
-    rows: tuple[PaperRow, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The effect of a change on the mean DSC, here and in the paper."""
-
-    change: str
-    before: str
-    after: str
-    ours: float
-    paper: float
 
 
 def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
@@ -126,50 +65,6 @@ def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) ->
 def case_means(scores: pd.DataFrame) -> pd.Series:
     """Mean DSC over classes for each case, worst first; ties are sorted by name."""
     return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
-
-
-@cache
-def paper_figures() -> pd.DataFrame:
-    """The paper's tables 3 to 7: columns ``table,row,score,mean`` and one per organ abbreviation."""
-    with resources.files("dlunet.reporting").joinpath("paper_tables.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
-
-
-def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[PaperTable]:
-    """The paper's tables with at least one row that was run, in the paper's layout; none for other label sets."""
-    if labels != FLARE22:
-        return []
-    ours = _groups_by_experiment(groups)
-    return [
-        PaperTable(
-            number,
-            PAPER_TITLES[number],
-            tuple(_paper_row(number, name, row, ours.get(name), dsc) for name, row in rows.items()),
-        )
-        for number, rows in PAPER_ROWS.items()
-        if any(experiment in ours for experiment in rows)
-    ]
-
-
-def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[Comparison]:
-    """Differences in mean DSC between the available experiments, beside the paper's; none for other label sets."""
-    if labels != FLARE22:
-        return []
-    means = dsc.mean[MEAN].dropna()
-    names = _groups_by_experiment(groups)
-    ours = {experiment: float(means[name]) for experiment, name in names.items() if name in means}
-    rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
-    return [
-        Comparison(
-            change,
-            before,
-            after,
-            ours[after] - ours[before],
-            _paper_values(*rows[after])[MEAN] - _paper_values(*rows[before])[MEAN],
-        )
-        for change, before, after in COMPARISONS
-        if before in ours and after in ours
-    ]
 
 
 def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
@@ -211,29 +106,3 @@ def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     if math.isnan(mean):
         return "–"
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"
-
-
-def _groups_by_experiment(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    """The group that reproduces each experiment: the one with its name, else the only other one with its parts."""
-    found = {}
-    for experiment, parts in PAPER_PARTS.items():
-        others = [name for name in groups if name not in PAPER_PARTS]
-        alike = [name for name in others if all(run.parts == parts for run in groups[name])]
-        if experiment in groups:
-            found[experiment] = experiment
-        elif len(alike) == 1:
-            found[experiment] = alike[0]
-    return found
-
-
-def _paper_row(number: int, experiment: str, row: str, group: str | None, dsc: ScoreTable) -> PaperRow:
-    ours = None
-    if group is not None and dsc.mean.loc[group].notna().any():
-        ours = {column: float(dsc.mean[column][group]) for column in dsc.mean.columns}
-    return PaperRow(row, experiment, _paper_values(number, row), ours)
-
-
-def _paper_values(number: int, row: str) -> dict[str, float]:
-    figures = paper_figures()
-    values = figures[(figures["table"] == number) & (figures["row"] == row) & (figures["score"] == "DSC")].iloc[0]
-    return {MEAN if column == "mean" else column: float(values[column]) for column in figures.columns[3:]}

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, label_set
-from dlunet.reporting import print_report_summary, tables, write_report
+from dlunet.reporting import paper, print_report, read_report, write_report
 from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.runs import read_run
-from dlunet.reporting.tables import paper_figures
+from dlunet.reporting.tables import score_table
 
 TABLE_3 = {
     "sup_nnunet": "nnU-Net w/o SSL",
@@ -21,6 +21,11 @@ TABLE_3 = {
     "sup_light": "Light UNet w/o SSL",
     "ssl_light": "Light UNet w SSL",
 }
+
+
+def written(runs, output, **compared):
+    """Write a report and return its page."""
+    return write_report(read_report(runs, **compared), output)
 
 
 class Page(HTMLParser):
@@ -65,7 +70,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(table_3_runs, tmp_path_factory):
     """The folder of a report on the runs of table 3, given the sweep's folder."""
-    return write_report([table_3_runs[0].parents[1]], tmp_path_factory.mktemp("report")).parent
+    return written([table_3_runs[0].parents[1]], tmp_path_factory.mktemp("report")).parent
 
 
 @pytest.fixture(scope="module")
@@ -101,32 +106,32 @@ def test_it_says_that_the_data_is_synthetic(report, page):
 
 def test_synthetic_data_is_called_so_under_any_name(make_run, tmp_path):
     run = make_run("ssl_light", data_name="gap4")
-    assert "Synthetic data." in Page(write_report([run], tmp_path / "report")).text
+    assert "Synthetic data." in Page(written([run], tmp_path / "report")).text
 
 
 def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
-    assert "recipe=" not in Page(write_report([run], tmp_path / "paper")).text
+    assert "recipe=" not in Page(written([run], tmp_path / "paper")).text
     config = run / "config.yaml"
     config.write_text(config.read_text() + "recipe: {name: best}\n")
-    page = write_report([run], tmp_path / "best")
-    print_report_summary([run], page)
+    page = written([run], tmp_path / "best")
+    print_report(read_report([run]), page)
     for text in (Page(page).text, capsys.readouterr().out):
         assert "recipe=best: other losses than the paper's" in " ".join(text.split())
 
 
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
-    text = Page(write_report([run], tmp_path / "report")).text.lower()
+    text = Page(written([run], tmp_path / "report")).text.lower()
     assert "synthetic" not in text and "not all runs are at the paper's scale" in text
 
 
 def test_table_3_stands_beside_the_paper_s(page, scores):
     table = page.tables[2]
     assert [row[0] for row in table[1::2]] == list(TABLE_3.values())
-    paper = paper_figures().query("table == 3").set_index("row")
+    figures = paper.paper_figures().query("table == 3").set_index("row")
     for (name, row), theirs, ours in zip(TABLE_3.items(), table[1::2], table[2::2], strict=True):
-        assert theirs[1:] == ["paper"] + [f"{value:.3f}" for value in paper.loc[row].iloc[2:]]
+        assert theirs[1:] == ["paper"] + [f"{value:.3f}" for value in figures.loc[row].iloc[2:]]
         dsc = scores[name]["dsc"]
         expected = [dsc.mean(), *(dsc[scores[name]["organ"] == label.name].mean() for label in FLARE22)]
         assert ours == ["ours (synthetic)"] + [f"{value:.3f}" for value in expected]
@@ -139,7 +144,7 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
         scores.assign(far=distance).to_csv(run / "scores" / "scores.csv", index=False)
         described = {"dsc": ["DSC", True], "nsd": ["NSD", True], "far": ["Far [mm]", False]}
         (run / "scores" / "metrics.json").write_text(json.dumps(described))
-    write_report(runs, tmp_path / "report")
+    written(runs, tmp_path / "report")
     markdown = (tmp_path / "report" / "scores.md").read_text()
     dsc, _, far = (part for part in markdown.split("\n\n") if part.startswith("| run"))
     assert "**3.000**" in far and "**7.000**" not in far
@@ -163,17 +168,17 @@ def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_p
         make_run("ssl_in_name_alone", parts_of=("dlunet.methods.Supervised", "LightUNet", loss)),
         make_run("ssl_without_a_row", parts_of=("dlunet.methods.Supervised", "Other", loss)),
     ]
-    page = Page(write_report(runs, tmp_path / "report"))
+    page = Page(written(runs, tmp_path / "report"))
     assert [row[0] for row in page.tables[0][1:]] == ["ssl_in_name_alone", "ssl_without_a_row", "a_second_try"]
     groups = group_by_experiment([read_run(run) for run in runs])
-    (table,) = tables.paper_tables(tables.score_table(groups, "dsc"), groups)
+    (table,) = paper.paper_tables(score_table(groups, "dsc"), groups)
     assert {row.name: row.ours is not None for row in table.rows} == {
         "nnU-Net w/o SSL": False,
         "nnU-Net w SSL": False,
         "Light UNet w/o SSL": True,
         "Light UNet w SSL": True,
     }
-    (comparison,) = tables.comparisons(tables.score_table(groups, "dsc"), groups)
+    (comparison,) = paper.comparisons(score_table(groups, "dsc"), groups)
     scores = [pd.read_csv(run / "scores" / "scores.csv") for run in runs[:2]]
     means = [frame.groupby("case")["dsc"].mean().mean() for frame in scores]
     assert comparison.ours == pytest.approx(means[0] - means[1])
@@ -197,7 +202,7 @@ def test_the_score_tables_are_those_of_the_folders_with_the_best_in_bold(report,
 
 def test_seeds_are_averaged(make_run, tmp_path):
     runs = [make_run("ssl_light", seed, error=seed) for seed in (1, 2, 3)]
-    row = Page(write_report(runs, tmp_path / "report")).tables[0][1]
+    row = Page(written(runs, tmp_path / "report")).tables[0][1]
     means = pd.Series([pd.read_csv(run / "scores" / "scores.csv")["dsc"].mean() for run in runs])
     assert row[:4] == ["ssl_light", "1, 2, 3", "4", f"{means.mean():.3f}± {means.std():.3f}"]
 
@@ -205,7 +210,7 @@ def test_seeds_are_averaged(make_run, tmp_path):
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_path):
     runs = [make_run("ssl_light"), make_run("ssl_light", 2, data_name="flare22"), make_run("sup_light")]
     twin = shutil.copytree(runs[2], tmp_path / "again")
-    rows = Page(write_report([*runs, twin], tmp_path / "report")).tables[0][1:]
+    rows = Page(written([*runs, twin], tmp_path / "report")).tables[0][1:]
     twins = {f"sup_light ({folder})" for folder in (runs[2], twin)}
     assert {row[0] for row in rows} == {"ssl_light (phantom, cpu)", "ssl_light (flare22, cpu)"} | twins
 
@@ -246,18 +251,18 @@ def test_runs_with_other_settings_are_not_averaged(make_run):
 
 
 def test_table_4_is_shown_for_the_losses(make_run, tmp_path):
-    page = Page(write_report([make_run("loss_nrd_tce")], tmp_path / "report"))
+    page = Page(written([make_run("loss_nrd_tce")], tmp_path / "report"))
     assert "Table 4" in page.text and "Table 3" not in page.text
     assert "loss_dice_ce: no scores in this report" in page.text
 
 
 def test_other_runs_have_no_paper_table(make_run, tmp_path):
-    assert "paper" not in Page(write_report([make_run("mine")], tmp_path / "report")).sections
+    assert "paper" not in Page(written([make_run("mine")], tmp_path / "report")).sections
 
 
 def test_missing_parts_are_said_in_place(make_run, tmp_path):
     runs = [make_run("sup_light"), make_run("ssl_light", parts=())]
-    text = Page(write_report(runs, tmp_path / "report")).text
+    text = Page(written(runs, tmp_path / "report")).text
     assert "no scores in this run's folder" in text
     assert "ssl_light: no predictions to show" in text
     assert "no provenance.json; no scores/scores.csv; no predictions" in text
@@ -266,7 +271,7 @@ def test_missing_parts_are_said_in_place(make_run, tmp_path):
 def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
     run = make_run("sup_light", parts=())
     (run / "metrics.csv").write_text("")
-    page = Page(write_report([run], tmp_path / "report"))
+    page = Page(written([run], tmp_path / "report"))
     for sentence in (
         "No run has scores.",
         "No run has logged",
@@ -282,12 +287,12 @@ def test_images_that_are_gone_are_said(make_run, tmp_path):
     record = run / "predictions" / "prediction.json"
     images = {case: f"gone/{case}.nii.gz" for case in json.loads(record.read_text())["images"]}
     record.write_text(json.dumps({"images": images}))
-    page = Page(write_report([run], tmp_path / "report"))
+    page = Page(written([run], tmp_path / "report"))
     assert "case_1: not shown: gone/case_1.nii.gz: no such file" in page.text
     record.unlink()
     assert (
         "prediction.json and references.json do not list the scored CTs"
-        in Page(write_report([run], tmp_path / "report")).text
+        in Page(written([run], tmp_path / "report")).text
     )
 
 
@@ -296,10 +301,10 @@ def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run,
     spleen = label_set("mine", {1: "spleen", 2: "tumour"})
     (run / "labels.json").write_text(json.dumps(spleen.to_dict()))
     (run / "scores" / "scores.csv").write_text("case,organ,dsc,nsd\na,spleen,0.9,0.8\na,tumour,0.5,\n")
-    page = Page(write_report([run], tmp_path / "report"))
+    page = Page(written([run], tmp_path / "report"))
     assert "0.700" in page.text and "TUM" in page.text and "Table 3" not in page.text
     with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):
-        write_report([run, other], tmp_path / "both")
+        written([run, other], tmp_path / "both")
 
 
 def test_names_are_escaped(make_run, tmp_path):
@@ -310,7 +315,7 @@ def test_names_are_escaped(make_run, tmp_path):
     scores.to_csv(run / "scores" / "scores.csv", index=False)
     config = (run / "config.yaml").read_text().replace("name: ssl_light", f"name: '{evil}'")
     (run / "config.yaml").write_text(config)
-    page = Page(write_report([run], tmp_path / "report"))
+    page = Page(written([run], tmp_path / "report"))
     assert "script" not in page.tags
     assert evil in page.text
 
@@ -326,7 +331,7 @@ def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):
         run / "predictions" / "prediction.json",
     ):
         file.write_text(file.read_text().replace("case_1,", f"{quoted_csv},").replace('"case_1"', quoted_json))
-    page = Page(write_report([run], tmp_path / "report"))
+    page = Page(written([run], tmp_path / "report"))
     assert evil in page.images[-1]["alt"]
     assert all(set(image) == {"src", "alt"} for image in page.images)
 
@@ -335,21 +340,21 @@ def test_runs_scored_on_different_cases_are_called_so(make_run, tmp_path):
     runs = [make_run("sup_light"), make_run("ssl_light")]
     scores = pd.read_csv(runs[0] / "scores" / "scores.csv")
     scores[scores["case"] != "case_1"].to_csv(runs[0] / "scores" / "scores.csv", index=False)
-    assert "scored on different cases" in Page(write_report(runs, tmp_path / "report")).text
+    assert "scored on different cases" in Page(written(runs, tmp_path / "report")).text
     assert "Scored on different cases: means are not comparable." in (tmp_path / "report" / "scores.md").read_text()
 
 
 def test_the_terminal_gets_the_table_and_the_page_s_path(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
     page = tmp_path / "report" / "index.html"
-    print_report_summary([run], page)
+    print_report(read_report([run]), page)
     printed = capsys.readouterr().out
     assert f"report: {page}" in printed and "SYNTHETIC" in printed and "mean NSD" in printed and "DSC LAG" in printed
     assert f"{pd.read_csv(run / 'scores' / 'scores.csv')['nsd'].mean():.3f}" in printed
 
 
 def test_experiments_are_compared_with_a_floor_and_a_ceiling(table_3_runs, report, scores, tmp_path):
-    folder = write_report(table_3_runs, tmp_path / "report", floor="sup_nnunet", ceiling="ssl_light").parent
+    folder = written(table_3_runs, tmp_path / "report", floor="sup_nnunet", ceiling="ssl_light").parent
     page, csv = Page(folder / "index.html"), pd.read_csv(folder / "paired.csv").set_index("run")
     assert page.sections == ["scores", "paired", "organs", "curves", "panels", "paper", "provenance"]
     header, *rows = page.tables[2]
@@ -365,7 +370,7 @@ def test_experiments_are_compared_with_a_floor_and_a_ceiling(table_3_runs, repor
         ends = [csv.loc[name, f"difference_{end}"] for end in ("low", "high")]
         assert difference.endswith(" [{:+.3f}, {:+.3f}]".format(*ends))
         assert f"| {name} | 1 | 4 | {dsc} | {difference} |" in (folder / "scores.md").read_text()
-    write_report(table_3_runs, folder)
+    written(table_3_runs, folder)
     assert {path.name for path in folder.iterdir()} == {path.name for path in report.iterdir()}
     assert (folder / "scores.md").read_text() == (report / "scores.md").read_text()
 
@@ -385,6 +390,6 @@ def test_the_command_takes_names_as_the_report_shows_them(make_run, tmp_path, dl
 
 def test_folders_without_runs_are_errors(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        write_report([tmp_path / "nowhere"], tmp_path / "report")
+        written([tmp_path / "nowhere"], tmp_path / "report")
     with pytest.raises(UserError, match=r"found no run; expected a folder with config\.yaml"):
-        write_report([tmp_path], tmp_path / "report")
+        written([tmp_path], tmp_path / "report")

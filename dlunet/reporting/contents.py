@@ -1,0 +1,98 @@
+"""The contents of a report: runs by experiment, their scores and comparison, and what must be said of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlunet.labels import LabelSet
+from dlunet.reporting.groups import group_by_experiment
+from dlunet.reporting.paired import PairedTable, paired_table
+from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, read_run
+from dlunet.reporting.tables import ScoreTable, score_table
+
+Groups = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all forms of a report show.
+
+    Attributes:
+        groups: Runs by experiment.
+        labels: The classes of all runs.
+        scores: The score tables by metric.
+        paired: The comparison with a floor, or None.
+    """
+
+    groups: Groups
+    labels: LabelSet
+    scores: Mapping[str, ScoreTable]
+    paired: PairedTable | None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for runs in self.groups.values() for run in runs]
+
+    @property
+    def dsc(self) -> ScoreTable:
+        """The table of the DSC."""
+        return self.scores["dsc"]
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether a run has generated CTs."""
+        return any(run.synthetic for run in self.runs)
+
+    @property
+    def has_unequal_cases(self) -> bool:
+        """Whether runs were scored on different cases."""
+        return len({frozenset(cases) for cases in self._scored_cases()}) > 1
+
+    @property
+    def data_note(self) -> str:
+        """The data behind the scores, and what they may not be compared with."""
+        data, scale = ", ".join(self.distinct("data")), ", ".join(self.distinct("scale"))
+        note = f"Data: {data}, scale {scale}."
+        if self.is_synthetic:
+            note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
+        return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
+
+    @property
+    def recipe_note(self) -> str | None:
+        """That losses are not the paper's; None if they are."""
+        others = [name for name in self.distinct("recipe") if name != "paper"]
+        if not others:
+            return None
+        return (
+            f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's, and averaged networks."
+        )
+
+    def distinct(self, attribute: str) -> list[str]:
+        """The values of an attribute of the runs."""
+        return sorted({getattr(run, attribute) for run in self.runs})
+
+    def _scored_cases(self) -> Iterator[set[str]]:
+        return (set(run.scores["case"]) for run in self.runs if run.scores is not None)
+
+
+def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: str | None = None) -> Report:
+    """Read one or more runs for a report.
+
+    Args:
+        folders: Run folders, or folders with run folders at any depth below them. A run folder contains
+            ``config.yaml`` and ``metrics.csv`` and, depending on the progress of the run, ``provenance.json``,
+            ``predictions/NAME.nii.gz`` and ``scores/scores.csv``.
+        floor: Name of the experiment that all others are compared with, case by case; None for no comparison.
+        ceiling: Name of the experiment that shows how much can be gained over the floor, or None.
+
+    Raises:
+        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or an
+            experiment cannot be compared with floor and ceiling.
+    """
+    groups = group_by_experiment([read_run(folder) for folder in find_runs(folders)])
+    paired, labels = paired_table(groups, floor, ceiling), common_labels(groups)
+    scores = {name: score_table(groups, name, labels) for name in common_metrics(groups)}
+    return Report(groups, labels, scores, paired)

@@ -1,0 +1,86 @@
+"""The summary of a report in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dlunet.reporting.contents import Report
+from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
+from dlunet.reporting.paper import PaperTable, paper_tables
+from dlunet.reporting.tables import MEAN, ScoreTable, format_score
+
+
+def print_report(report: Report, page: Path, console: Console | None = None) -> None:
+    """Print mean scores and DSC per class by experiment, the paper's tables, the comparison, and the page's path.
+
+    Args:
+        report: The contents.
+        page: The path returned by :func:`dlunet.reporting.write_report`.
+        console: Console to print to; by default standard output.
+    """
+    console = console or Console()
+    console.print(_scores_layout(report))
+    tables = paper_tables(report.dsc, report.groups, report.labels)
+    for table in tables:
+        console.print(_paper_layout(table, "ours (synthetic)" if report.is_synthetic else "ours"))
+    if tables and report.recipe_note:
+        console.print(report.recipe_note)
+    if report.paired is not None:
+        console.print(_paired_layout(report.paired))
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _scores_layout(report: Report) -> Table:
+    layout = Table(title=report.data_note, title_justify="left", title_style="")
+    layout.add_column("")
+    for name in report.groups:
+        layout.add_column(_plain(name), justify="right")
+    means = [(f"mean {table.metric.title}", table, MEAN) for table in report.scores.values()]
+    lines = means + [(f"DSC {label.abbreviation}", report.dsc, label.abbreviation) for label in report.labels]
+    for title, scores, column in lines:
+        values = [_highlight(scores, name, column) for name in report.groups]
+        layout.add_row(_plain(title), *values, end_section=title == means[-1][0])
+    return layout
+
+
+def _highlight(scores: ScoreTable, name: str, column: str) -> str:
+    text = format_score(scores, name, column)
+    return f"[bold]{text}[/bold]" if scores.is_best(name, column) else text
+
+
+def _paper_layout(paper_table: PaperTable, ours: str) -> Table:
+    """A table of the paper with its scores above ours; two decimals, so that all organs fit into 80 columns."""
+    columns = list(paper_table.rows[0].paper)
+    layout = Table(title=paper_table.title, title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    for column in ("", *columns):
+        layout.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in paper_table.rows:
+        layout.add_row(row.name)
+        layout.add_row("  paper", *(_short(row.paper[column]) for column in columns))
+        layout.add_row(f"  {ours}", *(_short(row.ours[column]) if row.ours else "–" for column in columns))
+    return layout
+
+
+def _paired_layout(paired: PairedTable) -> Table:
+    """The main columns of a comparison, under its note; where they do not fit, names are wrapped."""
+    layout = Table(title=_plain(paired.note), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    lines = paired.lines()
+    titles = [title for title in MAIN_COLUMNS if title in lines[0]]
+    for title in titles:
+        layout.add_column(title, no_wrap=title != titles[0], overflow="fold")
+    for line in lines:
+        layout.add_row(*(_plain(line[title]) for title in titles))
+    return layout
+
+
+def _short(score: float) -> str:
+    """A score below 1 in three characters, such as .87."""
+    return f"{score:.2f}".removeprefix("0")
+
+
+def _plain(text: str) -> str:
+    """Escape a name so that rich does not interpret it as markup."""
+    return text.replace("[", "\\[")
