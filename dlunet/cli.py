@@ -199,12 +199,18 @@ def evaluate(config: DictConfig) -> None:
 
 
 def report(config: DictConfig) -> None:
-    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER [floor=NAME ceiling=NAME]"""
-    from dlunet.reporting import print_report, read_report, write_report
+    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER [floor=NAME …] [table=N]"""
+    from dlunet.reporting import print_paper_table, print_report, read_report, write_paper_table, write_report
 
     folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    contents = read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling)
-    print_report(contents, write_report(contents, Path(config.output)))
+    contents, output = (
+        read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling),
+        Path(config.output),
+    )
+    if config.table is None:
+        print_report(contents, write_report(contents, output))
+    else:
+        print_paper_table(write_paper_table(contents, config.table, output))
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

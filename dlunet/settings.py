@@ -36,7 +36,7 @@ BELOW_ONE: Rule = (lambda value: _number(value, -1e-9) and value < 1, "a number 
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: Settings for which null has a meaning.
-MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers")
+MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers", "table")
 
 #: The rules of settings. Those that a command does not have are not checked.
 RULES: dict[str, Rule] = {
@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
     "resume": (lambda value: value == "auto", "auto, or null"),
+    "table": (lambda value: value in (3, 4), "3 or 4, or null"),
     "rounds": COUNT,
     "agreement": FRACTION,
     "strict": SWITCH,

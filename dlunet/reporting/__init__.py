@@ -8,6 +8,18 @@ from dlunet.reporting.contents import Report, read_report
 from dlunet.reporting.page import write_report
 from dlunet.reporting.panels import overlay_png
 from dlunet.reporting.runs import Run, find_runs, read_run
-from dlunet.reporting.terminal import print_report
+from dlunet.reporting.table_files import write_paper_table
+from dlunet.reporting.terminal import print_paper_table, print_report
 
-__all__ = ["Report", "Run", "find_runs", "overlay_png", "print_report", "read_report", "read_run", "write_report"]
+__all__ = [
+    "Report",
+    "Run",
+    "find_runs",
+    "overlay_png",
+    "print_paper_table",
+    "print_report",
+    "read_report",
+    "read_run",
+    "write_paper_table",
+    "write_report",
+]

@@ -47,6 +47,11 @@ class Report:
         return any(run.synthetic for run in self.runs)
 
     @property
+    def ours(self) -> str:
+        """What rows of our scores beside the paper's are called."""
+        return "ours (synthetic)" if self.is_synthetic else "ours"
+
+    @property
     def has_unequal_cases(self) -> bool:
         """Whether runs were scored on different cases."""
         return len({frozenset(cases) for cases in self._scored_cases()}) > 1

@@ -69,7 +69,8 @@ def write_report(report: Report, output: Path) -> Path:
     return page
 
 
-def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Sequence[str]) -> str:
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder."""
     environment = Environment(
         loader=PackageLoader("dlunet.reporting", "."),
         autoescape=True,
@@ -77,13 +78,19 @@ def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Se
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(template).render(**values)
+
+
+def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Sequence[str]) -> str:
+    of_paper = paper_tables(report.dsc, report.groups, report.labels)
+    return render(
+        "report.html.j2",
         report=report,
         columns=[MEAN] + [label.abbreviation for label in report.labels],
         format_score=tables.format_score,
         case_count=_case_count,
-        paper_tables=paper_tables(report.dsc, report.groups, report.labels),
-        comparisons=comparisons(report.dsc, report.groups, report.labels),
+        paper_tables=of_paper,
+        comparisons=comparisons(of_paper),
         images=images,
         panel_notes=panel_notes,
         facts=_facts,

@@ -110,7 +110,7 @@ class PairedTable:
     def _line(self, row: PairedRow) -> dict[str, str]:
         compared = {
             "Difference to floor": row.difference.text("+.3f"),
-            "p": _p_text(row.p),
+            "p": p_text(row.p),
             "Cases better / worse": f"{row.better_cases} / {row.worse_cases}",
             "Seeds better / worse": f"{row.better_seeds} / {row.worse_seeds}",
         }
@@ -147,15 +147,15 @@ def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling
         if ceiling is not None:
             raise UserError(f"ceiling={ceiling}: found no floor; expected both; add floor=NAME to the command")
         return None
-    scores = {name: table for name, runs in groups.items() if not (table := _scores(runs)).empty}
+    scores = {name: table for name, runs in groups.items() if not (table := dsc_by_seed(runs)).empty}
     for setting, name in (("floor", floor), ("ceiling", ceiling)):
         if name is not None:
             _check_name(setting, name, groups, scores)
-    _check_same_references([run for name in scores for run in groups[name]])
+    check_same_references([run for name in scores for run in groups[name]])
     return PairedTable(floor, ceiling, tuple(_row(name, floor, ceiling, scores) for name in scores))
 
 
-def _scores(runs: Sequence[Run]) -> pd.DataFrame:
+def dsc_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
     """DSC with one row per case and organ and one column per seed."""
     scored = {run.seed: run.scores for run in runs if run.scores is not None}
     return pd.DataFrame({seed: scores.set_index(["case", "organ"])["dsc"] for seed, scores in scored.items()})
@@ -168,7 +168,7 @@ def _check_name(setting: str, name: str, groups: Mapping[str, Sequence[Run]], sc
         raise UserError(f"{setting}={name}: its runs have no scores; train with test=true, or choose one with scores")
 
 
-def _check_same_references(runs: Sequence[Run]) -> None:
+def check_same_references(runs: Sequence[Run]) -> None:
     """Check that a name means the same case in all runs, as far as the reference label maps are still there."""
     known: dict[str, Path] = {}
     for run in runs:
@@ -194,7 +194,7 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
         cases=len(means),
         dsc=_mean(ours),
         difference=_mean(difference),
-        p=float(wilcoxon(of_cases).pvalue) if of_cases.any() else math.nan,
+        p=signed_rank_p(of_cases),
         better_cases=int((of_cases > 0).sum()),
         worse_cases=int((of_cases < 0).sum()),
         better_seeds=int((of_seeds > 0).sum()),
@@ -205,6 +205,18 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
 
 def _case_means(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Mean DSC over organs, of what all experiments have scored: a row per case, columns (experiment, seed)."""
+    return shared_scores(scores).groupby(level="case").mean()
+
+
+def shared_scores(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """DSC of what all experiments have scored: a row per case and organ, columns (experiment, seed).
+
+    Args:
+        scores: From :func:`dsc_by_seed`, by experiment.
+
+    Raises:
+        UserError: The experiments share no seed or no case.
+    """
     seeds = sorted(set.intersection(*(set(table.columns) for table in scores.values())), key=lambda seed: seed.zfill(9))
     paired = pd.concat({name: table[seeds] for name, table in scores.items()}, axis=1).dropna()
     if paired.empty:
@@ -213,7 +225,7 @@ def _case_means(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             + "; ".join(f"{name}: {_described(table)}" for name, table in scores.items())
             + "; expected the same seeds, scored on the same cases; add such runs, or leave the others out of runs="
         )
-    return paired.groupby(level="case").mean()
+    return paired
 
 
 def _described(scores: pd.DataFrame) -> str:
@@ -221,11 +233,16 @@ def _described(scores: pd.DataFrame) -> str:
     return f"seeds {', '.join(scores.columns)} and {len(cases)} cases from {min(cases)} to {max(cases)}"
 
 
+def signed_rank_p(differences: np.ndarray) -> float:
+    """The two-sided p of Wilcoxon's signed-rank test; NaN if no value differs from 0."""
+    return float(wilcoxon(differences).pvalue) if differences.any() else math.nan
+
+
 def _mean(values: np.ndarray) -> Estimate:
     """The mean of a (case, seed) array; its interval is over cases, so that a single one gives none."""
     if len(values) == 1:
         return Estimate(float(values.mean()), math.nan, math.nan)
-    return _estimate(values.mean(), _resampled_means(values))
+    return estimate(values.mean(), _resampled_means(values))
 
 
 def _share(difference: np.ndarray, gap: np.ndarray) -> Estimate | None:
@@ -234,7 +251,7 @@ def _share(difference: np.ndarray, gap: np.ndarray) -> Estimate | None:
         return None
     numerators, denominators = _resampled_means(difference), _resampled_means(gap)
     divisible = denominators != 0
-    return _estimate(difference.mean() / gap.mean(), numerators[divisible] / denominators[divisible])
+    return estimate(difference.mean() / gap.mean(), numerators[divisible] / denominators[divisible])
 
 
 def _resampled_means(values: np.ndarray) -> np.ndarray:
@@ -245,12 +262,14 @@ def _resampled_means(values: np.ndarray) -> np.ndarray:
     return ((cases @ values) * seeds).sum(axis=1)
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """A value with the 95 % interval of its values in the resamples."""
     low, high = np.quantile(resampled, QUANTILES)
     return Estimate(float(value), float(low), float(high))
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p value as printed."""
     if math.isnan(p):
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -24,8 +24,8 @@ PAPER_ROWS = {
     4: {"loss_dice_ce": "Dice+CE", "loss_nrd_tce": "NRD+TCE"},
 }
 PAPER_TITLES = {
-    3: "Table 3: DSC with and without semi-supervised learning",
-    4: "Table 4: DSC by loss function",
+    3: "DSC with and without semi-supervised learning (the paper's Table 3)",
+    4: "DSC by loss function (the paper's Table 4)",
 }
 #: The Python classes of the method, network and loss of each of these experiments.
 PAPER_PARTS = {
@@ -46,11 +46,20 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table of the paper: the paper's values and ours by column; ours is None if it was not run."""
+    """A row of a table of the paper: the paper's values and ours by column.
+
+    Attributes:
+        name: As in the paper.
+        experiment: The experiment that reproduces it.
+        paper: The paper's values.
+        group: The name of our runs of this experiment; None if it was not run.
+        ours: Their values; None if they have no scores.
+    """
 
     name: str
     experiment: str
     paper: dict[str, float]
+    group: str | None
     ours: dict[str, float] | None
 
 
@@ -65,13 +74,23 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The effect of a change on the mean DSC, here and in the paper."""
+    """The effect of a change on the mean DSC, here and in the paper.
+
+    Attributes:
+        change: What is changed.
+        before: The experiment without it.
+        after: The experiment with it.
+        groups: The names of our runs of both.
+        ours: The difference of our means.
+        paper: By column, the differences of the paper's.
+    """
 
     change: str
     before: str
     after: str
+    groups: tuple[str, str]
     ours: float
-    paper: float
+    paper: dict[str, float]
 
 
 @cache
@@ -97,25 +116,21 @@ def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: L
     ]
 
 
-def comparisons(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[Comparison]:
-    """Differences in mean DSC between the available experiments, beside the paper's; none for other label sets."""
-    if labels != FLARE22:
-        return []
-    means = dsc.mean[MEAN].dropna()
-    names = _groups_by_experiment(groups)
-    ours = {experiment: float(means[name]) for experiment, name in names.items() if name in means}
-    rows = {experiment: (number, row) for number, table in PAPER_ROWS.items() for experiment, row in table.items()}
+def comparisons(tables: Sequence[PaperTable]) -> list[Comparison]:
+    """The differences between rows that the paper compares, of those that were run and scored."""
+    rows = {row.experiment: row for table in tables for row in table.rows if row.ours is not None}
     return [
-        Comparison(
-            change,
-            before,
-            after,
-            ours[after] - ours[before],
-            _paper_values(*rows[after])[MEAN] - _paper_values(*rows[before])[MEAN],
-        )
+        _comparison(change, rows[before], rows[after])
         for change, before, after in COMPARISONS
-        if before in ours and after in ours
+        if before in rows and after in rows
     ]
+
+
+def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
+    assert before.ours and after.ours and before.group and after.group
+    paper = {column: after.paper[column] - before.paper[column] for column in after.paper}
+    ours = after.ours[MEAN] - before.ours[MEAN]
+    return Comparison(change, before.experiment, after.experiment, (before.group, after.group), ours, paper)
 
 
 def _groups_by_experiment(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
@@ -135,7 +150,7 @@ def _paper_row(number: int, experiment: str, row: str, group: str | None, dsc: S
     ours = None
     if group is not None and dsc.mean.loc[group].notna().any():
         ours = {column: float(dsc.mean[column][group]) for column in dsc.mean.columns}
-    return PaperRow(row, experiment, _paper_values(number, row), ours)
+    return PaperRow(row, experiment, _paper_values(number, row), group, ours)
 
 
 def _paper_values(number: int, row: str) -> dict[str, float]:

@@ -87,11 +87,33 @@ class Run:
         return int(self.metrics["step"].max()) if len(self.metrics) else 0
 
     @property
+    def plan(self) -> str:
+        """Voxel size (z, y, x) and patch, as printed."""
+        spacing, patch = self.setting("plan.spacing", ()), self.setting("plan.patch_size", ())
+        if not spacing or not patch:
+            return "unknown"
+        return f"{'×'.join(f'{size:g}' for size in spacing)} mm, patches of {'×'.join(map(str, patch))} voxels"
+
+    @property
+    def commit(self) -> str:
+        """The commit that it was trained with, abbreviated."""
+        return str(self._recorded("git", "commit"))[:12]
+
+    @property
+    def machine(self) -> str:
+        """The GPUs that it was trained with, or the processor."""
+        return ", ".join(map(str, self._recorded("machine", "gpus", []))) or self._recorded("machine", "processor")
+
+    @property
     def parts(self) -> tuple[str, str, str]:
         """The Python classes of its method, network and loss; empty where the configuration does not name one."""
         kinds = (self.setting(key, "") for key in ("method._target_", "network.kind", "loss._target_"))
         method, network, loss = (str(kind).rpartition(".")[2] for kind in kinds)
         return method, network, loss
+
+    def _recorded(self, part: str, key: str, default: Any = "unknown") -> Any:
+        values = self.provenance.get(part)
+        return values.get(key, default) if isinstance(values, dict) else default
 
     def setting(self, key: str, default: Any) -> Any:
         """A value of the configuration by dotted name; the default if it is absent or cannot be resolved."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from dlunet.reporting.contents import Report
 from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
 from dlunet.reporting.paper import PaperTable, paper_tables
+from dlunet.reporting.table_files import WrittenTable
 from dlunet.reporting.tables import MEAN, ScoreTable, format_score
 
 
@@ -25,12 +26,27 @@ def print_report(report: Report, page: Path, console: Console | None = None) -> 
     console.print(_scores_layout(report))
     tables = paper_tables(report.dsc, report.groups, report.labels)
     for table in tables:
-        console.print(_paper_layout(table, "ours (synthetic)" if report.is_synthetic else "ours"))
+        console.print(_paper_layout(table, report.ours))
     if tables and report.recipe_note:
         console.print(report.recipe_note)
     if report.paired is not None:
         console.print(_paired_layout(report.paired))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_paper_table(written: WrittenTable, console: Console | None = None) -> None:
+    """Print a table of the paper in two decimals, its tests, and its files."""
+    console = console or Console()
+    console.print(_paper_layout(written.table, written.ours))
+    for sheet in written.sheets[1:]:
+        layout = Table(title=_plain(sheet.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+        for number, text in enumerate(sheet.header):
+            layout.add_column(_plain(text), justify="left" if number < sheet.texts else "right", overflow="fold")
+        for row in sheet.rows:
+            layout.add_row(*map(_plain, row))
+        console.print(layout)
+    for text in (*written.notes, *(f"written: {path}" for path in written.files)):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _scores_layout(report: Report) -> Table:

@@ -94,7 +94,7 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
         provenance = {
             "git": {"commit": "0123abcd", "dirty": False},
             "versions": {"torch": "2.4"},
-            "machine": "two cores",
+            "machine": {"processor": "two cores", "gpus": []},
         }
         (run / "provenance.json").write_text(json.dumps(provenance))
     if "predictions" in parts:

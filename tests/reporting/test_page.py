@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
@@ -14,6 +13,7 @@ from dlunet.reporting import paper, print_report, read_report, write_report
 from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import score_table
+from tests.reporting.html_page import Page
 
 TABLE_3 = {
     "sup_nnunet": "nnU-Net w/o SSL",
@@ -26,45 +26,6 @@ TABLE_3 = {
 def written(runs, output, **compared):
     """Write a report and return its page."""
     return write_report(read_report(runs, **compared), output)
-
-
-class Page(HTMLParser):
-    """The parts of a page used by the tests: tables as rows of cells, links, section ids, tags and text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tables, self.links, self.sections, self.images, self.text = [], [], [], [], ""
-        self.tags, self._bold, self._open = set(), False, False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.add(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href", "action", "data")]
-        if tag == "section":
-            self.sections.append(attributes["id"])
-        elif tag == "img":
-            self.images.append(attributes)
-        elif tag == "table":
-            self.tables.append([])
-            self._open = True
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag == "strong":
-            self._bold = True
-
-    def handle_endtag(self, tag):
-        if tag == "strong":
-            self._bold = False
-        elif tag == "table":
-            self._open = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self._open and self.tables[-1] and self.tables[-1][-1]:
-            self.tables[-1][-1][-1] += f"*{data.strip()}" if self._bold else data.strip()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +139,7 @@ def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_p
         "Light UNet w/o SSL": True,
         "Light UNet w SSL": True,
     }
-    (comparison,) = paper.comparisons(score_table(groups, "dsc"), groups)
+    (comparison,) = paper.comparisons([table])
     scores = [pd.read_csv(run / "scores" / "scores.csv") for run in runs[:2]]
     means = [frame.groupby("case")["dsc"].mean().mean() for frame in scores]
     assert comparison.ours == pytest.approx(means[0] - means[1])

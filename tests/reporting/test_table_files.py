@@ -1,0 +1,130 @@
+"""Tables of the paper as files: every form has the same figures, those of the runs, and says where they are from."""
+
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22
+from dlunet.reporting import read_report, write_paper_table
+from dlunet.reporting.paper import paper_figures
+from tests.reporting.html_page import Page
+
+COLUMNS = ["Mean", *(label.abbreviation for label in FLARE22)]
+#: What LaTeX has for the characters that are printed elsewhere.
+WRITTEN = {r"$\pm$": "±", "$-$": "−", "$<$": "<", r"\_": "_", r"\%": "%", "--": "–"}
+
+
+@pytest.fixture(scope="module")
+def folder(table_3_runs, tmp_path_factory):
+    """The files of table 3."""
+    output = tmp_path_factory.mktemp("table")
+    write_paper_table(read_report([table_3_runs[0].parents[1]]), 3, output)
+    return output
+
+
+def of_html(path):
+    return [[[cell.replace("± ", " ± ") for cell in row] for row in table] for table in Page(path).tables]
+
+
+def of_markdown(path):
+    tables, rows = [], []
+    for line in [*path.read_text().splitlines(), ""]:
+        if line.startswith("| "):
+            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+        elif rows:
+            tables.append([rows[0], *rows[2:]])
+            rows = []
+    return tables
+
+
+def of_latex(path):
+    text = path.read_text()
+    for written, printed in WRITTEN.items():
+        text = text.replace(written, printed)
+    found = re.findall(r"\\begin\{tabular\}.*?\n(.*?)\\end\{tabular\}", text, re.DOTALL)
+    return [
+        [[cell.strip() for cell in line.removesuffix(r"\\").split("&")] for line in table.splitlines() if "&" in line]
+        for table in found
+    ]
+
+
+def test_every_form_has_the_same_cells(folder):
+    html, markdown, latex = (
+        of_html(folder / "table3.html"),
+        of_markdown(folder / "table3.md"),
+        of_latex(folder / "table3.tex"),
+    )
+    assert html == markdown == latex
+    scores, *tests = html
+    assert scores[0] == ["Method", "Source", *COLUMNS] and len(scores) == 9
+    assert [[row[0] for row in table] for table in tests] == [["Class", *COLUMNS]] * 2
+
+
+def test_the_figures_are_those_of_the_runs_and_of_the_paper(folder, table_3_runs):
+    values = pd.read_csv(folder / "table3.csv").set_index(["row", "source", "column"])["mean"]
+    paper = paper_figures().query("table == 3").set_index("row").rename(columns={"mean": "Mean"})
+    rows = ("nnU-Net w/o SSL", "nnU-Net w SSL", "Light UNet w/o SSL", "Light UNet w SSL")
+    printed = {(row[0], row[1]): row[2:] for row in of_html(folder / "table3.html")[0][1:]}
+    for run, row in zip(table_3_runs, rows, strict=True):
+        scores = pd.read_csv(run / "scores" / "scores.csv")
+        means = {label.abbreviation: scores.loc[scores["organ"] == label.name, "dsc"].mean() for label in FLARE22}
+        means["Mean"] = scores["dsc"].mean()
+        for number, column in enumerate(COLUMNS):
+            assert values[row, "ours (synthetic)", column] == pytest.approx(means[column], abs=1e-4)
+            assert printed[row, "ours (synthetic)"][number] == f"{means[column]:.3f}"
+            assert printed[row, "paper"][number] == f"{paper.loc[row, column]:.3f}"
+
+
+def test_seeds_have_a_deviation_and_tests_pair_them(make_run, tmp_path):
+    runs = [make_run(name, seed, error) for name, error in (("sup_light", 2.0), ("ssl_light", 1.0)) for seed in (1, 2)]
+    written = write_paper_table(read_report(runs), 3, tmp_path)
+    means = [pd.read_csv(run / "scores" / "scores.csv")["dsc"].mean() for run in runs[2:]]
+    row = next(row for row in written.sheets[0].rows if row[:2] == ("Light UNet w SSL", "ours (synthetic)"))
+    assert row[2] == f"{pd.Series(means).mean():.3f} ± {pd.Series(means).std():.3f}"
+    absent = next(row for row in written.sheets[0].rows if row[:2] == ("nnU-Net w SSL", "ours (synthetic)"))
+    assert set(absent[2:]) == {"–"}
+    (title,) = (sheet.title for sheet in written.sheets[1:])
+    assert title == "Semi-supervision, light U-Net: ssl_light − sup_light"
+    tests = pd.read_csv(tmp_path / "table3_tests.csv")
+    assert list(tests["column"]) == COLUMNS and (tests["cases"] == 4).all()
+
+
+def test_the_notes_say_what_was_run(folder):
+    for name in ("table3.md", "table3.html", "table3.tex"):
+        text = " ".join((folder / name).read_text().split())
+        for part in ("SYNTHETIC", "scale cpu", "Seeds: 1", "steps: 240", "commits: 0123abcd", "machines: two cores"):
+            assert part in text, (name, part)
+
+
+def test_a_table_without_runs_is_an_error(make_run, tmp_path):
+    with pytest.raises(UserError, match=r"table=4: found no scores .* among ssl_light; .*\+sweep=table4"):
+        write_paper_table(read_report([make_run("ssl_light")]), 4, tmp_path)
+    assert not list(tmp_path.glob("table4*"))
+
+
+def test_the_command(make_run, tmp_path, dlunet):
+    make_run("loss_nrd_tce")
+    printed = dlunet("report", "runs=sweep", "table=4", "output=out", cwd=tmp_path).stdout
+    assert "Table 4" in printed and "written: out/table4.tex" in printed and "SYNTHETIC" in printed
+    files = {"table4.md", "table4.tex", "table4.html", "table4.csv", "table4_tests.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    refused = dlunet("report", "runs=sweep", "table=8", cwd=tmp_path, fails=True).stderr
+    assert "table: found 8; expected 3 or 4" in refused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no pdflatex (Debian: texlive-latex-recommended)")
+def test_latex_compiles(folder, tmp_path):
+    document = (
+        r"\documentclass{article}\usepackage{booktabs,graphicx,rotating}\begin{document}\input{table3}\end{document}"
+    )
+    (tmp_path / "document.tex").write_text(document)
+    shutil.copy(folder / "table3.tex", tmp_path)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout
+    assert "Output written on document.pdf" in made.stdout and "Missing character" not in made.stdout
