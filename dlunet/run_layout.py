@@ -92,6 +92,11 @@ class PredictionsLayout:
         """The checkpoint and settings that produced the label maps, and the CTs."""
         return self.path / "prediction.json"
 
+    @property
+    def costs(self) -> Path:
+        """Time and memory per case."""
+        return self.path / "efficiency.csv"
+
 
 @dataclass(frozen=True)
 class ScoresLayout:

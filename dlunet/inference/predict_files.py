@@ -23,12 +23,13 @@ from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
 from dlunet.progress import CaseBars, case_bars
+from dlunet.run_layout import PredictionsLayout
 from dlunet.volumes import Geometry, case_name, read_ct, write_labels
 
 logger = logging.getLogger(__name__)
 
 #: Files beside the label maps: cost, its plot, and the class volumes.
-COSTS, COSTS_PLOT, VOLUMES = "efficiency.csv", "efficiency.png", "volumes.csv"
+COSTS, COSTS_PLOT, VOLUMES = PredictionsLayout(Path()).costs.name, "efficiency.png", "volumes.csv"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

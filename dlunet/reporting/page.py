@@ -16,7 +16,7 @@ from dlunet.files import write_bytes, write_text
 from dlunet.reporting import figures, tables
 from dlunet.reporting.contents import Report
 from dlunet.reporting.panels import case_panels
-from dlunet.reporting.paper import comparisons, paper_tables
+from dlunet.reporting.paper import comparisons, tables_of_experiments
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import MEAN
 from dlunet.settings import flattened
@@ -82,7 +82,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Sequence[str]) -> str:
-    of_paper = paper_tables(report.dsc, report.groups, report.labels)
+    of_paper = tables_of_experiments(report.groups, report.labels)
     return render(
         "report.html.j2",
         report=report,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.figures import house_style, png
 from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import case_means
+from dlunet.reporting.tables import best_and_worst, case_means
 from dlunet.volumes import read_ct, read_labels
 
 #: The usual abdominal window in Hounsfield units.
@@ -27,8 +26,6 @@ WINDOW_CENTER, WINDOW_WIDTH = 40, 400
 OPACITY = 0.6
 #: Width of a legend entry and height of a legend line, in inches.
 LEGEND_ENTRY, LEGEND_LINE = 1.8, 0.19
-#: Number of best and of worst cases shown, if there are enough.
-CASES_PER_END = 2
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,17 @@ class _Row:
     aspect: float
 
 
-def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> Panels:
-    """Draw the cases that the last experiment segments best and worst, one column per experiment.
+def case_panels(
+    groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22, chosen: Collection[str] | None = None
+) -> Panels:
+    """Draw cases, one row each and one column per experiment.
 
     If an experiment has several seeds, the first one with predictions is shown.
+
+    Args:
+        groups: Runs by experiment.
+        labels: The classes.
+        chosen: The names of the cases; None: those that the last experiment segments best and worst.
     """
     shown = {name: next((run for run in runs if run.predictions), None) for name, runs in groups.items()}
     notes = [f"{name}: no predictions to show" for name, run in shown.items() if run is None]
@@ -65,9 +69,11 @@ def case_panels(groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22)
     means = case_means(ranking.scores)
     usable = means[[case in cases and case in ranking.predictions for case in means.index]]
     rows = []
-    for case, rank in _best_and_worst(usable).items():
+    ranks = best_and_worst(usable)
+    for case in ranks if chosen is None else [case for case in usable.index[::-1] if case in chosen]:
+        rank = f"{ranks[case]}, " if case in ranks else ""
         try:
-            rows.append(_read_row(cases[case], f"{case}\n{rank}, DSC {usable[case]:.3f}", runs, notes))
+            rows.append(_read_row(cases[case], f"{case}\n{rank}DSC {usable[case]:.3f}", runs, notes))
         except UserError as error:
             notes.append(f"{case}: not shown: {error}")
     if not rows:
@@ -95,14 +101,6 @@ def most_organs_slice(reference: np.ndarray) -> int:
     organs = [len(np.unique(axial[axial > 0])) for axial in reference]
     voxels = np.count_nonzero(reference, axis=(1, 2))
     return int(np.lexsort((voxels, organs))[-1])
-
-
-def _best_and_worst(means: pd.Series) -> dict[str, str]:
-    """Case names, best first, each marked ``best`` or ``worst``; ``means`` is sorted, worst first."""
-    count = max(1, min(CASES_PER_END, len(means) // 2))
-    best = {str(case): "best" for case in means.index[::-1][:count]}
-    worst = {str(case): "worst" for case in means.index[:count][::-1] if str(case) not in best}
-    return best | worst
 
 
 def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str]) -> _Row:

@@ -1,9 +1,13 @@
-"""The paper's tables, with our runs in their rows."""
+"""The paper's tables, with our runs in their rows.
+
+Tables 3 and 4 compare experiments, table 5 ways to predict with one checkpoint, table 6 single cases; table 7 has the
+scores of the test set.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -11,10 +15,12 @@ import pandas as pd
 
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import MEAN, ScoreTable
+from dlunet.reporting.tables import MEAN, best_and_worst, case_means, score_table
 
-#: The paper's tables by number, each with the experiments that reproduce its rows.
-PAPER_ROWS = {
+Groups = Mapping[str, Sequence[Run]]
+
+#: The tables of experiments, each with the experiments that reproduce its rows.
+EXPERIMENTS = {
     3: {
         "sup_nnunet": "nnU-Net w/o SSL",
         "ssl_nnunet": "nnU-Net w SSL",
@@ -23,12 +29,15 @@ PAPER_ROWS = {
     },
     4: {"loss_dice_ce": "Dice+CE", "loss_nrd_tce": "NRD+TCE"},
 }
-PAPER_TITLES = {
+TITLES = {
     3: "DSC with and without semi-supervised learning (the paper's Table 3)",
     4: "DSC by loss function (the paper's Table 4)",
+    5: "DSC with flips at prediction (the paper's Table 5)",
+    6: "DSC of single cases without and with semi-supervised learning (the paper's Table 6)",
+    7: "DSC and NSD of the test set (the paper's Table 7)",
 }
 #: The Python classes of the method, network and loss of each of these experiments.
-PAPER_PARTS = {
+PARTS = {
     "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
     "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
     "sup_light": ("Supervised", "LightUNet", "RobustSegmentationLoss"),
@@ -36,12 +45,19 @@ PAPER_PARTS = {
     "loss_dice_ce": ("Supervised", "PlainUNet", "DiceCrossEntropyLoss"),
     "loss_nrd_tce": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
 }
-#: Pairs of experiments that differ in one change: (change, without, with).
+#: Pairs of rows that differ in one change: (change, without, with).
 COMPARISONS = (
-    ("Semi-supervision, nnU-Net", "sup_nnunet", "ssl_nnunet"),
-    ("Semi-supervision, light U-Net", "sup_light", "ssl_light"),
-    ("NRD + TCE instead of Dice + CE", "loss_dice_ce", "loss_nrd_tce"),
+    ("Semi-supervision, nnU-Net", "nnU-Net w/o SSL", "nnU-Net w SSL"),
+    ("Semi-supervision, light U-Net", "Light UNet w/o SSL", "Light UNet w SSL"),
+    ("NRD + TCE instead of Dice + CE", "Dice+CE", "NRD+TCE"),
+    ("Flips of single axes", "DLUNet", "DLUNet+tta"),
 )
+#: The rows of table 5, with the folders of their predictions and scores in a run folder. Ours always keep one slab in
+#: memory, as the paper's +RAM does, but never stop early: their label maps are those of +tta.
+FLIPS = {"DLUNet": "", "DLUNet+tta": "flips-axes", "DLUNet+tta+RAM": "flips-axes"}
+#: Table 6 and figure 3: the ends of the names of the paper's cases, and the experiments compared on them.
+CASES = ("06", "21", "47", "48")
+WAYS = {"w/o SSL": "sup_light", "w SSL": "ssl_light"}
 
 
 @dataclass(frozen=True)
@@ -51,16 +67,20 @@ class PaperRow:
     Attributes:
         name: As in the paper.
         experiment: The experiment that reproduces it.
-        paper: The paper's values.
-        group: The name of our runs of this experiment; None if it was not run.
-        ours: Their values; None if they have no scores.
+        paper: The paper's values; None for a row that the paper does not have.
+        runs: Our runs, one per seed; none if it was not run.
+        ours: The means of their scores; None if they have none.
+        std: The standard deviations of these over seeds.
+        score: The metric.
     """
 
     name: str
     experiment: str
-    paper: dict[str, float]
-    group: str | None
+    paper: dict[str, float] | None
+    runs: tuple[Run, ...]
     ours: dict[str, float] | None
+    std: dict[str, float] | None
+    score: str = "dsc"
 
 
 @dataclass(frozen=True)
@@ -71,25 +91,30 @@ class PaperTable:
     title: str
     rows: tuple[PaperRow, ...]
 
+    def sources(self, row: PaperRow) -> dict[str, dict[str, float] | None]:
+        """The values of a row that are shown, the paper's and ours; None for what was not run."""
+        shown: dict[str, dict[str, float] | None] = {} if row.paper is None else {"paper": row.paper}
+        if row.ours is not None or self.number != 6:  # other cases than the paper's have rows of their own
+            shown["ours"] = row.ours
+        return shown
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The effect of a change on the mean DSC, here and in the paper.
+    """The effect of a change on the DSC, here and in the paper.
 
     Attributes:
         change: What is changed.
-        before: The experiment without it.
-        after: The experiment with it.
-        groups: The names of our runs of both.
-        ours: The difference of our means.
+        before: The row without it.
+        after: The row with it.
+        ours: By column, the differences of our means.
         paper: By column, the differences of the paper's.
     """
 
     change: str
-    before: str
-    after: str
-    groups: tuple[str, str]
-    ours: float
+    before: PaperRow
+    after: PaperRow
+    ours: dict[str, float]
     paper: dict[str, float]
 
 
@@ -100,25 +125,42 @@ def paper_figures() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def paper_tables(dsc: ScoreTable, groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22) -> list[PaperTable]:
-    """The paper's tables with at least one row that was run, in the paper's layout; none for other label sets."""
+def tables_of_experiments(groups: Groups, labels: LabelSet = FLARE22) -> list[PaperTable]:
+    """Tables 3 and 4 if one of their rows was run, and not only for the other table; none for other label sets."""
     if labels != FLARE22:
         return []
+    run = (
+        _groups_by_experiment({name: runs for name, runs in groups.items() if name not in PARTS}).keys() | groups.keys()
+    )
+    return [paper_table(number, groups) for number, rows in EXPERIMENTS.items() if run & rows.keys()]
+
+
+def paper_table(number: int, groups: Groups) -> PaperTable:
+    """A table in the paper's layout; rows that were not run have no values of ours.
+
+    Args:
+        number: Its number in the paper, from 3 to 7.
+        groups: Runs by experiment, with FLARE22's classes.
+    """
     ours = _groups_by_experiment(groups)
-    return [
-        PaperTable(
-            number,
-            PAPER_TITLES[number],
-            tuple(_paper_row(number, name, row, ours.get(name), dsc) for name, row in rows.items()),
-        )
-        for number, rows in PAPER_ROWS.items()
-        if any(experiment in ours for experiment in rows)
-    ]
+    runs = {experiment: groups[group] for experiment, group in ours.items()}
+    make: Callable[[int, Groups], list[PaperRow]] = {
+        5: _rows_of_flips,
+        6: _rows_of_cases,
+        7: _rows_of_the_test_set,
+    }.get(number, _rows_of_experiments)
+    return PaperTable(number, TITLES[number], tuple(make(number, runs)))
+
+
+def runs_of_figure_3(groups: Groups) -> dict[str, Sequence[Run]]:
+    """The runs of the experiments that figure 3 and table 6 compare."""
+    ours = _groups_by_experiment(groups)
+    return {way: groups[ours[experiment]] for way, experiment in WAYS.items() if experiment in ours}
 
 
 def comparisons(tables: Sequence[PaperTable]) -> list[Comparison]:
     """The differences between rows that the paper compares, of those that were run and scored."""
-    rows = {row.experiment: row for table in tables for row in table.rows if row.ours is not None}
+    rows = {row.name: row for table in tables for row in table.rows if row.ours is not None}
     return [
         _comparison(change, rows[before], rows[after])
         for change, before, after in COMPARISONS
@@ -126,34 +168,93 @@ def comparisons(tables: Sequence[PaperTable]) -> list[Comparison]:
     ]
 
 
+def _rows_of_experiments(number: int, runs: Groups) -> list[PaperRow]:
+    return [
+        _row(name, experiment, _values(number, name), runs.get(experiment, ()))
+        for experiment, name in EXPERIMENTS[number].items()
+    ]
+
+
+def _rows_of_flips(number: int, runs: Groups) -> list[PaperRow]:
+    trained = runs.get("ssl_light", ())
+    return [
+        _row(name, "ssl_light", _values(number, name), [run.predicted_in(folder) if folder else run for run in trained])
+        for name, folder in FLIPS.items()
+    ]
+
+
+def _rows_of_cases(number: int, runs: Groups) -> list[PaperRow]:
+    """The paper's cases if they are among ours, else the paper's rows and below them those of our best and worst."""
+    last = next((run for run in runs.get("ssl_light", ()) if run.scores is not None), None)
+    names = list(case_means(last.scores).index) if last is not None and last.scores is not None else []
+    theirs = {case: next((name for name in names if name.endswith(f"_00{case}")), None) for case in CASES}
+    is_same = last is not None and not last.synthetic and all(theirs.values())
+    rows = [
+        _row(
+            name, experiment, _values(number, name), _of_case(runs.get(experiment, ()), theirs[case]) if is_same else ()
+        )
+        for case in CASES
+        for way, experiment in WAYS.items()
+        for name in (f"Case {case} {way}",)
+    ]
+    if not is_same and last is not None and last.scores is not None:
+        rows += [
+            _row(f"{case} {way}", experiment, None, _of_case(runs.get(experiment, ()), case))
+            for case in best_and_worst(case_means(last.scores))
+            for way, experiment in WAYS.items()
+        ]
+    return rows
+
+
+def _rows_of_the_test_set(number: int, runs: Groups) -> list[PaperRow]:
+    trained = runs.get("ssl_light", ())
+    return [
+        _row(f"Test set, {score.upper()}", "ssl_light", _values(number, "Test set", score), trained, score)
+        for score in ("dsc", "nsd")
+    ]
+
+
+def _of_case(runs: Sequence[Run], case: str | None) -> list[Run]:
+    """The runs with the scores of one case only."""
+    return [replace(run, scores=None if run.scores is None else run.scores[run.scores["case"] == case]) for run in runs]
+
+
+def _row(
+    name: str, experiment: str, paper: dict[str, float] | None, runs: Sequence[Run], score: str = "dsc"
+) -> PaperRow:
+    ours = std = None
+    if runs:
+        table = score_table({name: runs}, score)
+        if table.mean.loc[name].notna().any():
+            ours, std = ({str(key): float(part[key][name]) for key in part} for part in (table.mean, table.std))
+    return PaperRow(name, experiment, paper, tuple(runs), ours, std, score)
+
+
 def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
-    assert before.ours and after.ours and before.group and after.group
+    assert before.ours and after.ours and before.paper and after.paper
+    ours = {column: after.ours[column] - before.ours[column] for column in after.ours}
     paper = {column: after.paper[column] - before.paper[column] for column in after.paper}
-    ours = after.ours[MEAN] - before.ours[MEAN]
-    return Comparison(change, before.experiment, after.experiment, (before.group, after.group), ours, paper)
+    return Comparison(change, before, after, ours, paper)
 
 
-def _groups_by_experiment(groups: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    """The group that reproduces each experiment: the one with its name, else the only other one with its parts."""
+def _groups_by_experiment(groups: Groups) -> dict[str, str]:
+    """The group that reproduces each experiment: the one with its name, else the only one with its parts.
+
+    Two experiments have the same parts: the first row of table 3 is the second one of table 4.
+    """
     found = {}
-    for experiment, parts in PAPER_PARTS.items():
-        others = [name for name in groups if name not in PAPER_PARTS]
-        alike = [name for name in others if all(run.parts == parts for run in groups[name])]
+    for experiment, parts in PARTS.items():
+        alike = [name for name, runs in groups.items() if all(run.parts == parts for run in runs)]
+        others = [name for name in alike if name not in PARTS] or alike
         if experiment in groups:
             found[experiment] = experiment
-        elif len(alike) == 1:
-            found[experiment] = alike[0]
+        elif len(others) == 1:
+            found[experiment] = others[0]
     return found
 
 
-def _paper_row(number: int, experiment: str, row: str, group: str | None, dsc: ScoreTable) -> PaperRow:
-    ours = None
-    if group is not None and dsc.mean.loc[group].notna().any():
-        ours = {column: float(dsc.mean[column][group]) for column in dsc.mean.columns}
-    return PaperRow(row, experiment, _paper_values(number, row), group, ours)
-
-
-def _paper_values(number: int, row: str) -> dict[str, float]:
+def _values(number: int, row: str, score: str = "dsc") -> dict[str, float]:
     figures = paper_figures()
-    values = figures[(figures["table"] == number) & (figures["row"] == row) & (figures["score"] == "DSC")].iloc[0]
+    chosen = (figures["table"] == number) & (figures["row"] == row) & (figures["score"] == score.upper())
+    values = figures[chosen].iloc[0]
     return {MEAN if column == "mean" else column: float(values[column]) for column in figures.columns[3:]}

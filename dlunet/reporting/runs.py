@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Run:
         labels: The classes.
         score_metrics: The metrics in the columns of the scores.
         missing: Descriptions of what the folder lacks.
+        part: The folder in the run folder with its label maps and scores; empty: the run folder itself.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     labels: LabelSet = FLARE22
     score_metrics: Mapping[str, Metric] = field(default_factory=lambda: ALWAYS)
     missing: tuple[str, ...] = field(default=())
+    part: str = ""
 
     @property
     def name(self) -> str:
@@ -85,6 +87,24 @@ class Run:
     def steps(self) -> int:
         """The last logged training step."""
         return int(self.metrics["step"].max()) if len(self.metrics) else 0
+
+    @property
+    def costs(self) -> pd.DataFrame | None:
+        """Time and memory of prediction per case, columns as in ``efficiency.csv``; None if unknown."""
+        try:
+            return pd.read_csv(PredictionsLayout(self.place.predictions).costs)
+        except (ValueError, OSError):
+            return None
+
+    @property
+    def place(self) -> RunLayout:
+        """Where its label maps and scores are."""
+        return RunLayout(self.folder / self.part)
+
+    def predicted_in(self, part: str) -> Run:
+        """This run with the scores of other label maps, in a folder such as ``flips-axes`` in the run folder."""
+        other = replace(self, part=part)
+        return replace(other, scores=_read_scores(ScoresLayout(other.place.scores).table, []))
 
     @property
     def plan(self) -> str:

@@ -13,6 +13,8 @@ from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run, common_metrics
 
 MEAN = "Mean"
+#: Number of best and of worst cases shown, if there are enough.
+CASES_PER_END = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ def case_means(scores: pd.DataFrame) -> pd.Series:
     return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
 
 
+def best_and_worst(means: pd.Series) -> dict[str, str]:
+    """Case names, best first, each marked ``best`` or ``worst``; ``means`` is sorted, worst first."""
+    count = max(1, min(CASES_PER_END, len(means) // 2))
+    best = {str(case): "best" for case in means.index[::-1][:count]}
+    worst = {str(case): "worst" for case in means.index[:count][::-1] if str(case) not in best}
+    return best | worst
+
+
 def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
     """All values for other programs: ``run,score,seeds``, then mean and standard deviation over seeds per column."""
     rows = []
@@ -102,7 +112,11 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     """A value as printed: three decimals as in the paper, with the standard deviation over seeds if there is one."""
-    mean, std = float(table.mean[column][experiment]), float(table.std[column][experiment])
+    return mean_and_std(float(table.mean[column][experiment]), float(table.std[column][experiment]))
+
+
+def mean_and_std(mean: float, std: float) -> str:
+    """A mean with its standard deviation, as printed; either may be NaN."""
     if math.isnan(mean):
         return "–"
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"

@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
 from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
-from dlunet.reporting.paper import PaperTable, paper_tables
+from dlunet.reporting.paper import PaperTable, tables_of_experiments
 from dlunet.reporting.table_files import WrittenTable
 from dlunet.reporting.tables import MEAN, ScoreTable, format_score
 
@@ -24,7 +25,7 @@ def print_report(report: Report, page: Path, console: Console | None = None) -> 
     """
     console = console or Console()
     console.print(_scores_layout(report))
-    tables = paper_tables(report.dsc, report.groups, report.labels)
+    tables = tables_of_experiments(report.groups, report.labels)
     for table in tables:
         console.print(_paper_layout(table, report.ours))
     if tables and report.recipe_note:
@@ -67,16 +68,17 @@ def _highlight(scores: ScoreTable, name: str, column: str) -> str:
     return f"[bold]{text}[/bold]" if scores.is_best(name, column) else text
 
 
-def _paper_layout(paper_table: PaperTable, ours: str) -> Table:
+def _paper_layout(table: PaperTable, ours: str) -> Table:
     """A table of the paper with its scores above ours; two decimals, so that all organs fit into 80 columns."""
-    columns = list(paper_table.rows[0].paper)
-    layout = Table(title=paper_table.title, title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    columns = [MEAN, *(label.abbreviation for label in FLARE22)]
+    layout = Table(title=_plain(table.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
     for column in ("", *columns):
         layout.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in paper_table.rows:
-        layout.add_row(row.name)
-        layout.add_row("  paper", *(_short(row.paper[column]) for column in columns))
-        layout.add_row(f"  {ours}", *(_short(row.ours[column]) if row.ours else "–" for column in columns))
+    for row in table.rows:
+        layout.add_row(_plain(row.name))
+        for source, values in table.sources(row).items():
+            texts = (_short(values[column]) if values else "–" for column in columns)
+            layout.add_row(f"  {ours if source == 'ours' else source}", *texts)
     return layout
 
 
