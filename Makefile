@@ -7,10 +7,15 @@ PEERS := .venv-bench
 LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-lowest lint format bench bench-peers clean
+TABLES := table3 table4 table5 table6 table7
+.PHONY: help setup demo $(TABLES) test test-full test-lowest lint format bench bench-peers clean
+
+SEEDS ?= 0,1,2
+DATA ?= phantom
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo '  make table3 … table7: tables of the paper; SEEDS=0,1,2 SCALE=cpu DATA=flare22 ROOT=FLARE22'
 
 setup: $(STAMP)  ## Install everything into .venv, in the versions of constraints.txt
 
@@ -23,6 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Synthetic abdomens, training with and without unlabelled cases, prediction, scores, report
 	BIN=$(BIN) experiments/demo/run.sh
+
+$(TABLES): $(STAMP)
+	$(BIN)/python experiments/paper_tables/make_table.py $(@:table%=%) seed=$(SEEDS) data=$(DATA) \
+	$(if $(ROOT),data.root=$(ROOT)) $(if $(SCALE),scale=$(SCALE)) $(OPTIONS)
 
 test: $(STAMP)  ## The tests that take minutes at most
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"

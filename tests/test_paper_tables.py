@@ -1,0 +1,81 @@
+"""Commands that make a table of the paper from nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.paper_tables import make_table as tables
+
+ROOT = Path(__file__).parents[1]
+TINY = ["data.root=flare22", "data=flare22", "scale=tiny", "logger=csv", "trainer.accelerator=cpu", "seed=0,1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "second"),
+    [
+        (["scale=paper"], "sup_nnunet"),
+        (["scale=cpu", "recipe=paper", "seed=0,1"], "sup_nnunet"),
+        (["scale=cpu"], "loss_nrd_tce"),  # recipe=best: the first row of table 3 has another loss
+        (["scale=paper", "loss.denominator=squared"], "sup_nnunet"),
+    ],
+)
+def test_what_tables_3_and_4_share_is_trained_once(settings, second):
+    assert tables.trained(4, settings) == ["loss_dice_ce", second]
+    assert tables.trained(3, settings) == ["sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light"]
+
+
+@pytest.mark.parametrize("words", [[], ["8"], ["three"]])
+def test_another_number_is_refused(words):
+    made = subprocess.run([sys.executable, tables.__file__, *words], capture_output=True, text=True, cwd=ROOT)
+    assert made.returncode == 1 and "expected the number of a table, from 3 to 7" in made.stderr
+
+
+@pytest.fixture
+def make(tiny_flare22, tmp_path, monkeypatch):
+    """``make(number)`` makes a table in an empty project with a tiny FLARE22."""
+    tiny_flare22(tmp_path / "flare22")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return lambda number: pd.read_csv(tables.make_table(number, TINY) / f"table{number}.csv")
+
+
+@pytest.mark.slow
+def test_all_tables_with_five_experiments(make, tmp_path):
+    values = {number: make(number) for number in (4, 3, 5, 6, 7)}
+    sweep = tmp_path / "sweeps" / "tables-flare22-tiny"
+    experiments = {"sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light", "loss_dice_ce"}
+    assert {run.parent.name for run in sweep.glob("*/config.yaml")} == {
+        f"{name}_seed{seed}" for name in experiments for seed in (0, 1)
+    }
+    for number, table in values.items():
+        ours = table[table["source"] == "ours"]
+        assert len(ours) and ours["mean"].between(0, 1).all(), number
+    same = [values[3].query("row == 'nnU-Net w/o SSL'"), values[4].query("row == 'NRD+TCE'")]
+    means = [table[table["source"] == "ours"]["mean"].tolist() for table in same]
+    assert means[0] == means[1]
+    flips = values[5].query("source == 'ours' and column == 'Mean'").set_index("row")["mean"]
+    assert flips["DLUNet+tta"] == flips["DLUNet+tta+RAM"] != flips["DLUNet"]
+    assert (sweep / "table6" / "figure3.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_command_that_is_run_again_gives_the_same_table(make, tmp_path):
+    expected = make(4)
+    (tmp_path / "sweeps").rename(tmp_path / "uninterrupted")
+    code = f"from experiments.paper_tables import make_table as t; t.ROOT = t.Path('.'); t.make_table(4, {TINY})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=environment)
+        begun = len(list((tmp_path / "sweeps").glob("*/*/checkpoints/last.ckpt")))
+        while len(list((tmp_path / "sweeps").glob("*/*/checkpoints/last.ckpt"))) == begun and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+    pd.testing.assert_frame_equal(make(4), expected)
