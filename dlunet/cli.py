@@ -203,10 +203,12 @@ def report(config: DictConfig) -> None:
     from dlunet.reporting import print_paper_table, print_report, read_report, write_paper_table, write_report
 
     folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    contents, output = (
-        read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling),
-        Path(config.output),
-    )
+    if config.table is not None and config.floor is not None:
+        raise UserError(
+            f"floor={config.floor}: found table={config.table}, which has its own comparisons; leave one out"
+        )
+    contents = read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling)
+    output = Path(config.output)
     if config.table is None:
         print_report(contents, write_report(contents, output))
     else:

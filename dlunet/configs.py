@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -169,6 +168,8 @@ def with_default_scale(verb: str, arguments: list[str]) -> list[str]:
         argument.startswith("scale=") for argument in arguments
     ):
         return arguments
+    import torch  # only here: processes that score cases import this module, and would all load it
+
     scale = f"scale={_gpu_scale(verb, arguments) if torch.cuda.is_available() else 'cpu'}"
     # Hydra requires the overrides to be contiguous; flags may come before or after them.
     first = next((k for k, word in enumerate(arguments) if _is_override(word)), len(arguments))

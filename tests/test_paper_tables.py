@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dlunet.errors import UserError
 from experiments.paper_tables import make_table as tables
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ TINY = ["data.root=flare22", "data=flare22", "scale=tiny", "logger=csv", "traine
     ("settings", "second"),
     [
         (["scale=paper"], "sup_nnunet"),
-        (["scale=cpu", "recipe=paper", "seed=0,1"], "sup_nnunet"),
+        (["scale=cpu", "recipe=paper"], "sup_nnunet"),
         (["scale=cpu"], "loss_nrd_tce"),  # recipe=best: the first row of table 3 has another loss
         (["scale=paper", "loss.denominator=squared"], "sup_nnunet"),
     ],
@@ -28,6 +29,28 @@ TINY = ["data.root=flare22", "data=flare22", "scale=tiny", "logger=csv", "traine
 def test_what_tables_3_and_4_share_is_trained_once(settings, second):
     assert tables.trained(4, settings) == ["loss_dice_ce", second]
     assert tables.trained(3, settings) == ["sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["experiment=ssl_light"], "found experiment=ssl_light; expected a setting of `dlunet train` that"),
+        (["--config-dir=mine"], "found --config-dir=mine; expected a setting"),
+        (["seed=range(3)"], r"seed: found range\(3\); expected whole numbers"),
+        (["data=flare22"], "missing: data.root"),
+        (["scale=huge"], "Could not find 'scale/huge'"),
+    ],
+)
+def test_settings_that_are_not_for_a_table_are_refused_before_any_work(settings, message, monkeypatch):
+    monkeypatch.setattr(tables, "dlunet", None)
+    with pytest.raises(UserError, match=message):
+        tables.make_table(3, settings)
+
+
+def test_other_settings_have_another_folder():
+    settings = ["data=flare22", "scale=cpu", "recipe=paper", "logger=csv", "hydra/launcher=joblib", "loss@x=[a,b]"]
+    assert tables.told(settings) == ["loss@x[a-b]", "recipepaper"]
+    assert tables.split([*settings, "seed=2,0,2"]) == (["2", "0"], settings)
 
 
 @pytest.mark.parametrize("words", [[], ["8"], ["three"]])

@@ -1,6 +1,7 @@
 """Processes that work on cases: how many threads each has, and what they load."""
 
 import os
+import subprocess
 import sys
 
 from dlunet.parallel import THREADS, for_each_case
@@ -22,6 +23,12 @@ def test_each_process_has_one_thread(monkeypatch):
     before = {name: os.environ.get(name) for name in THREADS}
     assert [number for _, number in for_each_case("counting", torch_threads, [1, 2], workers=2)] == [1, 1]
     assert {name: os.environ.get(name) for name in THREADS} == before
+
+
+def test_the_command_line_and_scoring_do_not_load_torch():
+    """Processes that score cases import both, and would each spend more on it than on a case."""
+    code = "import sys, dlunet.cli, dlunet.evaluation.folder; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_processes_load_only_what_their_work_needs():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import bootstrap
 
+from dlunet.evaluation import bootstrap
 from dlunet.evaluation.metrics import read_metrics
 from dlunet.evaluation.scores import DECIMALS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.run_layout import ScoresLayout
 
-RESAMPLES = 10_000
 #: Largest number of cases, and of classes for each, that are listed as holding the mean down.
 MOST_CASES, MOST_ORGANS = 5, 3
 
@@ -58,13 +58,11 @@ def summarize_scores(
         two. Values are rounded to 4 decimals.
     """
     metrics = _metrics_of(scores)
-    rows = [
-        _summary_row(label.name, label.abbreviation, scores.loc[scores["organ"] == label.name, metrics])
-        for label in labels
-        if shown is None or label.name in shown
-    ]
-    rows.append(_summary_row("Mean", "Mean", scores.groupby("case")[metrics].mean()))
-    return pd.DataFrame(rows)
+    shown_labels = [label for label in labels if shown is None or label.name in shown]
+    named = {label.name: label.abbreviation for label in shown_labels} | {"Mean": "Mean"}
+    by_case = {label.name: scores[scores["organ"] == label.name].set_index("case")[metrics] for label in shown_labels}
+    by_case["Mean"] = scores.groupby("case")[metrics].mean()
+    return pd.DataFrame([_summary_row(name, named[name], values) for name, values in by_case.items()])
 
 
 def low_cases(scores: pd.DataFrame) -> list[LowCase]:
@@ -74,7 +72,9 @@ def low_cases(scores: pd.DataFrame) -> list[LowCase]:
         scores: As in ``scores.csv``.
     """
     table = scores.pivot_table("dsc", "case", "organ")
-    means = table.mean(axis=1)
+    means = table.mean(axis=1).round(DECIMALS)
+    if len(means) < 3:  # of two cases, one is always a standard deviation below their mean
+        return []
     low = means[means < means.mean() - means.std(ddof=0)].sort_values(kind="stable").head(MOST_CASES)
     return [_low_case(str(case), table, means) for case in low.index]
 
@@ -87,8 +87,9 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
         folder: The folder with the summary of these scores.
     """
     console, metrics = Console(), read_metrics(folder)
-    summary = pd.read_csv(ScoresLayout(folder).summary)
-    title = f"Means over {scores['case'].nunique()} cases, with 95 % bootstrap intervals"
+    summary = pd.read_csv(ScoresLayout(folder).summary, keep_default_na=False, na_values=[""])  # a class may be NA
+    cases = scores["case"].nunique()
+    title = f"Means over {cases} cases, with 95 % bootstrap intervals" if cases > 1 else "Scores of one case"
     table = Table(title=title, title_justify="left", title_style="")
     table.add_column("")
     for metric in metrics.values():
@@ -105,9 +106,10 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
 
 
 def _low_case(case: str, table: pd.DataFrame, means: pd.Series) -> LowCase:
-    values = table.loc[case]
-    furthest = (table.mean() - values).sort_values(ascending=False, kind="stable").index[:MOST_ORGANS]
-    organs = {str(organ): float(values[organ]) for organ in furthest}
+    values, row = table.to_numpy(), table.loc[case].to_numpy()
+    deficits = (values.mean(axis=0) - row).round(DECIMALS)
+    furthest = [place for place in np.argsort(-deficits, kind="stable")[:MOST_ORGANS] if deficits[place] > 0]
+    organs = {str(table.columns[place]): float(row[place]) for place in furthest}
     return LowCase(case, float(means[case]), float(means.drop(case).mean()), organs)
 
 
@@ -134,9 +136,12 @@ def _interval_of_mean(values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the mean; NaN if there are fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
-    draws = np.random.default_rng(0)  # the same scores have the same interval
-    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=draws)
-    return found.confidence_interval.low, found.confidence_interval.high
+    return bootstrap.interval(_case_weights(len(values)) @ values)
+
+
+@lru_cache(maxsize=2)  # most classes have the same number of cases
+def _case_weights(cases: int) -> np.ndarray:
+    return bootstrap.weights(np.random.default_rng(0), cases)
 
 
 def _estimate(row: dict, name: str) -> Text:

@@ -87,7 +87,7 @@ def _distances_to_nearest(points: np.ndarray, others: np.ndarray, spacing: np.nd
 
 def _corner_codes(mask: np.ndarray) -> np.ndarray:
     """Which of the eight voxels around each voxel corner are inside, one bit each: the first voxel's is the highest."""
-    voxels = np.pad(mask, 1).view(np.uint8)
+    voxels = np.pad(np.asarray(mask, bool), 1).view(np.uint8)
     pairs = voxels[:, :, :-1] << 1 | voxels[:, :, 1:]
     squares = pairs[:, :-1] << 2 | pairs[:, 1:]
     return np.asarray(squares[:-1] << 4 | squares[1:])

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlunet.evaluation import bootstrap
 from dlunet.labels import LabelSet
 from dlunet.reporting.paired import (
-    RESAMPLES,
+    NOISE,
     Estimate,
     check_same_references,
     dsc_by_seed,
@@ -52,26 +53,29 @@ class OrganTest:
     worse: int
 
 
-def organ_tests(before: Sequence[Run], after: Sequence[Run], labels: LabelSet) -> list[OrganTest]:
+def organ_tests(
+    before: Sequence[Run], after: Sequence[Run], labels: LabelSet, names: tuple[str, str] = ("before", "after")
+) -> list[OrganTest]:
     """Test the difference of two experiments for the mean over classes and for each class.
 
     Args:
         before: The runs of one experiment, one per seed.
         after: The runs of the other one; where their DSC is larger, differences are positive.
         labels: The classes.
+        names: What messages call the two experiments.
 
     Raises:
         UserError: The experiments share no seed or no case, or were scored on other cases of the same names.
     """
     check_same_references([*before, *after])
-    scores = shared_scores({"before": dsc_by_seed(before), "after": dsc_by_seed(after)})
-    differences = scores["after"] - scores["before"]
+    scores = shared_scores(dict(zip(names, map(dsc_by_seed, (before, after)), strict=True)))
+    differences = scores[names[1]] - scores[names[0]]
     seeds = tuple(map(str, differences.columns))
     by_column = {MEAN: differences.groupby(level="case").mean().to_numpy()}
     for label in labels:
         rows = differences[differences.index.get_level_values("organ") == label.name]
         by_column[label.abbreviation] = rows.to_numpy()
-    p = {column: signed_rank_p(values.mean(axis=1)) for column, values in by_column.items()}
+    p = {column: signed_rank_p(_of_cases(values)) for column, values in by_column.items()}
     corrected = {**p, **holm({column: value for column, value in p.items() if column != MEAN})}
     return [_test(column, seeds, values, p[column], corrected[column]) for column, values in by_column.items()]
 
@@ -87,7 +91,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def _test(column: str, seeds: tuple[str, ...], values: np.ndarray, p: float, corrected: float) -> OrganTest:
-    of_cases = values.mean(axis=1)
+    of_cases = _of_cases(values)
     return OrganTest(
         column=column,
         seeds=seeds,
@@ -100,13 +104,16 @@ def _test(column: str, seeds: tuple[str, ...], values: np.ndarray, p: float, cor
     )
 
 
+def _of_cases(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values.mean(axis=1).round(NOISE))
+
+
 def _median(values: np.ndarray) -> Estimate:
     """The median over cases of a (case, seed) array; without an interval if there are fewer than two cases."""
     cases, seeds = values.shape
     if cases < 2:
         return Estimate(float(np.median(values.mean(axis=1))) if cases else math.nan, math.nan, math.nan)
     generator = np.random.default_rng(0)
-    drawn_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    drawn_cases = generator.integers(cases, size=(cases, RESAMPLES))
-    resampled = np.take_along_axis(values @ drawn_seeds.T, drawn_cases, axis=0)
+    by_case = values @ bootstrap.weights(generator, seeds).T
+    resampled = np.take_along_axis(by_case, generator.integers(cases, size=by_case.shape), axis=0)
     return estimate(np.median(values.mean(axis=1)), np.median(resampled, axis=0))

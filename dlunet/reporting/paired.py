@@ -21,15 +21,15 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from dlunet.errors import UserError
+from dlunet.evaluation import bootstrap
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import markdown_table
 
-RESAMPLES = 10_000
-#: The ends of a 95 % interval.
-QUANTILES = (0.025, 0.975)
 #: The columns that are the result, where there is no room for all.
 MAIN_COLUMNS = ("Experiment", "Difference to floor", "p", "Share of the gap")
 NONE = "–"
+#: Decimals to which mean differences are rounded before they are counted and ranked: scores have 4, the rest is noise.
+NOISE = 9
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
     means = _case_means({other: scores[other] for other in (name, floor, ceiling) if other is not None})
     ours, base = means[name].to_numpy(), means[floor].to_numpy()
     difference = ours - base
-    of_cases, of_seeds = difference.mean(axis=1), difference.mean(axis=0)
+    of_cases, of_seeds = (difference.mean(axis=axis).round(NOISE) for axis in (1, 0))
     return PairedRow(
         experiment=name,
         seeds=tuple(means[name].columns),
@@ -257,15 +257,13 @@ def _share(difference: np.ndarray, gap: np.ndarray) -> Estimate | None:
 def _resampled_means(values: np.ndarray) -> np.ndarray:
     """The mean of a (case, seed) array in each resample; the resamples are the same for all arrays of one shape."""
     generator = np.random.default_rng(0)
-    # How often each case and each seed is drawn, as a fraction.
-    cases, seeds = (generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size for size in values.shape)
+    cases, seeds = (bootstrap.weights(generator, size) for size in values.shape)
     return ((cases @ values) * seeds).sum(axis=1)
 
 
 def estimate(value: float, resampled: np.ndarray) -> Estimate:
     """A value with the 95 % interval of its values in the resamples."""
-    low, high = np.quantile(resampled, QUANTILES)
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), *bootstrap.interval(resampled))
 
 
 def p_text(p: float) -> str:

@@ -69,7 +69,7 @@ def case_panels(
     means = case_means(ranking.scores)
     usable = means[[case in cases and case in ranking.predictions for case in means.index]]
     rows = []
-    ranks = best_and_worst(usable)
+    ranks = best_and_worst(list(map(str, usable.index)))
     for case in ranks if chosen is None else [case for case in usable.index[::-1] if case in chosen]:
         rank = f"{ranks[case]}, " if case in ranks else ""
         try:

@@ -68,7 +68,7 @@ class PaperRow:
         name: As in the paper.
         experiment: The experiment that reproduces it.
         paper: The paper's values; None for a row that the paper does not have.
-        runs: Our runs, one per seed; none if it was not run.
+        runs: Our runs that were scored, one per seed.
         ours: The means of their scores; None if they have none.
         std: The standard deviations of these over seeds.
         score: The metric.
@@ -185,25 +185,28 @@ def _rows_of_flips(number: int, runs: Groups) -> list[PaperRow]:
 
 def _rows_of_cases(number: int, runs: Groups) -> list[PaperRow]:
     """The paper's cases if they are among ours, else the paper's rows and below them those of our best and worst."""
-    last = next((run for run in runs.get("ssl_light", ()) if run.scores is not None), None)
-    names = list(case_means(last.scores).index) if last is not None and last.scores is not None else []
-    theirs = {case: next((name for name in names if name.endswith(f"_00{case}")), None) for case in CASES}
-    is_same = last is not None and not last.synthetic and all(theirs.values())
-    rows = [
-        _row(
-            name, experiment, _values(number, name), _of_case(runs.get(experiment, ()), theirs[case]) if is_same else ()
-        )
-        for case in CASES
+    theirs = {case: name for case in CASES for name in _scored_cases(runs) if name.endswith(f"_00{case}")}
+    if len(theirs) < len(CASES) or any(run.synthetic for members in runs.values() for run in members):
+        theirs = {}
+    shown = {f"Case {case}": theirs.get(case) for case in CASES}
+    if not theirs:
+        shown |= {case: case for case in best_and_worst(_scored_cases(runs))}
+    figures = set(paper_figures()["row"])
+    return [
+        _row(name, experiment, _values(number, name) if name in figures else None, _of_case(runs, experiment, case))
+        for title, case in shown.items()
         for way, experiment in WAYS.items()
-        for name in (f"Case {case} {way}",)
+        for name in (f"{title} {way}",)
     ]
-    if not is_same and last is not None and last.scores is not None:
-        rows += [
-            _row(f"{case} {way}", experiment, None, _of_case(runs.get(experiment, ()), case))
-            for case in best_and_worst(case_means(last.scores))
-            for way, experiment in WAYS.items()
-        ]
-    return rows
+
+
+def _scored_cases(runs: Groups) -> list[str]:
+    """The cases, worst first, by the first scored run with unlabelled cases or, if there is none, without."""
+    for experiment in reversed(WAYS.values()):
+        for run in runs.get(experiment, ()):
+            if run.scores is not None:
+                return list(map(str, case_means(run.scores).index))
+    return []
 
 
 def _rows_of_the_test_set(number: int, runs: Groups) -> list[PaperRow]:
@@ -214,20 +217,22 @@ def _rows_of_the_test_set(number: int, runs: Groups) -> list[PaperRow]:
     ]
 
 
-def _of_case(runs: Sequence[Run], case: str | None) -> list[Run]:
-    """The runs with the scores of one case only."""
-    return [replace(run, scores=None if run.scores is None else run.scores[run.scores["case"] == case]) for run in runs]
+def _of_case(runs: Groups, experiment: str, case: str | None) -> list[Run]:
+    """The runs of an experiment with the scores of one case only."""
+    scored = [(run, run.scores) for run in runs.get(experiment, ()) if run.scores is not None]
+    return [replace(run, scores=scores[scores["case"] == case]) for run, scores in scored]
 
 
 def _row(
     name: str, experiment: str, paper: dict[str, float] | None, runs: Sequence[Run], score: str = "dsc"
 ) -> PaperRow:
+    scored = tuple(run for run in runs if run.scores is not None and len(run.scores))
     ours = std = None
-    if runs:
-        table = score_table({name: runs}, score)
+    if scored:
+        table = score_table({name: scored}, score)
         if table.mean.loc[name].notna().any():
             ours, std = ({str(key): float(part[key][name]) for key in part} for part in (table.mean, table.std))
-    return PaperRow(name, experiment, paper, tuple(runs), ours, std, score)
+    return PaperRow(name, experiment, paper, scored, ours, std, score)
 
 
 def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:

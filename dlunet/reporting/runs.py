@@ -92,19 +92,18 @@ class Run:
     def costs(self) -> pd.DataFrame | None:
         """Time and memory of prediction per case, columns as in ``efficiency.csv``; None if unknown."""
         try:
-            return pd.read_csv(PredictionsLayout(self.place.predictions).costs)
+            return pd.read_csv(PredictionsLayout(RunLayout(self.folder / self.part).predictions).costs)
         except (ValueError, OSError):
             return None
 
-    @property
-    def place(self) -> RunLayout:
-        """Where its label maps and scores are."""
-        return RunLayout(self.folder / self.part)
-
     def predicted_in(self, part: str) -> Run:
-        """This run with the scores of other label maps, in a folder such as ``flips-axes`` in the run folder."""
-        other = replace(self, part=part)
-        return replace(other, scores=_read_scores(ScoresLayout(other.place.scores).table, []))
+        """This run with other label maps and their scores, in a folder such as ``flips-axes`` in the run folder."""
+        place = RunLayout(self.folder / part)
+        predictions, scores = (
+            _list_predictions(place.predictions, []),
+            _read_scores(ScoresLayout(place.scores).table, []),
+        )
+        return replace(self, part=part, predictions=predictions, scores=scores)
 
     @property
     def plan(self) -> str:
@@ -115,9 +114,25 @@ class Run:
         return f"{'×'.join(f'{size:g}' for size in spacing)} mm, patches of {'×'.join(map(str, patch))} voxels"
 
     @property
+    def planned_steps(self) -> str:
+        """The steps of the whole training, as printed."""
+        epochs, steps = self.setting("trainer.max_epochs", None), self.setting("sampling.steps_per_epoch", None)
+        return str(epochs * steps) if isinstance(epochs, int) and isinstance(steps, int) else "unknown"
+
+    @property
     def commit(self) -> str:
-        """The commit that it was trained with, abbreviated."""
-        return str(self._recorded("git", "commit"))[:12]
+        """The commit that it was trained with, abbreviated, and whether files differed from it."""
+        return str(self._recorded("git", "commit"))[:12] + " (modified)" * bool(
+            self._recorded("git", "modified", False)
+        )
+
+    @property
+    def validated(self) -> set[str]:
+        """The names of the validation cases; empty if unknown."""
+        try:
+            return set(json.loads(RunLayout(self.folder).cases.read_text(encoding="utf-8"))["validation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
 
     @property
     def machine(self) -> str:

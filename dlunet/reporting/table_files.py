@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
@@ -18,16 +17,16 @@ from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
 from dlunet.reporting.page import render
 from dlunet.reporting.paired import NONE, p_text
-from dlunet.reporting.panels import case_panels
+from dlunet.reporting.panels import Panels, case_panels
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
 from dlunet.reporting.sheets import Sheet, as_latex, as_markdown
 from dlunet.reporting.tables import MEAN, mean_and_std
 
 #: What the paper states of the cost per case: seconds, and areas under the curves of GPU memory and CPU use.
-COSTS = {
-    "DLUNet+tta": (144.0, None, None),
-    "DLUNet+tta+RAM": (48.0, None, None),
-    "Test set, DSC": (73.92, 138_831.0, 1_195.0),
+COSTS: dict[str, tuple[str, float | None, float | None, float | None]] = {
+    "DLUNet+tta": ("DLUNet+tta", 144, None, None),
+    "DLUNet+tta+RAM": ("DLUNet+tta+RAM", 48, None, None),
+    "Test set, DSC": ("Test set", 73.92, 138_831, 1_195),
 }
 COST_COLUMNS = {"seconds": "Seconds", "gpu_area_mb_s": "GPU memory, MB·s", "cpu_area_percent_s": "CPU, %·s"}
 TESTS_NOTE = (
@@ -36,6 +35,14 @@ TESTS_NOTE = (
     "classes are corrected for their number by Holm's method. It is about the networks of these seeds. The paper's "
     "differences are those of its means."
 )
+
+NOTES = {
+    5: "Prediction always keeps one slab of a CT in memory, as +RAM does, but never stops early: ours of +tta+RAM are "
+    "those of +tta.",
+    6: "Below the paper's cases are the two best and the two worst of ours, by the first seed with unlabelled cases, "
+    "unless the paper's were scored; figure 3 shows that seed.",
+    7: "The cost is that of the machine named below; without a GPU, its memory is 0.",
+}
 
 
 @dataclass(frozen=True)
@@ -73,39 +80,73 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
         UserError: No run belongs to the table, or the output cannot be written.
     """
     table = _table(report, number)
-    compared = comparisons([table])
-    tests = [organ_tests(each.before.runs, each.after.runs, report.labels) for each in compared]
+    report = _only(report, table)
+    compared, tests, untested = _tested(table, report)
     sheets = [_score_sheet(table, report.ours), *map(_test_sheet, compared, tests)]
     if (costs := _cost_sheet(table, report.ours)) is not None:
         sheets.append(costs)
-    notes = list(_notes(report, table, bool(tests)))
-    texts = {
+    panels = _figure_3(report, table) if number == 6 else None
+    notes = [*_notes(report, table), *_notes_on_tests(tests), *untested, *(panels.notes if panels else ())]
+    contents: dict[str, str | bytes | None] = {
         f"table{number}.md": as_markdown(sheets, notes),
         f"table{number}.tex": as_latex(sheets, notes),
         f"table{number}.html": render("paper_table.html.j2", sheets=sheets, notes=notes),
         f"table{number}.csv": _values(table, report.ours).to_csv(index=False),
+        f"table{number}_tests.csv": _test_values(compared, tests).to_csv(index=False) if tests else None,
     }
-    if tests:
-        texts[f"table{number}_tests.csv"] = _test_values(compared, tests).to_csv(index=False)
-    for name, text in texts.items():
-        write_text(output / name, text)
-    files = [output / name for name in texts]
-    if number == 6 and (figure := _figure_3(report, table)) is not None:
-        files.append(output / "figure3.png")
-        write_bytes(files[-1], png(figure))
-    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), tuple(files))
+    if panels:
+        contents["figure3.png"] = None if panels.figure is None else png(panels.figure)
+    for name, content in contents.items():
+        if content is None:
+            (output / name).unlink(missing_ok=True)  # of an earlier table
+        elif isinstance(content, str):
+            write_text(output / name, content)
+        else:
+            write_bytes(output / name, content)
+    files = tuple(output / name for name, content in contents.items() if content is not None)
+    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), files)
 
 
 def _table(report: Report, number: int) -> PaperTable:
+    expected = list(dict.fromkeys(row.experiment for row in paper_table(number, {}).rows))
     if report.labels == FLARE22:
         table = paper_table(number, report.groups)
         if any(row.ours for row in table.rows):
             return table
+    alike = [name for name in report.groups if name.partition(" (")[0] in expected and name not in expected]
+    if alike:
+        raise UserError(
+            f"table={number}: found several kinds of runs, {', '.join(alike)}; expected one of each experiment; pass "
+            "the folders of one kind: runs=[FOLDER,FOLDER]"
+        )
     raise UserError(
         f"table={number}: found no scores of its experiments among {', '.join(report.groups)}; expected "
-        f"{', '.join(dict.fromkeys(row.experiment for row in paper_table(number, {}).rows))}, with FLARE22's classes; "
-        f"train and score them with: make table{number}"
+        f"{', '.join(expected)}, with FLARE22's classes; train and score them with: make table{number}"
     )
+
+
+def _only(report: Report, table: PaperTable) -> Report:
+    """The report on the runs of a table alone: other runs must not appear in its notes."""
+    folders = {run.folder for row in table.rows for run in row.runs}
+    groups = {
+        name: members
+        for name, runs in report.groups.items()
+        if (members := [run for run in runs if run.folder in folders])
+    }
+    return replace(report, groups=groups)
+
+
+def _tested(table: PaperTable, report: Report) -> tuple[list[Comparison], list[list[OrganTest]], list[str]]:
+    """The comparisons with their tests, and notes on those that share no case or seed."""
+    compared, tests, notes = [], [], []
+    for comparison in comparisons([table]):
+        before, after = comparison.before, comparison.after
+        try:
+            tests.append(organ_tests(before.runs, after.runs, report.labels, (before.name, after.name)))
+            compared.append(comparison)
+        except UserError as error:
+            notes.append(f"Not tested: {error}.")
+    return compared, tests, notes
 
 
 def _score_sheet(table: PaperTable, ours: str) -> Sheet:
@@ -133,46 +174,65 @@ def _test_sheet(comparison: Comparison, tests: Sequence[OrganTest]) -> Sheet:
         )
         for test in tests
     ]
-    return Sheet(f"{comparison.change}: {comparison.after.name} − {comparison.before.name}", header, tuple(rows))
+    scored = f"{tests[0].cases} cases, seeds {', '.join(tests[0].seeds)}"
+    title = f"{comparison.change}: {comparison.after.name} − {comparison.before.name} ({scored})"
+    return Sheet(title, header, tuple(rows))
 
 
 def _cost_sheet(table: PaperTable, ours: str) -> Sheet | None:
     """Time and memory per case, where the paper states them."""
     rows = []
     for row in table.rows:
-        if (paper := COSTS.get(row.name)) is None:
+        if row.name not in COSTS:
             continue
-        costs = [costs for run in row.runs if (costs := run.costs) is not None]
-        means = pd.concat(costs)[list(COST_COLUMNS)].mean() if costs else pd.Series(dtype=float)
-        rows.append((row.name, "paper", *(NONE if value is None else f"{value:,.0f}" for value in paper)))
-        rows.append((row.name, ours, *(f"{means[name]:,.1f}" if name in means else NONE for name in COST_COLUMNS)))
+        title, *paper = COSTS[row.name]
+        costs = [costs.reindex(columns=list(COST_COLUMNS)) for run in row.runs if (costs := run.costs) is not None]
+        means = pd.concat(costs).apply(pd.to_numeric, errors="coerce").mean() if costs else pd.Series(dtype=float)
+        known = {name: f"{means[name]:,.1f}" for name in COST_COLUMNS if name in means and not math.isnan(means[name])}
+        rows.append((title, "paper", *(NONE if value is None else f"{value:,.0f}" for value in paper)))
+        rows.append((title, ours, *(known.get(name, NONE) for name in COST_COLUMNS)))
     return Sheet("Cost per case", ("Method", "Source", *COST_COLUMNS.values()), tuple(rows), texts=2) if rows else None
 
 
-def _notes(report: Report, table: PaperTable, tested: bool) -> Iterable[str]:
+def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     yield report.data_note
-    if report.recipe_note:
+    if report.recipe_note and table.number != 4:  # the losses of table 4 are its rows
         yield report.recipe_note
     yield "Means over test cases and seeds; ± is the standard deviation over seeds."
     yield "The paper: arXiv 2209.10984, on FLARE22."
-    if tested:
-        yield TESTS_NOTE
+    if table.number in NOTES:
+        yield NOTES[table.number]
+    if any(set(run.scores["case"]) == run.validated for run in report.runs if run.scores is not None):
+        yield "The test cases have no labels: the validation cases are scored, by which the checkpoints were chosen."
     runs = [run for row in table.rows for run in row.runs]
+    seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
+    if len(set(seeds.values())) > 1:
+        yield "Seeds: " + "; ".join(f"{name}: {text}" for name, text in seeds.items()) + "."
     facts = {
         "Seeds": (run.seed for run in runs),
         "plan": (run.plan for run in runs),
-        "steps": (str(run.steps + 1) for run in runs),
+        "steps": (run.planned_steps for run in runs),
         "commits": (run.commit for run in runs),
         "machines": (run.machine for run in runs),
     }
     yield "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
 
 
-def _figure_3(report: Report, table: PaperTable) -> Figure | None:
+def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
+    if not tests:
+        return
+    yield TESTS_NOTE
+    # The smallest p: a class changes in the same direction in all cases; Holm multiplies it by the number of classes.
+    least = max(2 * 0.5 ** each[0].cases * sum(not math.isnan(test.p) for test in each[1:]) for each in tests)
+    if least > 0.05:
+        cases = min(each[0].cases for each in tests)
+        yield f"With {cases} cases, no p of a class can be below {min(1.0, least):.3f}: a large one says nothing."
+
+
+def _figure_3(report: Report, table: PaperTable) -> Panels:
     """The cases of table 6 as pictures."""
-    scored = [run.scores for row in table.rows for run in row.runs if run.scores is not None]
-    cases = {case for scores in scored for case in scores["case"]}
-    return case_panels(runs_of_figure_3(report.groups), report.labels, cases).figure
+    cases = {case for row in table.rows for run in row.runs if run.scores is not None for case in run.scores["case"]}
+    return case_panels(runs_of_figure_3(report.groups), report.labels, cases)
 
 
 def _values(table: PaperTable, source: str) -> pd.DataFrame:

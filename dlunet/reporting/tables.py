@@ -69,11 +69,11 @@ def case_means(scores: pd.DataFrame) -> pd.Series:
     return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
 
 
-def best_and_worst(means: pd.Series) -> dict[str, str]:
-    """Case names, best first, each marked ``best`` or ``worst``; ``means`` is sorted, worst first."""
-    count = max(1, min(CASES_PER_END, len(means) // 2))
-    best = {str(case): "best" for case in means.index[::-1][:count]}
-    worst = {str(case): "worst" for case in means.index[:count][::-1] if str(case) not in best}
+def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
+    """The last and first of cases that are sorted, worst first: best first, each marked ``best`` or ``worst``."""
+    count = max(1, min(CASES_PER_END, len(cases) // 2))
+    best = dict.fromkeys(cases[::-1][:count], "best")
+    worst = {case: "worst" for case in cases[:count][::-1] if case not in best}
     return best | worst
 
 

@@ -73,7 +73,8 @@ def _paper_layout(table: PaperTable, ours: str) -> Table:
     columns = [MEAN, *(label.abbreviation for label in FLARE22)]
     layout = Table(title=_plain(table.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
     for column in ("", *columns):
-        layout.add_column(column, justify="right" if column else "left", no_wrap=True)
+        # Long names are folded, figures are not.
+        layout.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
     for row in table.rows:
         layout.add_row(_plain(row.name))
         for source, values in table.sources(row).items():

@@ -100,7 +100,8 @@ class RunFolder(RunLayout):
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
-        write_text(self.provenance, json.dumps(provenance(), indent=2))
+        if epochs_done < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
+            write_text(self.provenance, json.dumps(provenance(), indent=2))
         return epochs_done
 
     def keep_cases(self, cases: Mapping[str, list[str]]) -> None:

@@ -96,3 +96,11 @@ def test_volume_difference_beside_simpleitk():
     assert abs(similarity) == pytest.approx(abs(2 * (ratio - 1) / (ratio + 1)))
     assert volume_difference(prediction, reference, spacing) == pytest.approx(100 * abs(ratio - 1))
     assert volume_difference(prediction, reference, spacing) > 0
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, float])
+def test_masks_of_numbers(kind):
+    prediction, reference, spacing = random_pair(9)
+    numbers = (7 * prediction).astype(kind), (3 * reference).astype(kind)
+    for measure in (asd, hd95, volume_difference):
+        assert measure(*numbers, spacing) == measure(prediction, reference, spacing)

@@ -83,6 +83,7 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
     run = sweep / name / f"seed_{seed}"
     run.mkdir(parents=True)
     config = {"name": name, "seed": seed, "scale": {"name": "cpu"}, "data": {"name": data_name, "root": str(data)}}
+    config |= {"trainer": {"max_epochs": 4}, "sampling": {"steps_per_epoch": 60}}
     method, network, loss = parts_of or PARTS_OF.get(name, UNKNOWN)
     source = "read_flare22" if data_name == "flare22" else "open_phantoms"
     config["data"]["source"] = {"_target_": f"dlunet.datasets.{source}"}

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from dlunet.errors import UserError
+from dlunet.evaluation import bootstrap
 from dlunet.labels import FLARE22
-from dlunet.reporting import organ_tests as tests_module
 from dlunet.reporting.organ_tests import holm, organ_tests
 from dlunet.reporting.runs import Run
 
@@ -104,7 +104,7 @@ def test_an_effect_on_one_organ_is_found_and_no_other(scores):
 
 def test_where_there_is_no_effect_few_are_found(monkeypatch):
     """In at most one of twenty comparisons on average; 12 of 100 would be chance once in two hundred times."""
-    monkeypatch.setattr(tests_module, "RESAMPLES", 10)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 10)
     false = 0
     for seed in range(100):
         tests = by_column(*made_up(seed + 100, (1, 10, ORGANS)))
@@ -120,9 +120,18 @@ def test_equal_scores_and_single_cases_have_no_p_or_interval(scores):
     assert one.median.value == pytest.approx(0.1) and math.isnan(one.median.low)
 
 
+def test_equal_and_opposite_differences_of_two_seeds_are_no_difference():
+    """Whatever rounding errors their mean has."""
+    before = np.full((2, CASES, ORGANS), 0.5)
+    steps = np.round(np.random.default_rng(4).uniform(0, 0.3, (CASES, ORGANS)), 4)
+    after = np.stack([before[0] + steps, before[0] - steps])
+    test = by_column(before, after)["LV"]
+    assert (test.better, test.worse) == (0, 0) and math.isnan(test.p)
+
+
 def test_only_shared_seeds_are_compared(scores):
     before, after = scores
     tests = organ_tests(runs(before, [0, 1, 2]), runs(after, [2, 3, 4]), FLARE22)
     assert tests[0].seeds == ("2",)
-    with pytest.raises(UserError, match="share no seed"):
-        organ_tests(runs(before, [0, 1, 2]), runs(after, [3, 4, 5]), FLARE22)
+    with pytest.raises(UserError, match="one, other: their runs share no seed"):
+        organ_tests(runs(before, [0, 1, 2]), runs(after, [3, 4, 5]), FLARE22, ("one", "other"))

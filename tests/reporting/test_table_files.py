@@ -1,5 +1,6 @@
 """Tables of the paper as files: every form has the same figures, those of the runs, and says where they are from."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -88,7 +89,10 @@ def test_seeds_have_a_deviation_and_tests_pair_them(make_run, tmp_path):
     absent = next(row for row in written.sheets[0].rows if row[:2] == ("nnU-Net w SSL", "ours (synthetic)"))
     assert set(absent[2:]) == {"–"}
     (title,) = (sheet.title for sheet in written.sheets[1:])
-    assert title == "Semi-supervision, light U-Net: Light UNet w SSL − Light UNet w/o SSL"
+    assert title == "Semi-supervision, light U-Net: Light UNet w SSL − Light UNet w/o SSL (4 cases, seeds 1, 2)"
+    html = of_html(tmp_path / "table3.html")
+    assert html == of_markdown(tmp_path / "table3.md") == of_latex(tmp_path / "table3.tex")
+    assert "±" in html[0][-1][2]
     tests = pd.read_csv(tmp_path / "table3_tests.csv")
     assert list(tests["column"]) == COLUMNS and (tests["cases"] == 4).all()
 
@@ -161,6 +165,67 @@ def test_the_notes_say_what_was_run(folder):
             assert part in text, (name, part)
 
 
+def test_too_few_cases_for_a_small_p_are_said(folder):
+    """Thirteen classes that could change in all of four cases: 13 × 2 / 2⁴ is more than 1."""
+    assert "With 4 cases, no p of a class can be below 1.000" in (folder / "table3.md").read_text()
+
+
+def test_seeds_without_scores_are_not_said_to_be_averaged(make_run, tmp_path):
+    runs = [make_run("sup_light", 1), make_run("ssl_light", 1), make_run("ssl_light", 2)]
+    shutil.rmtree(runs[2] / "scores")
+    written = write_paper_table(read_report(runs), 3, tmp_path)
+    assert any("Seeds: 1;" in note for note in written.notes)
+    seeds = pd.read_csv(tmp_path / "table3.csv", dtype=str).query("source != 'paper'")["seeds"]
+    assert set(seeds) == {"1"}
+
+
+def test_experiments_without_a_common_seed_are_shown_but_not_tested(make_run, tmp_path):
+    written = write_paper_table(read_report([make_run("sup_light", 1), make_run("ssl_light", 2)]), 3, tmp_path)
+    assert len(written.sheets) == 1 and not (tmp_path / "table3_tests.csv").exists()
+    notes = " ".join(written.notes)
+    assert "Not tested: Light UNet w/o SSL, Light UNet w SSL: their runs share no seed" in notes
+    assert "Seeds: Light UNet w/o SSL: 1; Light UNet w SSL: 2." in notes
+
+
+def test_files_of_an_earlier_table_do_not_stay(make_run, tmp_path):
+    runs = [make_run("sup_light"), make_run("ssl_light", error=2.0)]
+    for number in (3, 6):
+        write_paper_table(read_report(runs), number, tmp_path)
+    assert (tmp_path / "table3_tests.csv").exists() and (tmp_path / "figure3.png").exists()
+    for run in runs:
+        shutil.rmtree(run / "predictions")
+    for number in (3, 6):
+        written = write_paper_table(read_report(runs[:1]), number, tmp_path)
+    assert not (tmp_path / "table3_tests.csv").exists() and not (tmp_path / "figure3.png").exists()
+    assert any("no predictions to show" in note for note in written.notes)
+
+
+def test_scores_of_validation_cases_are_not_taken_for_those_of_test_cases(make_run, tmp_path):
+    run, said = make_run("ssl_light"), "the validation cases are scored"
+    assert not any(said in note for note in write_paper_table(read_report([run]), 7, tmp_path).notes)
+    (run / "cases.json").write_text(json.dumps({"validation": [f"case_{number}" for number in range(1, 5)]}))
+    assert any(said in note for note in write_paper_table(read_report([run]), 7, tmp_path).notes)
+
+
+def test_other_runs_do_not_appear_in_the_notes(make_run, tmp_path):
+    runs = [make_run("ssl_light", data_name="flare22"), make_run("mine", seed=9)]
+    text = " ".join(write_paper_table(read_report(runs), 7, tmp_path).notes)
+    assert "SYNTHETIC" not in text and "Seeds: 1;" in text
+
+
+def test_several_kinds_of_runs_are_refused(make_run, tmp_path):
+    runs = [make_run("ssl_light"), make_run("ssl_light", 2, data_name="flare22")]
+    with pytest.raises(UserError, match=r"several kinds of runs, ssl_light \(.*expected one of each experiment; pass"):
+        write_paper_table(read_report(runs), 7, tmp_path)
+
+
+def test_a_damaged_table_of_costs_costs_no_more_than_its_figures(make_run, tmp_path):
+    run = make_run("ssl_light")
+    (run / "predictions" / "efficiency.csv").write_text("case,seconds\ncase_1,many\n")
+    cost = write_paper_table(read_report([run]), 7, tmp_path).sheets[1]
+    assert cost.rows[1] == ("Test set", "ours (synthetic)", "–", "–", "–")
+
+
 def test_a_table_without_runs_is_an_error(make_run, tmp_path):
     with pytest.raises(UserError, match=r"table=4: found no scores .* among ssl_light; .*loss_nrd_tce.*make table4"):
         write_paper_table(read_report([make_run("ssl_light")]), 4, tmp_path)
@@ -173,6 +238,8 @@ def test_the_command(make_run, tmp_path, dlunet):
     assert "Table 4" in printed and "written: out/table4.tex" in printed and "SYNTHETIC" in printed
     files = {"table4.md", "table4.tex", "table4.html", "table4.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    refused = dlunet("report", "runs=sweep", "table=4", "floor=loss_nrd_tce", cwd=tmp_path, fails=True).stderr
+    assert "floor=loss_nrd_tce: found table=4, which has its own comparisons; leave one out" in refused
     refused = dlunet("report", "runs=sweep", "table=8", cwd=tmp_path, fails=True).stderr
     assert "table: found 8; expected a whole number from 3 to 7" in refused
 

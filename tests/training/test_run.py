@@ -89,7 +89,7 @@ def test_sweep_makes_readable_folders_and_scores(place, train):
 
 def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place, train):
     train("+sweep=table4", "-m")
-    run = place / "sweeps" / "tables-flare22-tiny" / "loss_dice_ce"
+    run = place / "sweeps" / "table4-flare22-tiny" / "loss_dice_ce"
     assert len(metrics(run, "train/loss")) == 8
     before = (run / "predictions" / "prediction.json").read_text()
     train("+sweep=table4", "trainer.max_epochs=3", "resume=auto", "-m")

@@ -1,0 +1,20 @@
+"""Percentile bootstrap intervals: the same resamples for all values that are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+
+RESAMPLES = 10_000
+#: The ends of a 95 % interval.
+QUANTILES = (0.025, 0.975)
+
+
+def weights(generator: np.random.Generator, size: int) -> np.ndarray:
+    """How often each of ``size`` units is drawn in each resample, as a fraction: an array (resamples, units)."""
+    return np.asarray(generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size)
+
+
+def interval(resampled: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a statistic, from its values in the resamples."""
+    low, high = np.quantile(resampled, QUANTILES)
+    return float(low), float(high)
