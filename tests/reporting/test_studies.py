@@ -158,6 +158,8 @@ def printed_figures(study):
         found[row["run"]]["share of the gap"].append(
             [f"{row[end]:.0%}" for end in ("share", "share_low", "share_high")]
         )
+        to_floor = [f"{row[f'difference{end}']:+.3f}" for end in ("", "_low", "_high")]
+        found[row["run"]][f"difference to `{row['floor']}`"] = [[] if row["run"] == row["floor"] else to_floor]
     return found
 
 
