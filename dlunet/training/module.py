@@ -141,9 +141,10 @@ class SegmentationModule(lightning.LightningModule):
         self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradients of each network separately, after mixed precision has unscaled them."""
-        for network in self._trained:
-            nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+        """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them."""
+        for role in self.method.trained:
+            norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.gradient_clip)
+            self.log(f"train/gradient_norm_{role}", norm, batch_size=1)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         """Check at the end of an epoch, before it is validated and saved, that training has not diverged.

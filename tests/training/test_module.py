@@ -225,3 +225,26 @@ def test_channels_without_a_class_are_refused(compose, tmp_path):
         UserError, match=r"^network TooManyChannels: found logits of shape \(1, 15, .*expected \(1, 14,"
     ):
         fit(module, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradient_norms_are_logged_as_they_were_before_clipping(compose, tmp_path, monkeypatch):
+    config = compose("train", ["scale=tiny", "output=x", "optimizer.gradient_clip=0.01"])
+    config.method = {"_target_": f"{__name__}.Pair"}
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    norms, clip = [], module.on_before_optimizer_step
+
+    def watch(optimizer):
+        norms.append(norm_of(module.networks["a"]))
+        clip(optimizer)
+        assert norm_of(module.networks["a"]) == pytest.approx(0.01, rel=1e-3)
+
+    monkeypatch.setattr(module, "on_before_optimizer_step", watch)
+    logged = fit(module, tmp_path).callback_metrics
+    assert norms[-1] > 0.02 and float(logged["train/gradient_norm_a"]) == pytest.approx(norms[-1], rel=1e-5)
+
+
+def norm_of(network):
+    return float(
+        sum(weight.grad.double().square().sum() for weight in network.parameters() if weight.grad is not None).sqrt()
+    )
