@@ -63,6 +63,7 @@ bench: $(STAMP)  ## The measurements behind what the README says
 	$(BIN)/python benchmarks/phantom_gallery.py time
 	$(BIN)/python benchmarks/preparation_memory.py
 	$(BIN)/python benchmarks/patch_queue.py
+	$(BIN)/python benchmarks/scoring_against_surface_distance.py
 	$(BIN)/python benchmarks/engine_speed.py
 	test -z "$(CHECKPOINT)" || $(BIN)/python benchmarks/inference_memory.py $(CHECKPOINT)
 

@@ -37,7 +37,8 @@ from dlunet.run_layout import KeptLayout, RoundLayout, RunLayout, ScoresLayout, 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results"
-CPU_SECONDS = "cpu_seconds.txt"
+#: A line for each start of a run, and one with its CPU seconds.
+CPU_SECONDS, START = "cpu_seconds.txt", "start"
 
 
 def main() -> None:
@@ -124,6 +125,7 @@ def train(name: str, study, run: str, seed: int) -> bool:
         words = [*settings_of(study, run), f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
+            print(START, file=seconds, flush=True)  # stays alone if this process is killed
             process = subprocess.Popen(
                 [sys.executable, "-m", "dlunet", command_of(study), *words, "logger=csv", "test=true", "resume=auto"],
                 cwd=ROOT,
@@ -154,10 +156,10 @@ def finished_runs(name: str, study) -> dict[str, list[Run]]:
 def cpu_minutes(folder: Path) -> float | None:
     """CPU time of training and scoring a run; None for one that was interrupted, or trained without this script."""
     try:
-        (seconds,) = map(float, (folder / CPU_SECONDS).read_text().split())
+        start, seconds = (folder / CPU_SECONDS).read_text().split()
     except (OSError, ValueError):
         return None
-    return seconds / 60
+    return float(seconds) / 60 if start == START else None
 
 
 def kept_cases(folder: Path) -> int | None:

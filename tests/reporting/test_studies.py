@@ -48,16 +48,25 @@ def collect(name, study):
 def test_the_results_are_those_of_all_finished_runs(place, finish):
     study = OmegaConf.create(
         {
-            "seeds": [0, 1],
+            "seeds": [0, 1, 2],
             "settings": {},
             "runs": {"floor": {}, "ours": {}, "other": {}},
             "comparisons": [{"floor": "floor"}],
         }
     )
-    for run, seed, error in (("floor", 0, 3.0), ("floor", 1, 3.5), ("ours", 0, 1.0), ("ours", 1, 1.5)):
+    made = (
+        ("floor", 0, 3.0),
+        ("floor", 1, 3.5),
+        ("floor", 2, 3.2),
+        ("ours", 0, 1.0),
+        ("ours", 1, 1.5),
+        ("ours", 2, 1.2),
+    )
+    for run, seed, error in made:
         finish(studies.run_folder("some", run, seed), seed, error)
-    (studies.run_folder("some", "ours", 0) / studies.CPU_SECONDS).write_text("90.0\n")
-    (studies.run_folder("some", "ours", 1) / studies.CPU_SECONDS).write_text("60.0\n70.0\n")  # interrupted once
+    (studies.run_folder("some", "ours", 0) / studies.CPU_SECONDS).write_text("start\n90.0\n")
+    for seed, text in ((1, "start\n60.0\nstart\n70.0\n"), (2, "start\nstart\n10.0\n")):  # stopped, killed
+        (studies.run_folder("some", "ours", seed) / studies.CPU_SECONDS).write_text(text)
     studies.run_folder("some", "other", 0).mkdir()  # begun
     collect("some", study)
 
