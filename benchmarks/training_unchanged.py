@@ -85,7 +85,7 @@ def train(code: Path, folder: Path, experiment: str, seed: int) -> dict[str, Any
 
 
 def is_loss(column: str) -> bool:
-    """Whether a column contains losses; versions log learning rates and norms differently, and the weights show them."""
+    """Whether a column contains losses; versions log rates and norms differently, and the weights show them."""
     return column.startswith("train/") and not column.startswith(("train/lr", "train/gradient_norm"))
 
 
