@@ -91,6 +91,11 @@ class PaperTable:
     title: str
     rows: tuple[PaperRow, ...]
 
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments that reproduce its rows."""
+        return list(dict.fromkeys(row.experiment for row in self.rows))
+
     def sources(self, row: PaperRow) -> dict[str, dict[str, float] | None]:
         """The values of a row that are shown, the paper's and ours; None for what was not run."""
         shown: dict[str, dict[str, float] | None] = {} if row.paper is None else {"paper": row.paper}

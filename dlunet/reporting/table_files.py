@@ -108,7 +108,7 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
 
 
 def _table(report: Report, number: int) -> PaperTable:
-    expected = list(dict.fromkeys(row.experiment for row in paper_table(number, {}).rows))
+    expected = paper_table(number, {}).experiments
     if report.labels == FLARE22:
         table = paper_table(number, report.groups)
         if any(row.ours for row in table.rows):

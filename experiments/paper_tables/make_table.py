@@ -22,21 +22,13 @@ from dlunet.errors import UserError
 from dlunet.evaluation import evaluate_folder
 from dlunet.inference import Predictor, load_engine, predict_files
 from dlunet.reporting import Run, read_run
-from dlunet.reporting.paper import FLIPS
+from dlunet.reporting.paper import FLIPS, TITLES, paper_table
 from dlunet.run_layout import RunLayout
 from dlunet.settings import check_config
 from dlunet.training import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
-#: The experiments of each table.
-EXPERIMENTS = {
-    3: ("sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light"),
-    4: ("loss_dice_ce", "loss_nrd_tce"),
-    5: ("ssl_light",),
-    6: ("sup_light", "ssl_light"),
-    7: ("ssl_light",),
-}
 #: Experiments that may be the same with some settings; the second one is trained.
 SAME = {"loss_nrd_tce": "sup_nnunet"}
 #: What a setting says of a run, not of what is trained.
@@ -48,7 +40,7 @@ OWN = ("experiment=", "name=", "output=", "resume=", "test=", "+sweep=", "hydra.
 def main() -> None:
     """Make the table named on the command line."""
     number, *settings = sys.argv[1:] or [""]
-    if not number.isdecimal() or int(number) not in EXPERIMENTS:
+    if not number.isdecimal() or int(number) not in TITLES:
         sys.exit(f"found {number or 'nothing'}; expected the number of a table, from 3 to 7\n\n{__doc__}")
     try:
         print(make_table(int(number), settings))
@@ -105,7 +97,7 @@ def trained(number: int, settings: Sequence[str]) -> list[str]:
     fixed = [word for word in settings if not word.startswith("hydra")]
     return [
         SAME[name] if name in SAME and contents(name, fixed) == contents(SAME[name], fixed) else name
-        for name in EXPERIMENTS[number]
+        for name in paper_table(number, {}).experiments
     ]
 
 
