@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +40,9 @@ from dlunet.plugins import load_plugins, take_folder
 from dlunet.run_layout import SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.signals import Stopped, signals_raise
+
+if TYPE_CHECKING:
+    from dlunet.reporting import Run
 
 #: Error numbers of the file system when a result cannot be written.
 OUT_OF_PLACE = (
@@ -199,18 +203,25 @@ def evaluate(config: DictConfig) -> None:
 
 
 def report(config: DictConfig) -> None:
-    """Report runs or a sweep on one page: runs=FOLDER or 'runs=[FOLDER,…]' output=FOLDER [floor=NAME …] [table=N]"""
-    from dlunet.reporting import print_paper_table, print_report, read_report, write_paper_table, write_report
+    """Report runs on one page: runs=FOLDER output=FOLDER [floor=NAME …] [table=N], or predictions=… references=…"""
+    from dlunet.reporting import (
+        print_paper_table,
+        print_report,
+        read_report,
+        report_of,
+        write_paper_table,
+        write_report,
+    )
 
-    folders = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    if config.table is not None and config.floor is not None:
-        raise UserError(
-            f"floor={config.floor}: found table={config.table}, which has its own comparisons; leave one out"
-        )
-    contents = read_report(list(map(Path, folders)), floor=config.floor, ceiling=config.ceiling)
+    _check_what_to_report(config)
+    compared = {"floor": config.floor, "ceiling": config.ceiling}
+    if config.runs is None:
+        contents = report_of(_score_for_report(config), **compared)
+    else:
+        contents = read_report(_folders(config.runs), **compared)
     output = Path(config.output)
     if config.table is None:
-        print_report(contents, write_report(contents, output))
+        print_report(contents, write_report(contents, output, config.cases))
     else:
         print_paper_table(write_paper_table(contents, config.table, output))
 
@@ -242,6 +253,41 @@ def _check_final(config: DictConfig, given: Sequence[str]) -> None:
             f"final: found {config.final} with {clash[0]}, which would apply to every training; expected one of the "
             "two; choose methods and networks by experiment=, teacher= and final="
         )
+
+
+def _check_what_to_report(config: DictConfig) -> None:
+    if (config.runs is None) == (config.predictions is None):
+        found = "neither runs nor predictions" if config.runs is None else "both runs and predictions"
+        raise UserError(f"found {found}; expected runs=FOLDER, or predictions=FOLDER references=FOLDER")
+    if config.predictions is not None and config.references is None:
+        raise UserError("missing: references; add references=FOLDER, with the label maps to compare with")
+    if config.table is not None and (config.floor is not None or config.predictions is not None):
+        other = "predictions" if config.floor is None else "floor"
+        why = "has its own comparisons" if other == "floor" else "is made of runs"
+        raise UserError(f"{other}={config[other]}: found table={config.table}, which {why}; leave one out")
+
+
+def _score_for_report(config: DictConfig) -> list[Run]:
+    """Score folders of label maps, each into ``scores/NAME`` of the report's folder."""
+    from dlunet.evaluation import evaluate_folder
+    from dlunet.reporting import read_predictions
+
+    runs: list[Run] = []
+    for folder in _folders(config.predictions):
+        labels = _scored_labels(config, folder)
+        if labels is None:
+            raise UserError(f"{folder}: its classes have no names; add labels=dataset.json or labels=flare22")
+        name = folder.resolve().name
+        if name in (run.name for run in runs):
+            raise UserError(f"{folder}: is the second folder named {name}; expected different names; rename one")
+        scores = Path(config.output) / "scores" / name
+        evaluate_folder(folder, Path(config.references), scores, labels)
+        runs.append(read_predictions(folder, scores, labels, None if config.images is None else Path(config.images)))
+    return runs
+
+
+def _folders(given: str | ListConfig) -> list[Path]:
+    return list(map(Path, given if isinstance(given, ListConfig) else [given]))
 
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:

@@ -119,8 +119,18 @@ def predict(config: DictConfig) -> Path:
     print(f"engine: {engine.name}")
     predictor = Predictor(bundle, config.tile_step, config.flips, engine, tuple(steps))
     extras = Extras(config.volumes, config.overlay, plot=True)
-    predict_files(predictor, images, Path(config.output), extras=extras, strict=config.strict)
-    return Path(config.output)
+    output, failed = Path(config.output), None
+    try:
+        predict_files(predictor, images, output, extras=extras, strict=config.strict)
+    except SomeCasesFailed as error:
+        failed = error
+    if config.report:
+        from dlunet.inference.predictions_page import write_predictions_page  # imports pandas and matplotlib
+
+        print(f"page: {write_predictions_page(output, images, bundle.labels)}")
+    if failed is not None:
+        raise failed
+    return output
 
 
 def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, strict: bool) -> None:

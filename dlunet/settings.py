@@ -82,6 +82,7 @@ RULES: dict[str, Rule] = {
     "strict": SWITCH,
     "volumes": SWITCH,
     "overlay": SWITCH,
+    "report": SWITCH,
     "test": SWITCH,
     "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
 }

@@ -4,22 +4,29 @@
 its images, and the score tables as CSV and Markdown. Parts missing from a run are listed and do not prevent the report.
 """
 
-from dlunet.reporting.contents import Report, read_report
-from dlunet.reporting.page import write_report
+from dlunet.reporting.contents import Report, read_report, report_of
+from dlunet.reporting.page import render, write_report
 from dlunet.reporting.panels import overlay_png
-from dlunet.reporting.runs import Run, find_runs, read_run
+from dlunet.reporting.runs import Run, find_runs, read_predictions, read_run
+from dlunet.reporting.shown_cases import ShownCase
 from dlunet.reporting.table_files import write_paper_table
 from dlunet.reporting.terminal import print_paper_table, print_report
+from dlunet.reporting.viewer import EmbeddedCases
 
 __all__ = [
+    "EmbeddedCases",
     "Report",
     "Run",
+    "ShownCase",
     "find_runs",
     "overlay_png",
     "print_paper_table",
     "print_report",
+    "read_predictions",
     "read_report",
     "read_run",
+    "render",
+    "report_of",
     "write_paper_table",
     "write_report",
 ]

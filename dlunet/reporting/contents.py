@@ -47,6 +47,11 @@ class Report:
         return any(run.synthetic for run in self.runs)
 
     @property
+    def of_label_maps(self) -> bool:
+        """Whether it is about folders of label maps, not about trainings."""
+        return all("scale" not in run.config for run in self.runs)
+
+    @property
     def ours(self) -> str:
         """What rows of our scores beside the paper's are called."""
         return "ours (synthetic)" if self.is_synthetic else "ours"
@@ -60,7 +65,7 @@ class Report:
     def data_note(self) -> str:
         """The data behind the scores, and what they may not be compared with."""
         data, scale = ", ".join(self.distinct("data")), ", ".join(self.distinct("scale"))
-        note = f"Data: {data}, scale {scale}."
+        note = "Label maps of unknown training." if self.of_label_maps else f"Data: {data}, scale {scale}."
         if self.is_synthetic:
             note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
@@ -97,7 +102,12 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
         UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or an
             experiment cannot be compared with floor and ceiling.
     """
-    groups = group_by_experiment([read_run(folder) for folder in find_runs(folders)])
+    return report_of([read_run(folder) for folder in find_runs(folders)], floor=floor, ceiling=ceiling)
+
+
+def report_of(runs: Sequence[Run], *, floor: str | None = None, ceiling: str | None = None) -> Report:
+    """The report of runs that were read; see :func:`read_report`."""
+    groups = group_by_experiment(runs)
     paired, labels = paired_table(groups, floor, ceiling), common_labels(groups)
     scores = {name: score_table(groups, name, labels) for name in common_metrics(groups)}
     return Report(groups, labels, scores, paired)

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.reporting.paired import PairedTable
 from dlunet.reporting.runs import Run
 
 #: Okabe and Ito's palette, distinguishable for colour-blind readers.
@@ -124,6 +125,33 @@ def organ_curves(groups: Groups, labels: LabelSet = FLARE22) -> Figure | None:
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("DSC", fontsize=9)
         _legend(figure, groups)
+    return figure
+
+
+def paired_differences(paired: PairedTable, names: Sequence[str]) -> Figure | None:
+    """The difference in DSC to the floor: a dot per case, and the mean with its interval; None without experiments.
+
+    Args:
+        paired: The comparison.
+        names: All experiments of the report, which determine the colours.
+    """
+    rows = [row for row in paired.rows if row.experiment != paired.floor]
+    if not rows:
+        return None
+    with house_style():
+        figure = Figure(figsize=(11, 0.9 + 0.5 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, row in enumerate(reversed(rows)):
+            color, _ = run_style(names.index(row.experiment))
+            cases = sorted(row.of_cases)
+            spread = place + np.linspace(-0.25, 0.25, len(cases)) if len(cases) > 1 else [place]
+            axes.scatter(cases, spread, s=16, color=color, alpha=0.6, linewidths=0)
+            axes.plot([row.difference.low, row.difference.high], [place, place], color=color, linewidth=3)
+            axes.plot(row.difference.value, place, "o", color=color, markersize=7, markeredgecolor="white")
+        axes.axvline(0, color="#39424e", linewidth=1)
+        axes.set_yticks(range(len(rows)), [row.experiment for row in reversed(rows)])
+        axes.set(xlabel=f"difference in DSC to {paired.floor}", ylim=(-0.6, len(rows) - 0.4))
+        axes.grid(axis="y", visible=False)
     return figure
 
 

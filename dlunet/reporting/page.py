@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from dlunet.files import write_bytes, write_text
 from dlunet.reporting import figures, tables
 from dlunet.reporting.contents import Report
-from dlunet.reporting.panels import case_panels
+from dlunet.reporting.gallery import Gallery, make_gallery
 from dlunet.reporting.paper import comparisons, tables_of_experiments
 from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import MEAN
+from dlunet.reporting.tables import MEAN, case_rows
+from dlunet.reporting.viewer import bundle
 from dlunet.settings import flattened
 
 
@@ -31,7 +32,7 @@ class _Image:
     alt: str
 
 
-def write_report(report: Report, output: Path) -> Path:
+def write_report(report: Report, output: Path, cases: Sequence[str] | None = None) -> Path:
     """Write a report as a page.
 
     The page, ``index.html``, is self-contained. Its figures as PNG and the scores as ``scores.csv`` and ``scores.md``
@@ -40,20 +41,28 @@ def write_report(report: Report, output: Path) -> Path:
     Args:
         report: The contents.
         output: Folder to write to; created if missing.
+        cases: The names of the cases to show; None: those that the last experiment segments best and worst.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        UserError: The output cannot be written.
+        UserError: A case has no scores, or the output cannot be written.
     """
     groups, labels = report.groups, report.labels
-    panels = case_panels(groups, labels)
+    gallery = make_gallery(report.groups, report.labels, cases)
     drawn = {
         "organ_scores": (figures.organ_scores(groups, labels), "DSC of each test case by class and experiment"),
         "training_curves": (figures.training_curves(groups), "Training loss and validation DSC by step and experiment"),
         "organ_curves": (figures.organ_curves(groups, labels), "Validation DSC by step, class and experiment"),
-        "panels": (panels.figure, f"CT slices with classes in colour, one row per case: {', '.join(panels.cases)}"),
+        "panels": (
+            gallery.figure,
+            f"CT slices with classes in colour, one row per case: {', '.join(gallery.captions)}",
+        ),
+        "paired_differences": (
+            figures.paired_differences(report.paired, list(groups)) if report.paired else None,
+            "Difference in DSC to the floor, one dot per case, by experiment",
+        ),
     }
     images = {name: _save_figure(figure, output / f"{name}.png", alt) for name, (figure, alt) in drawn.items()}
     write_text(output / "scores.csv", tables.as_csv_table(groups, report.scores).to_csv(index=False))
@@ -65,7 +74,7 @@ def write_report(report: Report, output: Path) -> Path:
         write_text(output / "paired.csv", report.paired.as_csv_table().to_csv(index=False))
     write_text(output / "scores.md", markdown)
     page = output / "index.html"
-    write_text(page, _render(report, images, panels.notes))
+    write_text(page, _render(report, images, gallery))
     return page
 
 
@@ -78,10 +87,10 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(niivue=bundle, **values)
 
 
-def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Sequence[str]) -> str:
+def _render(report: Report, images: Mapping[str, _Image | None], gallery: Gallery) -> str:
     of_paper = tables_of_experiments(report.groups, report.labels)
     return render(
         "report.html.j2",
@@ -92,7 +101,10 @@ def _render(report: Report, images: Mapping[str, _Image | None], panel_notes: Se
         paper_tables=of_paper,
         comparisons=comparisons(of_paper),
         images=images,
-        panel_notes=panel_notes,
+        notes=gallery.notes,
+        cases=case_rows(report.groups, report.labels),
+        viewed=[case.name for case in gallery.embedded.cases],
+        viewer_data=gallery.embedded.data(report.labels),
         facts=_facts,
         config_text=lambda run: OmegaConf.to_yaml(run.config),
         run_style=figures.run_style,

@@ -63,6 +63,7 @@ class PairedRow:
         worse_seeds: Number of seeds with a smaller one.
         share: The difference as a share of the gap, that between ceiling and floor; None without a ceiling, or where
             the gap has no interval above 0.
+        of_cases: The difference of each case, in the mean over organs and seeds.
     """
 
     experiment: str
@@ -76,6 +77,7 @@ class PairedRow:
     better_seeds: int
     worse_seeds: int
     share: Estimate | None
+    of_cases: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
         better_seeds=int((of_seeds > 0).sum()),
         worse_seeds=int((of_seeds < 0).sum()),
         share=None if ceiling is None else _share(difference, means[ceiling].to_numpy() - base),
+        of_cases=tuple(of_cases.tolist()),
     )
 
 

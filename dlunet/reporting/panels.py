@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dlunet.datasets import Case
-from dlunet.errors import UserError
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import LabelSet
 from dlunet.reporting.figures import house_style, png
-from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import best_and_worst, case_means
-from dlunet.volumes import read_ct, read_labels
+from dlunet.reporting.shown_cases import REFERENCE, ShownCase
 
 #: The usual abdominal window in Hounsfield units.
 WINDOW_CENTER, WINDOW_WIDTH = 40, 400
@@ -29,57 +25,22 @@ LEGEND_ENTRY, LEGEND_LINE = 1.8, 0.19
 
 
 @dataclass(frozen=True)
-class Panels:
-    """The figure, or None, with the cases shown and notes on what is missing."""
-
-    figure: Figure | None
-    cases: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Row:
+class PanelRow:
     """A slice of one case: the CT as grey values (y, x), label maps (y, x) by column title, and a caption."""
 
     caption: str
     grey: np.ndarray
-    label_maps: dict[str, np.ndarray | None]
+    label_maps: Mapping[str, np.ndarray | None]
     aspect: float
 
 
-def case_panels(
-    groups: Mapping[str, Sequence[Run]], labels: LabelSet = FLARE22, chosen: Collection[str] | None = None
-) -> Panels:
-    """Draw cases, one row each and one column per experiment.
-
-    If an experiment has several seeds, the first one with predictions is shown.
-
-    Args:
-        groups: Runs by experiment.
-        labels: The classes.
-        chosen: The names of the cases; None: those that the last experiment segments best and worst.
-    """
-    shown = {name: next((run for run in runs if run.predictions), None) for name, runs in groups.items()}
-    notes = [f"{name}: no predictions to show" for name, run in shown.items() if run is None]
-    runs = {name: run for name, run in shown.items() if run is not None}
-    ranking = next((run for run in reversed(runs.values()) if run.scores is not None), None)
-    if ranking is None or ranking.scores is None:
-        return Panels(None, (), (*notes, "No run has both predictions and scores, so there is no best or worst case."))
-    cases = ranking.cases
-    means = case_means(ranking.scores)
-    usable = means[[case in cases and case in ranking.predictions for case in means.index]]
-    rows = []
-    ranks = best_and_worst(list(map(str, usable.index)))
-    for case in ranks if chosen is None else [case for case in usable.index[::-1] if case in chosen]:
-        rank = f"{ranks[case]}, " if case in ranks else ""
-        try:
-            rows.append(_read_row(cases[case], f"{case}\n{rank}DSC {usable[case]:.3f}", runs, notes))
-        except UserError as error:
-            notes.append(f"{case}: not shown: {error}")
-    if not rows:
-        return Panels(None, (), (*notes, "No scored test case has its image, its reference and a prediction."))
-    captions = tuple(f"{row.caption.replace(chr(10), ' (')})" for row in rows)
-    return Panels(_draw(rows, ["image", "reference", *runs], labels), captions, tuple(notes))
+def panel_row(case: ShownCase) -> PanelRow:
+    """The axial slice of a case with the most classes in the reference."""
+    reference = case.maps[REFERENCE]
+    assert reference is not None
+    z = most_organs_slice(reference)
+    slices = {title: None if array is None else array[z] for title, array in case.maps.items()}
+    return PanelRow(f"{case.name}\n{case.remark}", _grey(case.image[z]), slices, case.spacing[1] / case.spacing[2])
 
 
 def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> bytes:
@@ -92,8 +53,8 @@ def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float],
         label_set: The classes.
     """
     z = most_organs_slice(labels) if labels.any() else len(labels) // 2
-    row = _Row(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
-    return png(_draw([row], ["image", "labels"], label_set, width=4.6))
+    row = PanelRow(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
+    return png(draw_panels([row], ["image", "labels"], label_set, width=4.6))
 
 
 def most_organs_slice(reference: np.ndarray) -> int:
@@ -103,31 +64,20 @@ def most_organs_slice(reference: np.ndarray) -> int:
     return int(np.lexsort((voxels, organs))[-1])
 
 
-def _read_row(case: Case, caption: str, runs: Mapping[str, Run], notes: list[str]) -> _Row:
-    assert case.label is not None
-    image, reference = read_ct(case.image), read_labels(case.label)
-    z = most_organs_slice(reference.array)
-    label_maps: dict[str, np.ndarray | None] = {"reference": reference.array[z]}
-    for name, run in runs.items():
-        try:
-            prediction = read_labels(run.predictions[case.name]).array if case.name in run.predictions else None
-        except UserError as error:
-            notes.append(f"{name}: {error}")
-            prediction = None
-        if prediction is not None and prediction.shape != reference.array.shape:
-            notes.append(f"{name}: {run.predictions[case.name]} is not on the grid of the CT")
-            prediction = None
-        label_maps[name] = None if prediction is None else prediction[z]
-    return _Row(caption, _grey(image.array[z]), label_maps, image.spacing[1] / image.spacing[2])
-
-
 def _grey(slice_: np.ndarray) -> np.ndarray:
     """HU in the abdominal window, scaled to 0 … 1."""
     return np.clip((slice_ - (WINDOW_CENTER - WINDOW_WIDTH / 2)) / WINDOW_WIDTH, 0, 1)
 
 
-def _draw(rows: Sequence[_Row], columns: Sequence[str], labels: LabelSet, width: float = 2.3) -> Figure:
-    """Draw one row per case and one column, ``width`` inches wide, per image or label map."""
+def draw_panels(rows: Sequence[PanelRow], columns: Sequence[str], labels: LabelSet, width: float = 2.3) -> Figure:
+    """Draw cases, one row each.
+
+    Args:
+        rows: The cases, at least one.
+        columns: The titles: ``image``, and those of label maps.
+        labels: The classes.
+        width: Of a column, in inches.
+    """
     heights = [row.grey.shape[0] * row.aspect / row.grey.shape[1] for row in rows]
     entries_a_line = min(5, int(width * len(columns) / LEGEND_ENTRY))
     around = 0.5 + LEGEND_LINE * math.ceil(len(labels) / entries_a_line)

@@ -204,6 +204,31 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def read_predictions(folder: Path, scores: Path, labels: LabelSet, images: Path | None = None) -> Run:
+    """A folder of label maps that were scored, as a run of the folder's name, whatever made them.
+
+    Args:
+        folder: The label maps.
+        scores: The folder that :func:`dlunet.evaluation.evaluate_folder` has written their scores to.
+        labels: The classes.
+        images: Folder of the CTs; None: those that the label maps were predicted for, if that is known.
+    """
+    missing: list[str] = []
+    layout = ScoresLayout(scores)
+    return Run(
+        folder=folder,
+        config=OmegaConf.create({"name": folder.resolve().name}),
+        metrics=_no_metrics(),
+        provenance={},
+        scores=_read_scores(layout.table, missing),
+        predictions=_list_predictions(folder, missing),
+        cases=_read_cases(images or PredictionsLayout(folder).record, layout.references, missing),
+        labels=labels,
+        score_metrics=_read_score_metrics(layout, missing),
+        missing=tuple(missing),
+    )
+
+
 def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
     """The label set common to all runs.
 
@@ -241,15 +266,18 @@ def _read_config(path: Path) -> DictConfig:
 
 
 def _read_metrics(path: Path, missing: list[str]) -> pd.DataFrame:
-    empty = pd.DataFrame({"step": pd.Series(dtype=int)})
     try:
         metrics = pd.read_csv(path)
     except (ValueError, OSError):
-        metrics = empty
+        metrics = _no_metrics()
     if "step" not in metrics or metrics["step"].isna().all():
         missing.append(f"{path.name} contains no logged step")
-        return empty
+        return _no_metrics()
     return metrics.dropna(subset=["step"]).sort_values("step", kind="stable")
+
+
+def _no_metrics() -> pd.DataFrame:
+    return pd.DataFrame({"step": pd.Series(dtype=int)})
 
 
 def _read_provenance(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -292,9 +320,9 @@ def _read_score_metrics(scores: ScoresLayout, missing: list[str]) -> Mapping[str
 
 
 def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, Case]:
-    """The cases whose CT is listed in the record of predictions and whose reference in that of the evaluation."""
+    """The cases whose CT is in the record of predictions, or in a folder, and whose reference in that of the scores."""
     try:
-        images = json.loads(predicted.read_text(encoding="utf-8"))["images"]
+        images = _volumes(predicted) if predicted.is_dir() else json.loads(predicted.read_text("utf-8"))["images"]
         references = json.loads(scored.read_text(encoding="utf-8"))
         return {name: Case(name, Path(images[name]), Path(references[name])) for name in images if name in references}
     except (ValueError, OSError, KeyError, TypeError):
@@ -310,8 +338,12 @@ def _read_labels(path: Path, missing: list[str]) -> LabelSet:
         return FLARE22
 
 
+def _volumes(folder: Path) -> dict[str, Path]:
+    return {case_name(path): path for path in list_volumes(folder)}
+
+
 def _list_predictions(folder: Path, missing: list[str]) -> dict[str, Path]:
-    predictions = {case_name(path): path for path in list_volumes(folder)} if folder.is_dir() else {}
+    predictions = _volumes(folder) if folder.is_dir() else {}
     if not predictions:
         missing.append("no predictions")
     return predictions

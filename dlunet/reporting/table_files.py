@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
@@ -17,9 +18,10 @@ from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
 from dlunet.reporting.page import render
 from dlunet.reporting.paired import NONE, p_text
-from dlunet.reporting.panels import Panels, case_panels
+from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
 from dlunet.reporting.sheets import Sheet, as_latex, as_markdown
+from dlunet.reporting.shown_cases import REFERENCE, choose_cases
 from dlunet.reporting.tables import MEAN, mean_and_std
 
 #: What the paper states of the cost per case: seconds, and areas under the curves of GPU memory and CPU use.
@@ -85,8 +87,8 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
     sheets = [_score_sheet(table, report.ours), *map(_test_sheet, compared, tests)]
     if (costs := _cost_sheet(table, report.ours)) is not None:
         sheets.append(costs)
-    panels = _figure_3(report, table) if number == 6 else None
-    notes = [*_notes(report, table), *_notes_on_tests(tests), *untested, *(panels.notes if panels else ())]
+    figure, missing = _figure_3(report, table) if number == 6 else (None, [])
+    notes = [*_notes(report, table), *_notes_on_tests(tests), *untested, *missing]
     contents: dict[str, str | bytes | None] = {
         f"table{number}.md": as_markdown(sheets, notes),
         f"table{number}.tex": as_latex(sheets, notes),
@@ -94,8 +96,8 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
         f"table{number}.csv": _values(table, report.ours).to_csv(index=False),
         f"table{number}_tests.csv": _test_values(compared, tests).to_csv(index=False) if tests else None,
     }
-    if panels:
-        contents["figure3.png"] = None if panels.figure is None else png(panels.figure)
+    if number == 6:
+        contents["figure3.png"] = None if figure is None else png(figure)
     for name, content in contents.items():
         if content is None:
             (output / name).unlink(missing_ok=True)  # of an earlier table
@@ -229,10 +231,13 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
         yield f"With {cases} cases, no p of a class can be below {min(1.0, least):.3f}: a large one says nothing."
 
 
-def _figure_3(report: Report, table: PaperTable) -> Panels:
-    """The cases of table 6 as pictures."""
+def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[str]]:
+    """The cases of table 6 as pictures, and notes on what is missing."""
     cases = {case for row in table.rows for run in row.runs if run.scores is not None for case in run.scores["case"]}
-    return case_panels(runs_of_figure_3(report.groups), report.labels, cases)
+    choice = choose_cases(runs_of_figure_3(report.groups), cases)
+    notes = list(choice.notes)
+    rows = [panel_row(case) for case in choice.read(notes)][::-1]
+    return (draw_panels(rows, ["image", REFERENCE, *choice.runs], report.labels) if rows else None), notes
 
 
 def _values(table: PaperTable, source: str) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from dlunet.reporting.runs import Run, common_metrics
 MEAN = "Mean"
 #: Number of best and of worst cases shown, if there are enough.
 CASES_PER_END = 2
+#: Number of classes that are named for each case.
+LOWEST_CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,38 @@ def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) ->
 def case_means(scores: pd.DataFrame) -> pd.Series:
     """Mean DSC over classes for each case, worst first; ties are sorted by name."""
     return scores.groupby("case")["dsc"].mean().sort_index().sort_values(kind="stable")
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A case, with its mean DSC over classes by experiment, and the classes that are lowest in the last one."""
+
+    case: str
+    dsc: Mapping[str, float]
+    lowest: Mapping[str, float]
+
+
+def case_rows(groups: Mapping[str, Sequence[Run]], labels: LabelSet) -> list[CaseRow]:
+    """All cases, sorted by the mean DSC of the last experiment that has scores, worst first.
+
+    Args:
+        groups: Runs by experiment; scores are means over their seeds.
+        labels: The classes.
+    """
+    scored = {name: [run.scores for run in runs if run.scores is not None] for name, runs in groups.items()}
+    means = {
+        name: pd.concat(tables).groupby(["case", "organ"])["dsc"].mean() for name, tables in scored.items() if tables
+    }
+    if not means:
+        return []
+    dsc = pd.DataFrame({name: table.groupby("case").mean() for name, table in means.items()}).sort_index()
+    last = list(means)[-1]
+    abbreviations = {label.name: label.abbreviation for label in labels}
+    classes = means[last].unstack("organ").rename(columns=abbreviations).reindex(dsc.index)
+    return [
+        CaseRow(str(case), dsc.loc[case].to_dict(), classes.loc[case].nsmallest(LOWEST_CLASSES).to_dict())
+        for case in dsc.sort_values(last, kind="stable").index
+    ]
 
 
 def best_and_worst(cases: Sequence[str]) -> dict[str, str]:

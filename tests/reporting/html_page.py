@@ -1,5 +1,6 @@
 """The parts of a page that tests look at."""
 
+from collections import Counter
 from html.parser import HTMLParser
 
 
@@ -9,12 +10,16 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.tables, self.links, self.sections, self.images, self.text = [], [], [], [], ""
-        self.tags, self._bold, self._open = set(), False, False
+        self.count, self._bold, self._open = Counter(), False, False
         self.feed(path.read_text(encoding="utf-8"))
+
+    @property
+    def tags(self):
+        return set(self.count)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        self.tags.add(tag)
+        self.count[tag] += 1
         self.links += [value for key, value in attrs if key in ("src", "href", "action", "data")]
         if tag == "section":
             self.sections.append(attributes.get("id"))

@@ -1,0 +1,70 @@
+"""The cases of a report: a figure of their slices, and their volumes for the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from dlunet.errors import UserError, few
+from dlunet.labels import LabelSet
+from dlunet.reporting.panels import PanelRow, draw_panels, panel_row
+from dlunet.reporting.runs import Run
+from dlunet.reporting.shown_cases import REFERENCE, choose_cases
+from dlunet.reporting.tables import best_and_worst
+from dlunet.reporting.viewer import EmbeddedCases
+
+#: Rows of the figure; of more cases, it shows the best and the worst.
+MOST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The cases that are shown.
+
+    Attributes:
+        figure: A slice of each, with reference and predictions, or None.
+        captions: The captions of its rows.
+        embedded: The volumes for the viewer, worst case first.
+        notes: What is missing.
+    """
+
+    figure: Figure | None
+    captions: tuple[str, ...]
+    embedded: EmbeddedCases
+    notes: tuple[str, ...]
+
+
+def make_gallery(groups: Mapping[str, Sequence[Run]], labels: LabelSet, cases: Sequence[str] | None = None) -> Gallery:
+    """Read the cases to show, and draw them.
+
+    Args:
+        groups: Runs by experiment.
+        labels: The classes.
+        cases: The names of the cases; None: those that the last experiment segments best and worst.
+
+    Raises:
+        UserError: A case has no scores.
+    """
+    _check_names(cases or (), groups)
+    choice = choose_cases(groups, cases)
+    notes, names = list(choice.notes), list(choice.remarks)
+    in_figure = names if len(names) <= MOST_ROWS else best_and_worst(names)
+    rows: list[PanelRow] = []
+    embedded = EmbeddedCases()
+    for case in choice.read(notes):
+        if case.name in in_figure:
+            rows.append(panel_row(case))
+        embedded.add(case)
+    notes += [embedded.note] if embedded.note else []
+    rows.reverse()  # best first, as in the paper
+    figure = draw_panels(rows, ["image", REFERENCE, *choice.runs], labels) if rows else None
+    captions = tuple(f"{row.caption.replace(chr(10), ' (')})" for row in rows)
+    return Gallery(figure, captions, embedded, tuple(notes))
+
+
+def _check_names(cases: Sequence[str], groups: Mapping[str, Sequence[Run]]) -> None:
+    known = {case for runs in groups.values() for run in runs if run.scores is not None for case in run.scores["case"]}
+    if unknown := [case for case in cases if case not in known]:
+        raise UserError(f"cases: found {', '.join(unknown)}; expected names of scored cases: {few(sorted(known))}")

@@ -1,0 +1,41 @@
+"""The page of predicted label maps: the volumes are those of the files, and CTs that cannot be shown are left out."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from dlunet.inference.predictions_page import write_predictions_page
+from dlunet.labels import FLARE22
+from dlunet.volumes import Geometry, write_labels
+from tests.reporting.html_page import Page
+
+GRID = Geometry((30, 20, 10), (2.0, 2.0, 5.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two CTs of which one has a label map: 100 voxels of liver, 3 of spleen."""
+    labels = np.zeros((10, 20, 30), np.uint8)
+    labels[2, :10, :10], labels[3, 0, :3] = 1, 3
+    write_labels(labels, tmp_path / "labels" / "one.nii.gz", GRID)
+    for name in ("one", "two"):
+        image = GRID.apply_to(sitk.GetImageFromArray(np.zeros((10, 20, 30), np.int16)))
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    return tmp_path
+
+
+def test_volumes_and_pictures_of_the_cases_that_have_label_maps(folder):
+    images = [folder / "one.nii.gz", folder / "two.nii.gz"]
+    page = Page(write_predictions_page(folder / "labels", images, FLARE22))
+    (table,) = page.tables
+    assert table[0] == ["Case", *(label.abbreviation for label in FLARE22)]
+    assert table[1:] == [["one", "2.0", "0.0", "0.1", *["0.0"] * 10]]  # 20 mm³ per voxel
+    assert page.sections == ["volumes", "viewer", "pictures"] and len(page.images) == 1
+    assert all(link.startswith("data:") for link in page.links)
+
+
+def test_a_ct_that_is_gone_is_left_out(folder, caplog):
+    (folder / "one.nii.gz").unlink()
+    page = Page(write_predictions_page(folder / "labels", [folder / "one.nii.gz"], FLARE22))
+    assert len(page.tables[0]) == 1 and not page.images and "viewer" not in page.sections
+    assert "not in the page" in caplog.text and "one.nii.gz: no such file" in caplog.text

@@ -1,0 +1,65 @@
+"""Reports on folders of label maps, whatever made them, have the figures of reports on runs."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from dlunet.labels import FLARE22
+from tests.reporting.html_page import Page
+
+
+@pytest.fixture
+def place(make_run, data, tmp_path):
+    """Two folders of label maps, one of which says where its CTs are."""
+    for name, error in (("mine", 1.0), ("theirs", 2.0)):
+        shutil.copytree(make_run("ssl_light", seed=int(error), error=error) / "predictions", tmp_path / name)
+    (tmp_path / "theirs" / "prediction.json").unlink()
+    record = tmp_path / "mine" / "prediction.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "labels": FLARE22.to_dict()}))
+    shutil.copytree(data / "Testing", tmp_path / "Testing")
+    return tmp_path
+
+
+WORDS = ("report", "references=Testing/labels", "labels=flare22", "output=report")
+
+
+def viewed(place):
+    return re.findall(r"<option>(case_\d)", (place / "report" / "index.html").read_text())
+
+
+def test_two_folders_are_compared(place, dlunet):
+    dlunet(*WORDS, "predictions=[mine,theirs]", "floor=theirs", cwd=place)
+    page = Page(place / "report" / "index.html")
+    assert page.sections == ["scores", "paired", "cases", "viewer", "organs", "panels"]
+    assert "Label maps in mine, theirs" in " ".join(page.text.split())
+    for name in ("mine", "theirs"):
+        scores = pd.read_csv(place / "report" / "scores" / name / "scores.csv")
+        assert f"{scores['dsc'].mean():.3f}" in next(row for row in page.tables[0] if row[0] == name)[3]
+        assert any(name in row for row in page.tables[2][1:])
+
+
+def test_the_cts_are_those_of_the_predictions_or_of_a_folder(place, dlunet):
+    dlunet(*WORDS, "predictions=mine", cwd=place)
+    assert len(viewed(place)) == 4
+    dlunet(*WORDS, "predictions=theirs", cwd=place)
+    assert not viewed(place) and "No scored test case has its image" in Page(place / "report" / "index.html").text
+    dlunet(*WORDS, "predictions=theirs", "images=Testing/images", "cases=[case_3]", cwd=place)
+    assert viewed(place) == ["case_3"]
+
+
+def test_what_is_missing_is_said(place, dlunet):
+    def refused(*words):
+        return dlunet("report", "output=report", *words, cwd=place, fails=True).stderr
+
+    assert "found neither runs nor predictions; expected runs=FOLDER, or predictions=FOLDER" in refused()
+    assert "found both runs and predictions" in refused("runs=sweep", "predictions=mine")
+    assert "missing: references; add references=FOLDER" in refused("predictions=mine")
+    given = "references=Testing/labels"
+    assert "theirs: its classes have no names; add labels=dataset.json" in refused("predictions=theirs", given)
+    (place / "more").mkdir()
+    shutil.copytree(place / "mine", place / "more" / "mine")
+    assert "more/mine: is the second folder named mine" in refused("predictions=[mine,more/mine]", given)
+    assert "found table=3, which is made of runs" in refused("predictions=mine", given, "table=3")
