@@ -204,26 +204,21 @@ def evaluate(config: DictConfig) -> None:
 
 def report(config: DictConfig) -> None:
     """Report runs on one page: runs=FOLDER output=FOLDER [floor=NAME …] [table=N], or predictions=… references=…"""
-    from dlunet.reporting import (
-        print_paper_table,
-        print_report,
-        read_report,
-        report_of,
-        write_paper_table,
-        write_report,
-    )
+    from dlunet import reporting
 
     _check_what_to_report(config)
     compared = {"floor": config.floor, "ceiling": config.ceiling}
     if config.runs is None:
-        contents = report_of(_score_for_report(config), **compared)
+        contents = reporting.report_of(_score_for_report(config), **compared)
     else:
-        contents = read_report(_folders(config.runs), **compared)
+        contents = reporting.read_report(_folders(config.runs), **compared)
     output = Path(config.output)
     if config.table is None:
-        print_report(contents, write_report(contents, output, config.cases))
+        reporting.print_report(contents, reporting.write_report(contents, output, config.cases))
+    elif config.table == "methods":
+        reporting.print_sheets(*reporting.write_methods_table(contents, output))
     else:
-        print_paper_table(write_paper_table(contents, config.table, output))
+        reporting.print_paper_table(reporting.write_paper_table(contents, config.table, output))
 
 
 VERBS: dict[str, Callable[[DictConfig], None]] = {

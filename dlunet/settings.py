@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
     "resume": (lambda value: value == "auto", "auto, or null"),
-    "table": (lambda value: _whole(value, 3) and value < 8, "a whole number from 3 to 7, or null"),
+    "table": (lambda value: value in (3, 4, 5, 6, 7, "methods"), "a whole number from 3 to 7, methods, or null"),
     "rounds": COUNT,
     "agreement": FRACTION,
     "strict": SWITCH,

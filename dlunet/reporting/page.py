@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -19,7 +18,7 @@ from dlunet.reporting.gallery import Gallery, make_gallery
 from dlunet.reporting.paper import comparisons, tables_of_experiments
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import MEAN, case_rows
-from dlunet.reporting.viewer import bundle
+from dlunet.reporting.templates import render
 from dlunet.settings import flattened
 
 
@@ -76,18 +75,6 @@ def write_report(report: Report, output: Path, cases: Sequence[str] | None = Non
     page = output / "index.html"
     write_text(page, _render(report, images, gallery))
     return page
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill a template of this folder."""
-    environment = Environment(
-        loader=PackageLoader("dlunet.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(niivue=bundle, **values)
 
 
 def _render(report: Report, images: Mapping[str, _Image | None], gallery: Gallery) -> str:

@@ -1,4 +1,4 @@
-"""Tables of texts as Markdown and LaTeX."""
+"""Tables of texts as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlunet.reporting.tables import markdown_table
+from dlunet.reporting.templates import render
 
 #: Characters with a meaning in LaTeX, and those that its standard fonts lack.
 LATEX = str.maketrans(
@@ -35,6 +36,15 @@ class Sheet:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     texts: int = 1
+
+
+def in_all_forms(stem: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> dict[str, str]:
+    """Tables as Markdown, LaTeX and HTML, by the name of the file."""
+    return {
+        f"{stem}.md": as_markdown(sheets, notes),
+        f"{stem}.tex": as_latex(sheets, notes),
+        f"{stem}.html": render("tables.html.j2", sheets=sheets, notes=notes),
+    }
 
 
 def as_markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:

@@ -16,11 +16,10 @@ from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
 from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
-from dlunet.reporting.page import render
 from dlunet.reporting.paired import NONE, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
-from dlunet.reporting.sheets import Sheet, as_latex, as_markdown
+from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.shown_cases import REFERENCE, choose_cases
 from dlunet.reporting.tables import MEAN, mean_and_std
 
@@ -90,23 +89,25 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
     figure, missing = _figure_3(report, table) if number == 6 else (None, [])
     notes = [*_notes(report, table), *_notes_on_tests(tests), *untested, *missing]
     contents: dict[str, str | bytes | None] = {
-        f"table{number}.md": as_markdown(sheets, notes),
-        f"table{number}.tex": as_latex(sheets, notes),
-        f"table{number}.html": render("paper_table.html.j2", sheets=sheets, notes=notes),
+        **in_all_forms(f"table{number}", sheets, notes),
         f"table{number}.csv": _values(table, report.ours).to_csv(index=False),
         f"table{number}_tests.csv": _test_values(compared, tests).to_csv(index=False) if tests else None,
     }
     if number == 6:
         contents["figure3.png"] = None if figure is None else png(figure)
+    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), _write(output, contents))
+
+
+def _write(output: Path, contents: Mapping[str, str | bytes | None]) -> tuple[Path, ...]:
+    """Write files by name, and remove those that an earlier table had and this one has not."""
     for name, content in contents.items():
         if content is None:
-            (output / name).unlink(missing_ok=True)  # of an earlier table
+            (output / name).unlink(missing_ok=True)
         elif isinstance(content, str):
             write_text(output / name, content)
         else:
             write_bytes(output / name, content)
-    files = tuple(output / name for name, content in contents.items() if content is not None)
-    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), files)
+    return tuple(output / name for name, content in contents.items() if content is not None)
 
 
 def _table(report: Report, number: int) -> PaperTable:

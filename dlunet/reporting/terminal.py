@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
 from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
 from dlunet.reporting.paper import PaperTable, tables_of_experiments
+from dlunet.reporting.sheets import Sheet
 from dlunet.reporting.table_files import WrittenTable
 from dlunet.reporting.tables import MEAN, ScoreTable, format_score
 
@@ -39,14 +41,22 @@ def print_paper_table(written: WrittenTable, console: Console | None = None) -> 
     """Print a table of the paper in two decimals, its tests, and its files."""
     console = console or Console()
     console.print(_paper_layout(written.table, written.ours))
-    for sheet in written.sheets[1:]:
+    print_sheets(written.sheets[1:], written.notes, written.files, console)
+
+
+def print_sheets(
+    sheets: Sequence[Sheet], notes: Sequence[str], files: Sequence[Path], console: Console | None = None
+) -> None:
+    """Print tables, the notes below them, and their files."""
+    console = console or Console()
+    for sheet in sheets:
         layout = Table(title=_plain(sheet.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
         for number, text in enumerate(sheet.header):
             layout.add_column(_plain(text), justify="left" if number < sheet.texts else "right", overflow="fold")
         for row in sheet.rows:
             layout.add_row(*map(_plain, row))
         console.print(layout)
-    for text in (*written.notes, *(f"written: {path}" for path in written.files)):
+    for text in (*notes, *(f"written: {path}" for path in files)):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

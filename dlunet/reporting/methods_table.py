@@ -1,0 +1,101 @@
+"""Writes a table of methods, each compared with supervised training, as Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dlunet.errors import UserError
+from dlunet.files import write_text
+from dlunet.reporting.contents import Report
+from dlunet.reporting.organ_tests import holm
+from dlunet.reporting.paired import NONE, PairedTable, p_text, paired_table
+from dlunet.reporting.runs import Run
+from dlunet.reporting.sheets import Sheet, in_all_forms
+
+#: The method that all others are compared with.
+BASELINE = "Supervised"
+HEADER = ("Experiment", "Seeds", "Cases", "Mean DSC", "Difference to supervised", "p", "Cases better / worse")
+NOTE = (
+    "Mean DSC over classes, cases and seeds, with 95 % bootstrap intervals over cases and seeds. p is that of "
+    "Wilcoxon's signed-rank test over cases, two-sided, corrected for the number of methods in the table by Holm's "
+    "method. It is about the networks of these seeds."
+)
+
+
+def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list[str], list[Path]]:
+    """Write ``methods.md``, ``.tex``, ``.html`` and ``.csv``: one table for each choice of losses.
+
+    Args:
+        report: Runs of ``+sweep=methods``, or others with several methods.
+        output: Folder to write to; created if missing.
+
+    Returns:
+        The tables as printed, the notes below them, and the files.
+
+    Raises:
+        UserError: No choice of losses has a supervised experiment and another one.
+    """
+    compared = {losses: table for losses, groups in _by_losses(report).items() if (table := _compared(groups))}
+    if not compared:
+        raise UserError(
+            f"table=methods: found {', '.join(report.groups)}; expected scored runs of method=supervised and of "
+            "another method, with the same losses; train them with: python train.py -m +sweep=methods"
+        )
+    sheets = [_sheet(losses, table) for losses, table in compared.items()]
+    notes = [report.data_note, NOTE, _budget([run for run in report.runs if run.scores is not None])]
+    values = pd.concat([table.as_csv_table().assign(losses=losses) for losses, table in compared.items()])
+    contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
+    for name, content in contents.items():
+        write_text(output / name, content)
+    return sheets, notes, [output / name for name in contents]
+
+
+def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:
+    """The experiments by their losses for labels and pseudo-labels."""
+    found: dict[str, dict[str, Sequence[Run]]] = {}
+    for name, runs in report.groups.items():
+        targets = [str(runs[0].setting(f"{key}._target_", "same")) for key in ("loss", "pseudo_loss")]
+        loss, pseudo_loss = (target.rpartition(".")[2] for target in targets)
+        losses = loss if pseudo_loss in (loss, "same") else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
+        found.setdefault(losses, {})[name] = runs
+    return found
+
+
+def _compared(groups: Mapping[str, Sequence[Run]]) -> PairedTable | None:
+    """The comparison with supervised training, best first; None if there is nothing to compare."""
+    scored = {name: runs for name, runs in groups.items() if any(run.scores is not None for run in runs)}
+    baselines = [name for name, runs in scored.items() if runs[0].parts[0] == BASELINE]
+    if len(baselines) != 1 or len(scored) < 2:
+        return None
+    table = paired_table(scored, baselines[0], None)
+    assert table is not None
+    return PairedTable(table.floor, None, tuple(sorted(table.rows, key=lambda row: -row.dsc.value)))
+
+
+def _sheet(losses: str, table: PairedTable) -> Sheet:
+    corrected = holm({row.experiment: row.p for row in table.rows if row.experiment != table.floor})
+    rows = []
+    for row in table.rows:
+        if row.experiment == table.floor:
+            comparison = (NONE, NONE, NONE)
+        else:
+            counts = f"{row.better_cases} / {row.worse_cases}"
+            comparison = (row.difference.text("+.3f"), p_text(corrected[row.experiment]), counts)
+        rows.append((row.experiment, ", ".join(row.seeds), str(row.cases), row.dsc.text(".3f"), *comparison))
+    return Sheet(f"Methods with {losses}", HEADER, tuple(rows), texts=2)
+
+
+def _budget(runs: Sequence[Run]) -> str:
+    """The steps, plans, commits and machines of the runs, and that they differ if they do."""
+    steps = list(dict.fromkeys(run.planned_steps for run in runs))
+    facts = {
+        "Steps": steps,
+        "plan": (run.plan for run in runs),
+        "commits": (run.commit for run in runs),
+        "machines": (run.machine for run in runs),
+    }
+    text = "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
+    return f"The methods were not trained for the same number of steps. {text}" if len(steps) > 1 else text
