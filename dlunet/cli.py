@@ -212,9 +212,9 @@ def report(config: DictConfig) -> None:
         contents = reporting.report_of(_score_for_report(config), **compared)
     else:
         contents = reporting.read_report(_folders(config.runs), **compared)
-    output = Path(config.output)
+    output, cases = Path(config.output), None if config.cases is None else _as_list(config.cases)
     if config.table is None:
-        reporting.print_report(contents, reporting.write_report(contents, output, config.cases))
+        reporting.print_report(contents, reporting.write_report(contents, output, cases))
     elif config.table == "methods":
         reporting.print_sheets(*reporting.write_methods_table(contents, output))
     else:
@@ -282,7 +282,11 @@ def _score_for_report(config: DictConfig) -> list[Run]:
 
 
 def _folders(given: str | ListConfig) -> list[Path]:
-    return list(map(Path, given if isinstance(given, ListConfig) else [given]))
+    return list(map(Path, _as_list(given)))
+
+
+def _as_list(given: str | ListConfig) -> list[str]:
+    return list(given) if isinstance(given, ListConfig) else [given]
 
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: The settings that are paths, lists of paths, ``[A,B]``, or names of experiments, which may contain a path.
+#: The settings that are paths or names of cases, lists of these, ``[A,B]``, or names of experiments, which may be paths.
 LITERALS = frozenset(
     {
+        "cases",
         "ceiling",
         "checkpoint",
         "data.prepared",
@@ -22,6 +23,7 @@ LITERALS = frozenset(
         "data.unlabelled",
         "floor",
         "hydra.sweep.dir",
+        "images",
         "input",
         "labels",
         "output",

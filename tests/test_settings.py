@@ -71,6 +71,7 @@ WRONG = [
     "strict=maybe",
     "+volumes=maybe",
     "+overlay=1",
+    "+report=1",
     "test=1",
 ]
 

@@ -46,7 +46,7 @@ def test_the_cts_are_those_of_the_predictions_or_of_a_folder(place, dlunet):
     assert len(viewed(place)) == 4
     dlunet(*WORDS, "predictions=theirs", cwd=place)
     assert not viewed(place) and "No scored test case has its image" in Page(place / "report" / "index.html").text
-    dlunet(*WORDS, "predictions=theirs", "images=Testing/images", "cases=[case_3]", cwd=place)
+    dlunet(*WORDS, "predictions=theirs", "images=Testing/images", "cases=case_3", cwd=place)
     assert viewed(place) == ["case_3"]
 
 
