@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: The settings that are paths or names of cases, lists of these, ``[A,B]``, or names of experiments, which may be paths.
+#: The settings that are paths or names of cases, or lists of these, ``[A,B]``, or names of experiments.
 LITERALS = frozenset(
     {
         "cases",
