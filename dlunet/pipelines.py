@@ -35,10 +35,13 @@ def train(config: DictConfig) -> Path:
     """
     check_config(config)
     cases = _cases_to_score(config) if config.test else []
-    best = training.train(config)
-    print(f"best checkpoint: {best}")
-    if cases:
-        _score(cases, RunFolder(Path(config.output)), config.data.workers, config.strict)
+    run = RunFolder(Path(config.output))
+    with training.closing_loggers(config.logger):
+        best = training.train(config)
+        print(f"best checkpoint: {best}")
+        if cases:
+            _score(cases, run, config.data.workers, config.strict)
+        training.log_results(config.logger, run, scored=bool(cases))
     return best
 
 

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "table": (lambda value: value in (3, 4, 5, 6, 7, "methods"), "a whole number from 3 to 7, methods, or null"),
     "rounds": COUNT,
     "agreement": FRACTION,
+    "logger.checkpoints": SWITCH,
     "strict": SWITCH,
     "volumes": SWITCH,
     "overlay": SWITCH,

@@ -1,6 +1,6 @@
 """Training methods, which turn a batch into losses. A new one is a file here and a config in ``conf/method``."""
 
-from dlunet.methods.base import Averaged, Batch, Fixed, Method, Progress, Step, Stream, Terms, Trained
+from dlunet.methods.base import Averaged, Batch, Fixed, Method, Mix, Progress, Step, Stream, Terms, Trained
 from dlunet.methods.bcp import BidirectionalCopyPaste
 from dlunet.methods.checks import check_terms, method_of
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
@@ -45,6 +45,7 @@ __all__ = [
     "Fixed",
     "MeanTeacher",
     "Method",
+    "Mix",
     "Progress",
     "PseudoLabel",
     "Step",

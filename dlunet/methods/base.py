@@ -197,6 +197,19 @@ class Step:
         return self.each(learn_one, roles, roles, *arguments)
 
 
+@dataclass(frozen=True)
+class Mix:
+    """A batch of mixed unlabelled patches with what teaches on it, for a picture of how a method mixes.
+
+    Attributes:
+        patches: (B, 1, z, y, x).
+        pseudo_labels: Labels (B, z, y, x) by the role of the network that teaches.
+    """
+
+    patches: Tensor
+    pseudo_labels: Mapping[str, Tensor]
+
+
 class Method(nn.Module):
     """A training method. It is a module so that its own state is moved to the device and checkpointed.
 
@@ -259,6 +272,19 @@ class Method(nn.Module):
 
     def after_step(self, step: Step) -> None:
         """Called after the optimiser step and the update of the moving averages."""
+
+    def mix(
+        self, networks: Mapping[str, nn.Module], x_i: Tensor, x_j: Tensor, generator: torch.Generator
+    ) -> Mix | None:
+        """An example of how the method mixes unlabelled patches, for dashboards; None if it does not mix them.
+
+        Args:
+            networks: The networks by role, in evaluation mode.
+            x_i: Unlabelled patches (B, 1, z, y, x).
+            x_j: As many patches of other cases.
+            generator: The random generator.
+        """
+        return None
 
     def losses(self, step: Step) -> Terms:
         """The weighted loss terms by name, for each trained network, which minimises their sum.

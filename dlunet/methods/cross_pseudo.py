@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from dlunet.losses import downsample, largest_class
-from dlunet.methods.base import Method, Step, Stream, Terms, with_averages
+from dlunet.methods.base import Method, Mix, Step, Stream, Terms, with_averages
 from dlunet.methods.cutmix import cut_mix, draw_masks
 from dlunet.methods.outputs import in_one_pass
 from dlunet.methods.ramps import sigmoid_ramp
@@ -53,7 +55,7 @@ class CrossPseudo(Method):
         if "unlabelled_i" not in step.batch:
             return step.learn(step.from_labels, "ab")
         labelled, i, j = (step.batch[name] for name in self.streams)
-        masks = draw_masks(len(i["weak"]), i["weak"].shape[2:], self.num_boxes, step.generator).to(i["weak"].device)
+        masks = self._draw_masks(i["weak"], step.generator)
         x_ij = cut_mix(i[self.learnt_view], j[self.learnt_view], masks)
         weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
 
@@ -69,6 +71,15 @@ class CrossPseudo(Method):
 
         by = step.each(teach, self.teachers)
         return step.learn(learn, "ab", [by[teacher] for teacher in reversed(self.teachers)])
+
+    def mix(self, networks: Mapping[str, nn.Module], x_i: Tensor, x_j: Tensor, generator: torch.Generator) -> Mix:
+        """CutMix of patches, with the finest pseudo-labels of both teachers."""
+        masks = self._draw_masks(x_i, generator)
+        by = {role: mixed_pseudo_labels(networks[role], x_i, x_j, masks)[0] for role in self.teachers}
+        return Mix(cut_mix(x_i, x_j, masks), by)
+
+    def _draw_masks(self, patches: Tensor, generator: torch.Generator) -> Tensor:
+        return draw_masks(len(patches), patches.shape[2:], self.num_boxes, generator).to(patches.device)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -156,6 +157,29 @@ def _read_record(path: Path) -> dict[str, Any]:
 def truth_of(root: Path, image: Path) -> Path:
     """The label map of an unlabelled CT, if :func:`write_phantoms` wrote the truth."""
     return root / _TRUTH_FOLDER / image.name.replace("_0000.nii.gz", ".nii.gz")
+
+
+def phantom_of(image: Path) -> Phantom | None:
+    """The synthetic abdomen of an unlabelled CT, made again; None unless :func:`write_phantoms` wrote the CT.
+
+    Its labels are the truth that the CT hides: for judging pseudo-labels, not for training.
+
+    Args:
+        image: The file of the CT.
+
+    Raises:
+        UserError: The record of the dataset is damaged.
+    """
+    root = image.parents[2] if len(image.parents) > 2 else image.parent
+    found = re.search(r"_(\d+)_0000\.nii\.gz$", image.name)
+    if found is None or not (root / RECORD_NAME).exists():
+        return None
+    record, number = _read_record(root / RECORD_NAME), int(found[1])
+    index, split = next((k, split) for k, split in enumerate(_SPLITS) if split.label is None)
+    if record.get("generator_version") != GENERATOR_VERSION or root / split.image.format(number) != image:
+        return None
+    z, y, x = record["shape"]
+    return make_phantom(np.random.default_rng((record["seed"], index, number)), split.profile, (z, y, x))
 
 
 def _cases(root: Path, counts: dict[str, int], seed: int, truth: bool) -> Iterator[_Case]:

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dlunet.labels import LabelSet
 from dlunet.reporting.figures import house_style, png
 from dlunet.reporting.shown_cases import REFERENCE, ShownCase
+from dlunet.volumes.slices import grey, most_organs_slice, overlay
 
-#: The usual abdominal window in Hounsfield units.
-WINDOW_CENTER, WINDOW_WIDTH = 40, 400
-#: Opacity of the class colours over the CT.
-OPACITY = 0.6
 #: Width of a legend entry and height of a legend line, in inches.
 LEGEND_ENTRY, LEGEND_LINE = 1.8, 0.19
 
@@ -40,7 +36,7 @@ def panel_row(case: ShownCase) -> PanelRow:
     assert reference is not None
     z = most_organs_slice(reference)
     slices = {title: None if array is None else array[z] for title, array in case.maps.items()}
-    return PanelRow(f"{case.name}\n{case.remark}", _grey(case.image[z]), slices, case.spacing[1] / case.spacing[2])
+    return PanelRow(f"{case.name}\n{case.remark}", grey(case.image[z]), slices, case.spacing[1] / case.spacing[2])
 
 
 def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], label_set: LabelSet) -> bytes:
@@ -52,21 +48,9 @@ def overlay_png(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float],
         spacing: Voxel size (z, y, x) in mm.
         label_set: The classes.
     """
-    z = most_organs_slice(labels) if labels.any() else len(labels) // 2
-    row = PanelRow(f"slice {z}", _grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
+    z = most_organs_slice(labels)
+    row = PanelRow(f"slice {z}", grey(image[z]), {"labels": labels[z]}, spacing[1] / spacing[2])
     return png(draw_panels([row], ["image", "labels"], label_set, width=4.6))
-
-
-def most_organs_slice(reference: np.ndarray) -> int:
-    """The axial slice of a label map (z, y, x) with the most classes; among equals, the most foreground voxels."""
-    organs = [len(np.unique(axial[axial > 0])) for axial in reference]
-    voxels = np.count_nonzero(reference, axis=(1, 2))
-    return int(np.lexsort((voxels, organs))[-1])
-
-
-def _grey(slice_: np.ndarray) -> np.ndarray:
-    """HU in the abdominal window, scaled to 0 … 1."""
-    return np.clip((slice_ - (WINDOW_CENTER - WINDOW_WIDTH / 2)) / WINDOW_WIDTH, 0, 1)
 
 
 def draw_panels(rows: Sequence[PanelRow], columns: Sequence[str], labels: LabelSet, width: float = 2.3) -> Figure:
@@ -92,7 +76,7 @@ def draw_panels(rows: Sequence[PanelRow], columns: Sequence[str], labels: LabelS
                     axes.set_box_aspect(row.grey.shape[0] * row.aspect / row.grey.shape[1])
                 else:
                     # Canonical arrays are in radiological view: the patient's right is on the left, anterior on top.
-                    axes.imshow(_overlay(row.grey, label_map, labels), aspect=row.aspect, interpolation="nearest")
+                    axes.imshow(overlay(row.grey, label_map, labels), aspect=row.aspect, interpolation="nearest")
                 _strip(axes)
             line[0].set_ylabel(row.caption)
         for axes, column in zip(grid[0], columns, strict=True):
@@ -100,15 +84,6 @@ def draw_panels(rows: Sequence[PanelRow], columns: Sequence[str], labels: LabelS
         handles = [Patch(color=label.color, label=f"{label.name} ({label.abbreviation})") for label in labels]
         figure.legend(handles=handles, loc="outside lower center", ncols=entries_a_line, fontsize=8)
     return figure
-
-
-def _overlay(grey: np.ndarray, label_map: np.ndarray | None, labels: LabelSet) -> np.ndarray:
-    """A grey slice (y, x) overlaid with the class colours, as RGB (y, x, 3)."""
-    rgb = np.repeat(grey[..., None], 3, axis=-1)
-    for label in labels if label_map is not None else ():
-        organ = label_map == label.id
-        rgb[organ] = (1 - OPACITY) * rgb[organ] + OPACITY * np.array(to_rgb(label.color))
-    return rgb
 
 
 def _strip(axes: Axes) -> None:

@@ -35,12 +35,16 @@ class Ahead:
         make: Makes the batches. It may only depend on the epoch and the step, not on what was made before.
         steps_per_epoch: Steps per epoch.
         num_workers: Number of processes; 0: each batch is made by this process, once it is needed.
+
+    Attributes:
+        waited: Seconds that all batches so far were waited for.
     """
 
     def __init__(self, make: MakeBatches, steps_per_epoch: int, num_workers: int) -> None:
         self.make = make
         self.steps_per_epoch = steps_per_epoch
         self.num_workers = num_workers
+        self.waited = 0.0
         self._batches: Iterator[Any] | None = None
         self._next = 0  # the step, counted from the first epoch, of the next batch
 
@@ -71,11 +75,14 @@ class Ahead:
 
     def _receive(self) -> Any:
         assert self._batches is not None
+        begin = time.perf_counter()
         try:
             return next(self._batches)
         except (ConnectionError, EOFError) as error:
             time.sleep(SIGNAL_DELAY)  # if the worker was killed while sending, PyTorch's handler may raise an error now
             raise RuntimeError("DataLoader worker (pid unknown) was killed while it sent a batch") from error
+        finally:
+            self.waited += time.perf_counter() - begin
 
     def _begin(self, first: int) -> None:
         self.close()

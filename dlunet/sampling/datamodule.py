@@ -61,6 +61,11 @@ class PatchDataModule(lightning.LightningDataModule):
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
         self._ahead: Ahead | None = None
 
+    @property
+    def waited(self) -> float:
+        """Seconds that the steps of this process have waited for their batches."""
+        return self._ahead.waited if self._ahead is not None else 0.0
+
     def check_cases(self, processes: int) -> None:
         """Check that every process gets enough cases, and log how unlabelled patches are cropped.
 

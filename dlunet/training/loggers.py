@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError
 from dlunet.training.metrics_file import metrics_logger
@@ -47,20 +50,43 @@ def build_loggers(logger: DictConfig, folder: RunFolder, epochs_done: int) -> li
         UserError: The configured logger is not installed.
     """
     loggers: list[Logger] = [metrics_logger(folder.path, epochs_done)]
-    if "_target_" in logger and ("WandbLogger" not in logger._target_ or _uses_wandb(logger)):
-        try:
-            loggers.append(instantiate(logger))
-        except ModuleNotFoundError as error:
-            raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
-    return loggers
+    return [*loggers, _instantiated(logger)] if has_dashboard(logger) else loggers
 
 
-def close_loggers(logger: DictConfig) -> None:
-    """End the run of Weights & Biases: otherwise the next run of a sweep would log into it."""
-    if _uses_wandb(logger):
-        import wandb
+def has_dashboard(logger: DictConfig) -> bool:
+    """Whether a logger is configured, besides ``metrics.csv``, and not turned off."""
+    return "_target_" in logger and ("WandbLogger" not in logger._target_ or _uses_wandb(logger))
 
-        wandb.finish()
+
+def wandb_run(logger: DictConfig) -> Any:
+    """The run of Weights & Biases that training has begun, or a new one if it had nothing to do; None if not wanted."""
+    if not _uses_wandb(logger):
+        return None
+    import wandb
+
+    return wandb.run or _instantiated(logger).experiment
+
+
+@contextmanager
+def closing_loggers(logger: DictConfig) -> Iterator[None]:
+    """End the run of Weights & Biases after the block: otherwise the next run of a sweep would log into it."""
+    try:
+        yield
+    finally:
+        if _uses_wandb(logger):
+            import wandb
+
+            wandb.finish()
+
+
+def _instantiated(logger: DictConfig) -> Any:
+    settings = OmegaConf.to_container(logger, resolve=True)
+    assert isinstance(settings, dict)
+    settings.pop("checkpoints", None)  # ours, not the logger's
+    try:
+        return instantiate(settings)
+    except ModuleNotFoundError as error:
+        raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
 
 
 def _uses_wandb(logger: DictConfig) -> bool:

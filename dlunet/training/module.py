@@ -161,13 +161,14 @@ class SegmentationModule(lightning.LightningModule):
                 "train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
             )
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Segment a complete prepared case with the predicting network or networks."""
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Segment a complete prepared case with the predicting network or networks; returns the classes (z, y, x)."""
         network = partial(mean_logits, [self.networks[role] for role in self.method.predicting])
         prediction = predict_logits(network, batch["image"], self.plan.patch_size).argmax(0)
         label = batch["label"].long()
-        prediction[~torch.isin(prediction, label.unique())] = 0  # a class counts only in cases that contain it
-        self.dice.update(prediction[None], label[None])
+        counted = prediction.where(torch.isin(prediction, label.unique()), 0)  # a class counts where a case contains it
+        self.dice.update(counted[None], label[None])
+        return prediction
 
     def on_validation_epoch_end(self) -> None:
         """Log the DSC of each class over the cases that contain it, and the mean over classes."""

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessRaisedException
 
+from dlunet.datasets import Dataset
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.methods import method_of
@@ -24,8 +25,9 @@ from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
 from dlunet.signals import Stopped
 from dlunet.training.build import augmentation_of, build_module, check_parts, plain
+from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
-from dlunet.training.loggers import check_login, close_loggers
+from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import RunFolder
@@ -42,6 +44,8 @@ PARTS = ("labelled", "unlabelled", "validation")
 
 def train(config: DictConfig) -> Path:
     """Prepare the data, train, and return the best checkpoint.
+
+    To be called within :func:`dlunet.training.closing_loggers`: results may follow.
 
     Args:
         config: The composed config, see ``conf/train.yaml``.
@@ -66,13 +70,13 @@ def train(config: DictConfig) -> Path:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
         try:
-            _fit(config, folder, prepare(config, dataset, shared), epochs_done)
+            _fit(config, folder, dataset, prepare(config, dataset, shared), epochs_done)
         finally:
             shared.close()
     return folder.trained
 
 
-def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epochs_done: int) -> None:
+def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, epochs_done: int) -> None:
     folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
     write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
@@ -80,7 +84,8 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         _silence_lightning()
-        trainer = build_trainer(config, folder, can_choose(prepared), epochs_done)
+        shown = dashboard_callbacks(plain(config), prepared, dataset) if has_dashboard(config.logger) else []
+        trainer = build_trainer(config, folder, can_choose(prepared), epochs_done, shown)
         datamodule.check_cases(trainer.world_size)
         try:
             resume_from = folder.last if epochs_done else None
@@ -104,7 +109,6 @@ def _fit(config: DictConfig, folder: RunFolder, prepared: PreparedDataset, epoch
             ) from None
         finally:
             datamodule.teardown()
-            close_loggers(config.logger)
 
 
 def _log_execution(config: DictConfig, module: SegmentationModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -18,7 +19,13 @@ from dlunet.training.loggers import build_loggers
 from dlunet.training.run_folder import RunFolder
 
 
-def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, epochs_done: int) -> lightning.Trainer:
+def build_trainer(
+    config: DictConfig,
+    folder: RunFolder,
+    has_validation: bool,
+    epochs_done: int,
+    further_callbacks: Sequence[Callback] = (),
+) -> lightning.Trainer:
     """Build Lightning's trainer with the callbacks and loggers of a run.
 
     Args:
@@ -26,6 +33,7 @@ def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, e
         folder: The run folder.
         has_validation: Whether there are validation cases that determine the best epoch.
         epochs_done: The number of epochs finished before the checkpoint to resume from; 0 for a new run.
+        further_callbacks: Callbacks in addition to those of every run.
 
     Raises:
         UserError: The trainer settings are incompatible with each other or with the machine.
@@ -46,7 +54,7 @@ def build_trainer(config: DictConfig, folder: RunFolder, has_validation: bool, e
             **settings,
             plugins=plugins,
             default_root_dir=folder.path,
-            callbacks=_callbacks(folder, has_validation),
+            callbacks=[*_callbacks(folder, has_validation), *further_callbacks],
             logger=loggers,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,  # the data module assigns each process its own cases
