@@ -68,6 +68,7 @@ WRONG = [
     "+agreement=1.1",
     "+agreement=-0.1",
     "+agreement=null",
+    "logger.checkpoints=maybe",
     "strict=maybe",
     "+volumes=maybe",
     "+overlay=1",

@@ -4,10 +4,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from dlunet import pipelines
 from dlunet.configs import CONFIGS, compose
+from dlunet.settings import check_settings
 from experiments.recipes import study as studies
 
 #: All but the one that needs pseudo-labels of an earlier network.
@@ -16,6 +18,11 @@ METHODS = sorted({path.stem for path in (CONFIGS / "method").glob("*.yaml")} - {
 LOSSES = {"dice_ce": ("dice_ce", "dice_ce"), "ga": ("ga", "nrd_tce")}
 #: The parts of a config that every run of a sweep over methods and losses has in common.
 COMMON = ("data", "scale", "network", "plan", "sampling", "trainer", "optimizer", "augmentation", "test")
+
+
+ROOT = Path(__file__).parents[1]
+#: A sweep of Weights & Biases.
+WANDB_SWEEP = ROOT / "experiments" / "wandb_sweep.yaml"
 
 
 @pytest.fixture
@@ -81,3 +88,27 @@ def test_the_folder_of_a_run_is_named_after_its_settings(composed, words, folder
     runs = composed("hydra.sweep.dir=here", *words)
     assert {Path(run["output"]).name for run in runs} == folders
     assert {Path(run["output"]).parent.name for run in runs} == {"here"}
+
+
+def test_the_sweep_of_weights_and_biases_composes_and_its_runs_have_folders_of_their_own(monkeypatch):
+    """Its command line is put together by the code of `wandb agent`."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load(WANDB_SWEEP.read_text())
+    assert (ROOT / sweep["program"]).is_file() and sweep["metric"] == {"name": "val/dsc", "goal": "maximize"}
+    choices = [part.get("values", [part.get("value")]) for part in sweep["parameters"].values()]
+    outputs = set()
+    for number, chosen in enumerate(product(*choices)):
+        monkeypatch.setenv("WANDB_RUN_ID", f"run{number}")
+        arguments = {name: {"value": value} for name, value in zip(sweep["parameters"], chosen, strict=True)}
+        words = create_sweep_command_args({"args": arguments})["args_no_hyphens"]
+        assert sweep["command"][:4] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
+        config = compose("train", [*words, *create_sweep_command(sweep["command"][4:])])
+        check_settings(config)
+        assert "WandbLogger" in config.logger._target_ and config.logger.offline is False
+        assert (config.optimizer.algorithm.lr, config.seed) == (
+            arguments["optimizer.algorithm.lr"]["value"],
+            arguments["seed"]["value"],
+        )
+        outputs.add(config.output)
+    assert len(outputs) == number + 1 == 18

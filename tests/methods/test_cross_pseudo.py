@@ -118,6 +118,19 @@ def test_pseudo_labels_come_from_one_pass_over_both_patches_without_gradient(net
         assert network.calls == {(2 * BATCH, "with gradient"): 1, (2 * BATCH, "without"): 1}
 
 
+def test_an_example_of_a_mix_has_the_finest_pseudo_labels_of_both_teachers(networks, batch):
+    x_i, x_j = batch["unlabelled_i"], batch["unlabelled_j"]
+    mix = CrossPseudo().mix(networks, x_i, x_j, torch.Generator().manual_seed(SEED))
+    mask = draw_masks(BATCH, PATCH, 3, torch.Generator().manual_seed(SEED))
+    assert torch.equal(mix.patches, x_i * ~mask[:, None] + x_j * mask[:, None])
+    for name, network in networks.items():
+        y_i, y_j = (network(x)[0].argmax(1) for x in (x_i, x_j))
+        assert torch.equal(mix.pseudo_labels[name].long(), y_i * ~mask + y_j * mask)
+    averaged = CrossPseudo(decay=0.9)
+    teachers = {f"average_{name}": network for name, network in networks.items()}
+    assert averaged.mix(teachers, x_i, x_j, torch.Generator()).pseudo_labels.keys() == teachers.keys()
+
+
 class Brighter(nn.Module):
     """Predicts class 1 where the patch is brighter than 0 (or darker), and records the mixed half of its input."""
 

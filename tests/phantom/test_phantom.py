@@ -16,8 +16,9 @@ import SimpleITK as sitk
 from dlunet.datasets import open_phantoms, read_flare22
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22
-from dlunet.phantom import Phantom, make_phantom, write_phantoms
+from dlunet.phantom import Phantom, make_phantom, phantom_of, write_phantoms
 from dlunet.phantom.variation import PHASES, draw_variation
+from dlunet.phantom.writer import GENERATOR_VERSION, RECORD_NAME
 
 ID = {label.name: label.id for label in FLARE22}
 SHAPE = (56, 80, 80)
@@ -300,6 +301,22 @@ def test_the_truth_of_unlabelled_cases_changes_no_other_file(tmp_path: Path) -> 
         painted = make_phantom(np.random.default_rng((5, 1, number)), "varied", TINY)
         np.testing.assert_array_equal(image, painted.image)
         np.testing.assert_array_equal(labels, painted.labels)
+
+
+def test_the_phantom_of_an_unlabelled_ct_is_found_by_its_file_alone(tmp_path: Path) -> None:
+    write_small(tmp_path, truth=True)
+    folder = tmp_path / "Training/FLARE22_UnlabeledCase1-1000"
+    for number in (1, 2):
+        found = phantom_of(folder / f"Case_0000{number}_0000.nii.gz")
+        assert found is not None
+        np.testing.assert_array_equal(found.labels, read_case(tmp_path / f"Truth/Case_0000{number}.nii.gz"))
+        np.testing.assert_array_equal(found.image, read_case(folder / f"Case_0000{number}_0000.nii.gz"))
+    others = [*tmp_path.glob("Tuning/images/*"), *tmp_path.glob("Training/FLARE22_Labeled*/images/*")]
+    assert len(others) == 3
+    assert [phantom_of(path) for path in (*others, Path("Case_00001_0000.nii.gz"))] == [None] * 4
+    record = json.loads((tmp_path / RECORD_NAME).read_text())
+    (tmp_path / RECORD_NAME).write_text(json.dumps({**record, "generator_version": GENERATOR_VERSION + 1}))
+    assert phantom_of(folder / "Case_00001_0000.nii.gz") is None
 
 
 def read_case(path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import time
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from tests.commands import TINY
+from tests.training.wandb_files import wandb_file, wandb_records
 
 
 @pytest.fixture
@@ -101,8 +101,7 @@ def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place, trai
 def test_runs_of_a_sweep_are_wandb_runs_of_their_own(place, train_process):
     train_process("experiment=sup_light", "seed=0,1", "logger=wandb", "hydra.sweep.dir=wandb", "-m")
     for seed in (0, 1):
-        folder = place / "wandb" / f"sup_light_seed{seed}" / "wandb"
-        (file,) = folder.glob("offline-run-*/*.wandb")
+        file = wandb_file(place / "wandb" / f"sup_light_seed{seed}")
         run = next(record.run for record in wandb_records(file) if record.run.run_id)
         assert (run.display_name, run.run_group, run.job_type) == (
             f"sup_light-seed{seed}",
@@ -110,24 +109,6 @@ def test_runs_of_a_sweep_are_wandb_runs_of_their_own(place, train_process):
             "train",
         )
         assert set(run.tags) == {"flare22", "tiny", "paper"}
-
-
-def wandb_records(file):
-    """The records of an offline run of Weights & Biases: protocol buffers in LevelDB's log format, after 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, place, data = file.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        if 32768 - place % 32768 < 7:  # no header fits into the rest of a block
-            place += 32768 - place % 32768
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        data += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # the whole record, or its last part
-            record = Record()
-            record.ParseFromString(data)
-            data = b""
-            yield record
 
 
 def test_validation_cases_are_scored_where_test_cases_have_no_labels(tiny_flare22, tmp_path, train):

@@ -37,7 +37,7 @@ def log_results(logger: DictConfig, folder: RunFolder, scored: bool) -> None:
         dashboard.log({"test/cases": _case_table(read_run(folder.path))})
         _log_report(dashboard, folder)
     if logger.get("checkpoints"):
-        for alias, path in (("last", folder.last), ("best", folder.best)):
+        for alias, path in (("best", folder.best), ("last", folder.last)):
             if path.exists():
                 _log_artifact(dashboard, "model", path, [alias])
 
