@@ -29,6 +29,8 @@ from tests.training.wandb_files import wandb_file, wandb_history, wandb_records
 EPOCHS, STEPS = 2, 4
 PATCH, SPACING = (16, 32, 32), (8.0, 8.0, 8.0)
 SYNTHETIC = (*TINY, "data.root=synthetic", "trainer.max_epochs=2", "sampling.num_workers=0")
+#: The unlabelled cases whose patches are probed: two of four, evenly spread.
+PROBED = (1, 3)
 #: The runs: their settings.
 RUNS = {
     "cross_pseudo": ("experiment=ssl_light", "test=true", "logger.checkpoints=true"),
@@ -36,6 +38,7 @@ RUNS = {
 }
 every_run = pytest.mark.parametrize("name", RUNS)
 
+VALIDATION = "pictures/validation/FLARETs_0001"
 #: What is logged at every step (at this scale), after every epoch, and once.
 EACH_STEP = {
     "train/loss",
@@ -43,7 +46,7 @@ EACH_STEP = {
     *(f"time/{part}" for part in ("step", "data", "gradients", "update", "rest", "patches_per_second")),
     "memory/process_gib",
 }
-EACH_EPOCH = {"val/dsc", "val/dsc/LV", "val/dsc/RAG", "pictures/validation"}
+EACH_EPOCH = {"val/dsc", "val/dsc/LV", "val/dsc/RAG", VALIDATION}
 OF_STEP = {
     "cross_pseudo": {f"train/{x}_{role}" for x in ("labelled", "unlabelled", "gradient_norm") for role in "ab"},
     "mean_teacher": {f"train/{x}_student" for x in ("labelled", "consistency", "gradient_norm")},
@@ -110,19 +113,17 @@ def test_the_parts_of_a_step_add_up(runs, name):
 def test_the_same_validation_slice_is_shown_over_time(place, runs, name):
     case = PreparedCase.open(place / "prepared" / "8x8x8" / "labelled" / "FLARETs_0001")
     classes = [len(set(axial.ravel().tolist()) - {0}) for axial in case.label]
-    shown = wandb_history(wandb_file(runs[name]))["pictures/validation"]
+    shown = wandb_history(wandb_file(runs[name]))[VALIDATION]
     files = wandb_file(runs[name]).parent / "files"
-    assert [picture["captions"] for picture in shown] == [["FLARETs_0001"]] * EPOCHS
     for picture in shown:
-        ((grey, masks),) = zip(picture["filenames"], picture["all_masks"], strict=True)
-        assert masks.keys() == {"prediction", "reference"}
-        reference = pixels(files / masks["reference"]["path"])
+        assert picture["masks"].keys() == {"prediction", "reference"}
+        reference = pixels(files / picture["masks"]["reference"]["path"])
         places = [z for z, axial in enumerate(case.label) if np.array_equal(axial, reference)]
         assert len(places) == 1 and classes[places[0]] == max(classes)
-        assert pixels(files / masks["prediction"]["path"]).shape == reference.shape
+        assert pixels(files / picture["masks"]["prediction"]["path"]).shape == reference.shape
         hu = case.image[0, places[0]] * case.quantisation_step
         windowed = (hu * plan(runs[name]).intensity.std + plan(runs[name]).intensity.mean + 160) / 400
-        np.testing.assert_allclose(pixels(files / grey), np.clip(windowed, 0, 1) * 255, atol=1)
+        np.testing.assert_allclose(pixels(files / picture["path"]), np.clip(windowed, 0, 1) * 255, atol=1)
 
 
 def test_the_prediction_shown_is_that_of_the_network(place, runs):
@@ -132,18 +133,18 @@ def test_the_prediction_shown_is_that_of_the_network(place, runs):
     image = torch.from_numpy(case.image.astype(np.float32)) * case.quantisation_step
     with torch.no_grad():
         predicted = predict_logits(network, image, PATCH).argmax(0).numpy()
-    *_, last = wandb_history(wandb_file(runs["mean_teacher"]))["pictures/validation"]
+    *_, last = wandb_history(wandb_file(runs["mean_teacher"]))[VALIDATION]
     files = wandb_file(runs["mean_teacher"]).parent / "files"
-    reference, prediction = (pixels(files / last["all_masks"][0][name]["path"]) for name in ("reference", "prediction"))
+    reference, prediction = (pixels(files / last["masks"][name]["path"]) for name in ("reference", "prediction"))
     (z,) = (z for z, axial in enumerate(case.label) if np.array_equal(axial, reference))
     np.testing.assert_array_equal(prediction, predicted[z])
 
 
 @every_run
 def test_the_probe_says_what_the_networks_of_the_last_epoch_do(place, runs, truth, name):
-    cases = [PreparedCase.open(place / "prepared/8x8x8/unlabelled" / f"Case_0000{k}") for k in range(1, 5)]
+    cases = [PreparedCase.open(place / "prepared/8x8x8/unlabelled" / f"Case_0000{k}") for k in PROBED]
     images = [middle(case.image[0] * np.float32(case.quantisation_step)) for case in cases]
-    known = np.stack([middle(label) for label in truth])
+    known = np.stack([middle(truth[k - 1]) for k in PROBED])
     found, confidence = {}, {}
     for role, prefix in NETWORKS[name].items():
         network = trained(runs[name], prefix)
@@ -163,9 +164,9 @@ def test_the_probe_says_what_the_networks_of_the_last_epoch_do(place, runs, trut
 def test_a_mix_is_shown_with_the_pseudo_labels_of_both_networks(place, runs):
     shown = wandb_history(wandb_file(runs["cross_pseudo"]))["pictures/mix"]
     files = wandb_file(runs["cross_pseudo"]).parent / "files"
-    first, last = (pixels(files / picture["filenames"][0]) for picture in shown)
-    assert np.array_equal(first, last) and shown[0]["captions"] == ["Case_00002 in Case_00001"]
-    cases = [PreparedCase.open(place / "prepared/8x8x8/unlabelled" / f"Case_0000{k}") for k in (1, 2)]
+    first, last = (pixels(files / picture["path"]) for picture in shown)
+    assert np.array_equal(first, last) and shown[0]["caption"] == "Case_00003 in Case_00001"
+    cases = [PreparedCase.open(place / "prepared/8x8x8/unlabelled" / f"Case_0000{k}") for k in PROBED]
     intensity = plan(runs["cross_pseudo"]).intensity
     sources = [middle(case.image[0] * case.quantisation_step) * intensity.std + intensity.mean for case in cases]
     greys = [np.floor(np.clip((hu + 160) / 400, 0, 1) * 255) for hu in sources]
@@ -174,9 +175,8 @@ def test_a_mix_is_shown_with_the_pseudo_labels_of_both_networks(place, runs):
     assert not fits[0][z].all() and not fits[1][z].all()
     assert "pictures/mix" not in wandb_history(wandb_file(runs["mean_teacher"]))
     for picture in shown:
-        (masks,) = picture["all_masks"]
-        assert masks.keys() == {"by_a", "by_b"}
-        assert all(pixels(files / mask["path"]).shape == PATCH[1:] for mask in masks.values())
+        assert picture["masks"].keys() == {"by_a", "by_b"}
+        assert all(pixels(files / mask["path"]).shape == PATCH[1:] for mask in picture["masks"].values())
 
 
 def test_the_settings_are_those_of_the_run(runs):
@@ -236,7 +236,7 @@ def test_tensorboard_has_the_numbers_and_the_pictures(place, runs, dlunet):
     words = (*RUNS["cross_pseudo"][:1], "logger=tensorboard", "output=board")
     dlunet("train", *SYNTHETIC, *words, cwd=place)
     found = accumulators.EventAccumulator(str(place / "board" / "tensorboard"), size_guidance={"images": 0}).Reload()
-    pictures = {"pictures/validation/FLARETs_0001": (3, 46), "pictures/mix/Case_00002 in Case_00001": (3, 32)}
+    pictures = {VALIDATION: (3, 46), "pictures/mix": (3, 32)}
     assert set(found.Tags()["images"]) == pictures.keys()
     for tag, (columns, width) in pictures.items():
         images = found.Images(tag)

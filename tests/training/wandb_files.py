@@ -33,14 +33,13 @@ def wandb_history(file):
     """What was logged under each name, in order: numbers, or the description of pictures and tables."""
     logged = defaultdict(list)
     for record in wandb_records(file):
-        row = defaultdict(dict)
+        row = {}
         for item in record.history.item:
-            value = json.loads(item.value_json)
-            if len(item.nested_key) == 2:
-                name, part = item.nested_key
-                row[name][part] = value
-            else:
-                row[item.key or item.nested_key[0]] = value
+            *outer, last = item.nested_key or [item.key]
+            part = row
+            for key in outer:
+                part = part.setdefault(key, {})
+            part[last] = json.loads(item.value_json)
         for name, value in row.items():
             logged[name].append(value)
     return logged

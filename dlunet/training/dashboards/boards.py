@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,16 @@ def log_scalars(trainer: lightning.Trainer, values: Mapping[str, float]) -> None
         logger.log_metrics(dict(values), step=_step(trainer))
 
 
-def log_pictures(trainer: lightning.Trainer, name: str, pictures: Sequence[Picture], labels: LabelSet) -> None:
-    """Log pictures under one name to the dashboards that show pictures, at the last finished step."""
+def log_pictures(trainer: lightning.Trainer, pictures: Mapping[str, Picture], labels: LabelSet) -> None:
+    """Log pictures by name to the dashboards that show pictures, at the last finished step."""
+    step = _step(trainer)
     for logger in dashboards(trainer):
         if isinstance(logger, WandbLogger):
-            logger.log_metrics({name: [wandb_image(picture, labels) for picture in pictures]}, step=_step(trainer))  # type: ignore[dict-item]
+            images: dict[str, Any] = {name: wandb_image(picture, labels) for name, picture in pictures.items()}
+            logger.log_metrics(images, step=step)
         elif isinstance(logger, TensorBoardLogger):
-            for picture in pictures:
-                tag, columns = f"{name}/{picture.caption}", _side_by_side(picture, labels)
-                logger.experiment.add_image(tag, columns, _step(trainer), dataformats="HWC")
+            for name, picture in pictures.items():
+                logger.experiment.add_image(name, _side_by_side(picture, labels), step, dataformats="HWC")
 
 
 def wandb_image(picture: Picture, labels: LabelSet) -> Any:

@@ -66,7 +66,7 @@ class ValidationSlices(Callback):
         self.cases = cases
         self.labels = labels
         self.plan = plan
-        self._pictures: list[Picture] = []
+        self._pictures: dict[str, Picture] = {}
 
     def on_validation_batch_end(
         self,
@@ -83,10 +83,13 @@ class ValidationSlices(Callback):
         label = batch["label"].cpu().numpy()
         z = most_organs_slice(label)
         label_maps = {"prediction": outputs[z].cpu().numpy(), "reference": label[z]}
-        self._pictures.append(Picture(as_grey(batch["image"][0, z], self.plan), label_maps, self.cases[batch_idx]))
+        name = self.cases[batch_idx]
+        self._pictures[f"pictures/validation/{name}"] = Picture(
+            as_grey(batch["image"][0, z], self.plan), label_maps, f"{name}, slice {z}"
+        )
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Log the pictures."""
         if self._pictures:
-            log_pictures(trainer, "pictures/validation", self._pictures, self.labels)
+            log_pictures(trainer, self._pictures, self.labels)
             self._pictures.clear()

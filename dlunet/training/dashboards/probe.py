@@ -24,8 +24,8 @@ from dlunet.training.dashboards.boards import Picture, draws, log_pictures, log_
 from dlunet.training.module import SegmentationModule
 from dlunet.volumes.slices import grey
 
-#: The number of patches, each from another case.
-PATCHES = 4
+#: The number of patches, each from another case: a mix needs two, and more would take more than 1 % of a short run.
+PATCHES = 2
 #: The confidence that counts as sure where a method has no threshold: FixMatch's.
 THRESHOLD = 0.95
 
@@ -80,21 +80,22 @@ class Probe(Callback):
         self.plan = plan
         self._patches: Patches | None = None
 
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Cut the patches."""
+        if trainer.is_global_zero:
+            self._patches = cut_patches(self.cases, self.plan)
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Evaluate the networks after a validation; also if there are no validation cases."""
         assert isinstance(module, SegmentationModule)
-        if not validates(trainer) or not trainer.is_global_zero:
+        if self._patches is None or not validates(trainer):
             return
-        if self._patches is None:
-            self._patches = cut_patches(self.cases, self.plan)
         with evaluating(module), trainer.precision_plugin.forward_context():
             log_scalars(trainer, probe(module.method, dict(module.networks.items()), self._patches, self.labels))
             if draws(trainer) and len(self.cases) > 1:
-                self._draw_mix(trainer, module)
+                self._draw_mix(trainer, module, *self._patches.images[:2].to(module.device).split(1))
 
-    def _draw_mix(self, trainer: lightning.Trainer, module: SegmentationModule) -> None:
-        assert self._patches is not None
-        x_i, x_j = self._patches.images[:2].to(module.device).split(1)
+    def _draw_mix(self, trainer: lightning.Trainer, module: SegmentationModule, x_i: Tensor, x_j: Tensor) -> None:
         mix = module.method.mix(dict(module.networks.items()), x_i, x_j, torch.Generator().manual_seed(0))
         if mix is None:
             return
@@ -102,10 +103,8 @@ class Probe(Callback):
         z = int((mix.patches != x_i).sum(dim=(0, 1, 3, 4)).argmax())
         by = {f"by_{role}": label_map[0, z].cpu().numpy() for role, label_map in mix.pseudo_labels.items()}
         first, second = (case.name for case, _ in self.cases[:2])
-        caption = f"{second} in {first}"
-        log_pictures(
-            trainer, "pictures/mix", [Picture(as_grey(mix.patches[0, 0, z], self.plan), by, caption)], self.labels
-        )
+        picture = Picture(as_grey(mix.patches[0, 0, z], self.plan), by, f"{second} in {first}")
+        log_pictures(trainer, {"pictures/mix": picture}, self.labels)
 
 
 @contextmanager
