@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,10 +74,8 @@ def closing_loggers(logger: DictConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        if _uses_wandb(logger):
-            import wandb
-
-            wandb.finish()
+        if _uses_wandb(logger) and "wandb" in sys.modules:  # else the command failed before there was a run
+            sys.modules["wandb"].finish()
 
 
 def _instantiated(logger: DictConfig) -> Any:
