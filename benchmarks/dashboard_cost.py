@@ -85,25 +85,17 @@ def main() -> None:
             for logger in LOGGERS:
                 runs[logger].append(measured(Path(folder), logger, number, given.settings))
                 print(logger, runs[logger][-1], flush=True)
-    results = {
-        logger: summary(runs[logger], without=runs["csv"]) if logger != "csv" else {"step_ms": middle(runs, "step_ms")}
-        for logger in LOGGERS
-    }
+    results = {logger: summary(runs[logger], without=runs["csv"]) for logger in LOGGERS}
     print(json.dumps(results, indent=2))
     saved = {"settings": given.settings, **results, "runs": runs, "provenance": provenance()}
     given.output.write_text(json.dumps(saved, indent=2) + "\n")
 
 
 def summary(with_one: Sequence[dict[str, float]], without: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The medians of the runs with a dashboard, and of their ratios to the runs without one."""
+    """The medians of the runs with a logger, and of their ratios to the runs without a dashboard."""
     ratios = [one["step_ms"] / other["step_ms"] for one, other in zip(with_one, without, strict=True)]
     medians = {name: statistics.median(run[name] for run in with_one) for name in with_one[0]}
     return {**medians, "ratio": round(statistics.median(ratios), 4)}
-
-
-def middle(runs: dict[str, list[dict[str, float]]], name: str) -> float:
-    """The median of a value of the runs without a dashboard."""
-    return statistics.median(run[name] for run in runs["csv"])
 
 
 def measured(folder: Path, logger: str, number: int, settings: Sequence[str]) -> dict[str, float]:
