@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 RESAMPLES = 10_000
 #: The ends of a 95 % interval.
 QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval from ``low`` to ``high``, which are NaN if there is none, as with one case."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, form: str) -> str:
+        """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``."""
+        value = f"{self.value:{form}}"
+        return value if math.isnan(self.low) else f"{value} [{self.low:{form}}, {self.high:{form}}]"
 
 
 def weights(generator: np.random.Generator, size: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlunet.evaluation import bootstrap
+from dlunet.evaluation.bootstrap import Estimate
 from dlunet.evaluation.metrics import read_metrics
 from dlunet.evaluation.scores import DECIMALS
 from dlunet.labels import FLARE22, LabelSet
@@ -145,7 +146,5 @@ def _case_weights(cases: int) -> np.ndarray:
 
 
 def _estimate(row: dict, name: str) -> Text:
-    mean, low, high = (row[f"{name}_{part}"] for part in ("mean", "low", "high"))
-    if math.isnan(mean):
-        return Text("–")
-    return Text(f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+    mean = Estimate(*(row[f"{name}_{part}"] for part in ("mean", "low", "high")))
+    return Text("–" if math.isnan(mean.value) else mean.text(".3f"))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlunet.evaluation import bootstrap
+from dlunet.evaluation.bootstrap import Estimate
 from dlunet.labels import LabelSet
 from dlunet.reporting.paired import (
     NOISE,
-    Estimate,
     check_same_references,
     dsc_by_seed,
     estimate,

@@ -22,6 +22,7 @@ from scipy.stats import wilcoxon
 
 from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
+from dlunet.evaluation.bootstrap import Estimate
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import markdown_table
 
@@ -30,20 +31,6 @@ MAIN_COLUMNS = ("Experiment", "Difference to floor", "p", "Share of the gap")
 NONE = "–"
 #: Decimals to which mean differences are rounded before they are counted and ranked: scores have 4, the rest is noise.
 NOISE = 9
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval from ``low`` to ``high``, which are NaN if there is none, as with one case."""
-
-    value: float
-    low: float
-    high: float
-
-    def text(self, form: str) -> str:
-        """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``."""
-        value = f"{self.value:{form}}"
-        return value if math.isnan(self.low) else f"{value} [{self.low:{form}}, {self.high:{form}}]"
 
 
 @dataclass(frozen=True)

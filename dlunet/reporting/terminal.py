@@ -50,7 +50,7 @@ def print_sheets(
     """Print tables, the notes below them, and their files."""
     console = console or Console()
     for sheet in sheets:
-        layout = Table(title=_plain(sheet.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+        layout = _open_table(sheet.title)
         for number, text in enumerate(sheet.header):
             layout.add_column(_plain(text), justify="left" if number < sheet.texts else "right", overflow="fold")
         for row in sheet.rows:
@@ -81,7 +81,7 @@ def _highlight(scores: ScoreTable, name: str, column: str) -> str:
 def _paper_layout(table: PaperTable, ours: str) -> Table:
     """A table of the paper with its scores above ours; two decimals, so that all organs fit into 80 columns."""
     columns = [MEAN, *(label.abbreviation for label in FLARE22)]
-    layout = Table(title=_plain(table.title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    layout = _open_table(table.title)
     for column in ("", *columns):
         # Long names are folded, figures are not.
         layout.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
@@ -95,7 +95,7 @@ def _paper_layout(table: PaperTable, ours: str) -> Table:
 
 def _paired_layout(paired: PairedTable) -> Table:
     """The main columns of a comparison, under its note; where they do not fit, names are wrapped."""
-    layout = Table(title=_plain(paired.note), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
+    layout = _open_table(paired.note)
     lines = paired.lines()
     titles = [title for title in MAIN_COLUMNS if title in lines[0]]
     for title in titles:
@@ -103,6 +103,11 @@ def _paired_layout(paired: PairedTable) -> Table:
     for line in lines:
         layout.add_row(*(_plain(line[title]) for title in titles))
     return layout
+
+
+def _open_table(title: str) -> Table:
+    """A table without lines under a title."""
+    return Table(title=_plain(title), title_justify="left", title_style="", box=None, padding=(0, 0, 0, 1))
 
 
 def _short(score: float) -> str:
