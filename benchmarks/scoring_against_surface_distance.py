@@ -26,13 +26,10 @@ from statistics import median
 
 import numpy as np
 import SimpleITK as sitk
-from preparation_memory import family, resident
 
 from dlunet.evaluation import OrganScore, evaluate_folder, score_case
 from dlunet.evaluation.scores import MISSED_BELOW_DSC
 from dlunet.labels import FLARE22
-from dlunet.phantom import make_phantom
-from dlunet.provenance import provenance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -50,6 +47,8 @@ REPEATS, REPEATS_OF_ALL = 5, 3
 
 def main() -> None:
     """Write the cases, check that both sides agree, time them, and write the medians."""
+    from dlunet.provenance import provenance  # not at the top: every worker process imports this file, and this is slow
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for seed in range(CASES):
@@ -84,6 +83,8 @@ def main() -> None:
 
 def write_case(folder: Path, seed: int) -> None:
     """Write a reference and a prediction."""
+    from dlunet.phantom import make_phantom
+
     phantom = make_phantom(seed, shape=SHAPE)
     coarse = phantom.labels[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)
     prediction = np.roll(coarse[tuple(map(slice, SHAPE))], (1, 1, 1), (0, 1, 2))
@@ -155,6 +156,8 @@ def all_theirs(files: list[Path]) -> list[list[OrganScore]]:
 
 def peak_memory(run: Callable[[], object]) -> int:
     """The largest resident memory in bytes of a process that this one starts while it runs something."""
+    from preparation_memory import family, resident
+
     peak, done = 0, threading.Event()
 
     def watch() -> None:

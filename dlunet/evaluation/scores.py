@@ -226,9 +226,23 @@ def _scored_slices(extent: slice) -> slice:
 
 
 def _organ_boxes(label_map: np.ndarray, labels: LabelSet) -> list[Box | None]:
-    """The bounding box of each class, or None where it is absent; one pass over the map finds them all."""
-    boxes: list[Box | None] = ndimage.find_objects(label_map.astype(np.int32, copy=False), max_label=len(labels))
-    return boxes
+    """The bounding box of each class, or None where it is absent; one pass over the foreground finds them all."""
+    z = _extent(label_map, across=(1, 2))
+    in_plane = label_map[z].max(axis=0, initial=0)
+    around = z, _extent(in_plane, across=1), _extent(in_plane, across=0)
+    found: list[Box | None] = ndimage.find_objects(label_map[around].astype(np.int32), max_label=len(labels))
+    return [box and tuple(map(_shifted, box, around)) for box in found]
+
+
+def _extent(label_map: np.ndarray, across: int | tuple[int, ...]) -> slice:
+    """The extent of the foreground along the axis that is left; empty without any."""
+    inside = np.flatnonzero(label_map.any(axis=across))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+
+def _shifted(part: slice, whole: slice) -> slice:
+    """A part of a slice, counted from the beginning of what the slice is taken from."""
+    return slice(part.start + whole.start, part.stop + whole.start)
 
 
 def _bounding_box(mask: np.ndarray) -> Box:
