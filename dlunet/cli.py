@@ -251,15 +251,23 @@ def _check_final(config: DictConfig, given: Sequence[str]) -> None:
 
 
 def _check_what_to_report(config: DictConfig) -> None:
+    """Check that the settings of a report belong together."""
     if (config.runs is None) == (config.predictions is None):
         found = "neither runs nor predictions" if config.runs is None else "both runs and predictions"
         raise UserError(f"found {found}; expected runs=FOLDER, or predictions=FOLDER references=FOLDER")
     if config.predictions is not None and config.references is None:
         raise UserError("missing: references; add references=FOLDER, with the label maps to compare with")
-    if config.table is not None and (config.floor is not None or config.predictions is not None):
-        other = "predictions" if config.floor is None else "floor"
-        why = "has its own comparisons" if other == "floor" else "is made of runs"
-        raise UserError(f"{other}={config[other]}: found table={config.table}, which {why}; leave one out")
+    given = {name for name in ("references", "images", "labels", "floor", "cases") if config[name] is not None}
+    if config.runs is not None and (alone := given & {"references", "images", "labels"}):
+        raise UserError(
+            f"{min(alone)}: found it with runs, which know theirs; expected it with predictions; leave it out"
+        )
+    if config.table is not None and config.predictions is not None:
+        raise UserError(
+            f"table={config.table}: found it with predictions; expected runs=FOLDER: a table is made of runs"
+        )
+    if config.table is not None and (alone := given & {"floor", "cases"}):
+        raise UserError(f"{min(alone)}: found it with table={config.table}, which has its own; leave one out")
 
 
 def _score_for_report(config: DictConfig) -> list[Run]:
@@ -267,6 +275,9 @@ def _score_for_report(config: DictConfig) -> list[Run]:
     from dlunet.evaluation import evaluate_folder
     from dlunet.reporting import read_predictions
 
+    images = None if config.images is None else Path(config.images)
+    if images is not None and not images.is_dir():
+        raise UserError(f"images={images}: no such folder; expected the CTs of the label maps")
     runs: list[Run] = []
     for folder in _folders(config.predictions):
         labels = _scored_labels(config, folder)
@@ -277,7 +288,7 @@ def _score_for_report(config: DictConfig) -> list[Run]:
             raise UserError(f"{folder}: is the second folder named {name}; expected different names; rename one")
         scores = Path(config.output) / "scores" / name
         evaluate_folder(folder, Path(config.references), scores, labels)
-        runs.append(read_predictions(folder, scores, labels, None if config.images is None else Path(config.images)))
+        runs.append(read_predictions(folder, scores, labels, images))
     return runs
 
 

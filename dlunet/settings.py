@@ -86,6 +86,7 @@ RULES: dict[str, Rule] = {
     "report": SWITCH,
     "test": SWITCH,
     "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
+    "predictions": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
 }
 
 #: The parts of a config that must not be null.

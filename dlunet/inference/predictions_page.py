@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dlunet.errors import UserError
 from dlunet.files import write_text
 from dlunet.inference.postprocessing import organ_volumes
@@ -22,15 +24,17 @@ logger = logging.getLogger(__name__)
 PAGE = "report.html"
 #: The title of the label maps in the viewer.
 TITLE = "prediction"
+#: What the page embeds of pictures at most, in bytes.
+MOST_PICTURES = 6_000_000
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A case in the page: the volume of each class in ml, and a picture as a data URI."""
+    """A case in the page: the volume of each class in ml, and a picture as a data URI, or None."""
 
     case: str
     volumes: Mapping[str, float]
-    picture: str
+    picture: str | None
 
 
 def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSet) -> Path:
@@ -47,18 +51,27 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
     Raises:
         UserError: The page cannot be written.
     """
-    embedded = EmbeddedCases()
-    rows = []
+    embedded, rows, room = EmbeddedCases(labels), [], MOST_PICTURES
     for case in _read(folder, images):
-        array = case.maps[TITLE]
-        assert array is not None
-        picture = base64.b64encode(overlay_png(case.image, array, case.spacing, labels)).decode()
-        rows.append(_Row(case.name, organ_volumes(array, case.spacing, labels), f"data:image/png;base64,{picture}"))
+        label_map = case.predictions[TITLE]
+        assert label_map is not None
+        picture = _picture(case, label_map, labels) if room > 0 else None
+        room -= len(picture or "")
+        rows.append(_Row(case.name, organ_volumes(label_map, case.spacing, labels), picture))
         embedded.add(case)
+    pictured = sum(row.picture is not None for row in rows)
+    notes = [embedded.note] if embedded.note else []
+    notes += [f"The first {pictured} of {len(rows)} cases have a picture."] if pictured < len(rows) else []
+    values = {"rows": rows, "labels": labels, "viewer_data": embedded.data(), "notes": notes}
+    values |= {"cts": len(images), "viewed": [case.name for case in embedded.cases]}
     page = folder / PAGE
-    values = {"rows": rows, "labels": labels, "viewer_data": embedded.data(labels), "note": embedded.note}
     write_text(page, render("predictions.html.j2", folder=folder.resolve().name, **values))
     return page
+
+
+def _picture(case: ShownCase, label_map: np.ndarray, labels: LabelSet) -> str:
+    data = overlay_png(case.image, label_map, case.spacing, labels)
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _read(folder: Path, images: Iterable[Path]) -> Iterator[ShownCase]:
@@ -66,8 +79,8 @@ def _read(folder: Path, images: Iterable[Path]) -> Iterator[ShownCase]:
     with progress_bar("writing the page", len(pairs)) as advance:
         for image, target in pairs:
             try:
-                volume = read_ct(image)
-                yield ShownCase(case_name(image), "", volume.array, volume.spacing, {TITLE: read_labels(target).array})
+                volume, label_map = read_ct(image), read_labels(target).array
+                yield ShownCase(case_name(image), "", volume.array, volume.spacing, None, {TITLE: label_map})
             except UserError as error:
                 logger.warning("warning: not in the page: %s", error)
             advance()

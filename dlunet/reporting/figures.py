@@ -13,6 +13,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -156,8 +157,11 @@ def paired_differences(paired: PairedTable, names: Sequence[str]) -> Figure | No
 
 
 def run_style(index: int) -> tuple[str, LineStyle]:
-    """Colour and line style of the n-th experiment; the line style changes each time the colours repeat."""
-    return RUN_COLORS[index % len(RUN_COLORS)], LINE_STYLES[index // len(RUN_COLORS) % len(LINE_STYLES)]
+    """Colour and line style of the n-th experiment; each time the colours repeat they are lighter, in another style."""
+    repeat, place = divmod(index, len(RUN_COLORS))
+    lightness = 1 - 0.65**repeat
+    mixed = (round(255 * (value + (1 - value) * lightness)) for value in to_rgb(RUN_COLORS[place]))
+    return "#{:02X}{:02X}{:02X}".format(*mixed), LINE_STYLES[repeat % len(LINE_STYLES)]
 
 
 def _boxes(axes: Axes, positions: np.ndarray, values: list[np.ndarray], width: float, color: str) -> None:

@@ -11,7 +11,7 @@ from dlunet.errors import UserError, few
 from dlunet.labels import LabelSet
 from dlunet.reporting.panels import PanelRow, draw_panels, panel_row
 from dlunet.reporting.runs import Run
-from dlunet.reporting.shown_cases import REFERENCE, choose_cases
+from dlunet.reporting.shown_cases import choose_cases
 from dlunet.reporting.tables import best_and_worst
 from dlunet.reporting.viewer import EmbeddedCases
 
@@ -26,12 +26,14 @@ class Gallery:
     Attributes:
         figure: A slice of each, with reference and predictions, or None.
         captions: The captions of its rows.
+        ranking: The experiment by whose scores the cases are ranked.
         embedded: The volumes for the viewer, worst case first.
         notes: What is missing.
     """
 
     figure: Figure | None
     captions: tuple[str, ...]
+    ranking: str
     embedded: EmbeddedCases
     notes: tuple[str, ...]
 
@@ -47,24 +49,28 @@ def make_gallery(groups: Mapping[str, Sequence[Run]], labels: LabelSet, cases: S
     Raises:
         UserError: A case has no scores.
     """
-    _check_names(cases or (), groups)
+    _check_names(cases, groups)
     choice = choose_cases(groups, cases)
     notes, names = list(choice.notes), list(choice.remarks)
     in_figure = names if len(names) <= MOST_ROWS else best_and_worst(names)
     rows: list[PanelRow] = []
-    embedded = EmbeddedCases()
+    embedded = EmbeddedCases(labels)
     for case in choice.read(notes):
         if case.name in in_figure:
             rows.append(panel_row(case))
         embedded.add(case)
     notes += [embedded.note] if embedded.note else []
     rows.reverse()  # best first, as in the paper
-    figure = draw_panels(rows, ["image", REFERENCE, *choice.runs], labels) if rows else None
+    figure = draw_panels(rows, ["reference", *choice.runs], labels) if rows else None
     captions = tuple(f"{row.caption.replace(chr(10), ' (')})" for row in rows)
-    return Gallery(figure, captions, embedded, tuple(notes))
+    return Gallery(figure, captions, choice.ranking, embedded, tuple(notes))
 
 
-def _check_names(cases: Sequence[str], groups: Mapping[str, Sequence[Run]]) -> None:
+def _check_names(cases: Sequence[str] | None, groups: Mapping[str, Sequence[Run]]) -> None:
+    if cases is None:
+        return
     known = {case for runs in groups.values() for run in runs if run.scores is not None for case in run.scores["case"]}
-    if unknown := [case for case in cases if case not in known]:
-        raise UserError(f"cases: found {', '.join(unknown)}; expected names of scored cases: {few(sorted(known))}")
+    unknown = [case for case in cases if case not in known]
+    if unknown or not cases:
+        found, expected = ", ".join(unknown) or "an empty list", few(sorted(known)) or "none, since no run has scores"
+        raise UserError(f"cases: found {found}; expected names of scored cases: {expected}")

@@ -19,7 +19,8 @@ from dlunet.reporting.sheets import Sheet, in_all_forms
 BASELINE = "Supervised"
 HEADER = ("Experiment", "Seeds", "Cases", "Mean DSC", "Difference to supervised", "p", "Cases better / worse")
 NOTE = (
-    "Mean DSC over classes, cases and seeds, with 95 % bootstrap intervals over cases and seeds. p is that of "
+    "Mean DSC over classes, and over the cases and seeds that a method shares with supervised training, with 95 % "
+    "bootstrap intervals over cases and seeds. p is that of "
     "Wilcoxon's signed-rank test over cases, two-sided, corrected for the number of methods in the table by Holm's "
     "method. It is about the networks of these seeds."
 )
@@ -38,14 +39,16 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
     Raises:
         UserError: No choice of losses has a supervised experiment and another one.
     """
-    compared = {losses: table for losses, groups in _by_losses(report).items() if (table := _compared(groups))}
+    compared = {losses: table for losses, groups in _by_losses(report).items() if (table := _compared(losses, groups))}
     if not compared:
         raise UserError(
             f"table=methods: found {', '.join(report.groups)}; expected scored runs of method=supervised and of "
             "another method, with the same losses; train them with: python train.py -m +sweep=methods"
         )
     sheets = [_sheet(losses, table) for losses, table in compared.items()]
-    notes = [report.data_note, NOTE, _budget([run for run in report.runs if run.scores is not None])]
+    names = {row.experiment for table in compared.values() for row in table.rows}
+    runs = [run for name, group in report.groups.items() if name in names for run in group if run.scores is not None]
+    notes = [report.data_note, NOTE, _budget(runs)]
     values = pd.concat([table.as_csv_table().assign(losses=losses) for losses, table in compared.items()])
     contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
     for name, content in contents.items():
@@ -54,23 +57,34 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
 
 
 def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:
-    """The experiments by their losses for labels and pseudo-labels."""
+    """The experiments that have scores, by their losses and, if there are several networks, by network."""
+    scored = {name: runs for name, runs in report.groups.items() if any(run.scores is not None for run in runs)}
+    networks = {runs[0].parts[1] for runs in scored.values()}
     found: dict[str, dict[str, Sequence[Run]]] = {}
-    for name, runs in report.groups.items():
+    for name, runs in scored.items():
         targets = [str(runs[0].setting(f"{key}._target_", "same")) for key in ("loss", "pseudo_loss")]
         loss, pseudo_loss = (target.rpartition(".")[2] for target in targets)
         losses = loss if pseudo_loss in (loss, "same") else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
-        found.setdefault(losses, {})[name] = runs
+        network = f", {runs[0].parts[1]}" if len(networks) > 1 else ""
+        found.setdefault(losses + network, {})[name] = runs
     return found
 
 
-def _compared(groups: Mapping[str, Sequence[Run]]) -> PairedTable | None:
-    """The comparison with supervised training, best first; None if there is nothing to compare."""
-    scored = {name: runs for name, runs in groups.items() if any(run.scores is not None for run in runs)}
-    baselines = [name for name, runs in scored.items() if runs[0].parts[0] == BASELINE]
-    if len(baselines) != 1 or len(scored) < 2:
+def _compared(losses: str, groups: Mapping[str, Sequence[Run]]) -> PairedTable | None:
+    """The comparison with supervised training, best first; None if there is nothing to compare.
+
+    Raises:
+        UserError: Several experiments are supervised.
+    """
+    baselines = [name for name, runs in groups.items() if runs[0].parts[0] == BASELINE]
+    if len(baselines) > 1:
+        raise UserError(
+            f"table=methods: found several supervised experiments with {losses}: {', '.join(baselines)}; expected one "
+            "to compare with; pass the folders of runs that belong together: runs=[FOLDER,FOLDER]"
+        )
+    if not baselines or len(groups) < 2:
         return None
-    table = paired_table(scored, baselines[0], None)
+    table = paired_table(groups, baselines[0], None)
     assert table is not None
     return PairedTable(table.floor, None, tuple(sorted(table.rows, key=lambda row: -row.dsc.value)))
 

@@ -165,11 +165,16 @@ def check_same_references(runs: Sequence[Run]) -> None:
             if case.label is None or not case.label.is_file():
                 continue
             first = known.setdefault(name, case.label)
-            if first != case.label and not filecmp.cmp(first, case.label, shallow=False):
+            if not is_same_file(first, case.label):
                 raise UserError(
                     f"{run.folder}: was scored on another {name} than the runs before it: {case.label} and {first} "
                     "differ; expected the same test cases; leave these runs out of runs="
                 )
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two files are the same one, or have the same contents."""
+    return one == other or filecmp.cmp(one, other, shallow=False)
 
 
 def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.DataFrame]) -> PairedRow:

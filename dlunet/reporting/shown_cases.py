@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dlunet.datasets import Case
 from dlunet.errors import UserError
+from dlunet.reporting.paired import is_same_file
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import best_and_worst, case_means
-from dlunet.volumes import read_ct, read_labels
-
-#: The title of the reference among the label maps of a case.
-REFERENCE = "reference"
+from dlunet.volumes import Volume, other_geometry, read_ct, read_labels
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,16 @@ class ShownCase:
         remark: What is said of it, such as ``worst, DSC 0.612``.
         image: The CT in HU (z, y, x), canonical.
         spacing: Voxel size (z, y, x) in mm.
-        maps: The reference and the predictions (z, y, x) by experiment; None where there is none.
+        reference: The reference (z, y, x); None if there is none.
+        predictions: The predictions (z, y, x) by experiment; None where there is none.
     """
 
     name: str
     remark: str
     image: np.ndarray
     spacing: tuple[float, float, float]
-    maps: Mapping[str, np.ndarray | None]
+    reference: np.ndarray | None
+    predictions: Mapping[str, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Choice:
 
     Attributes:
         runs: The first run with predictions of each experiment that has one.
+        ranking: The experiment by whose scores cases are ranked; empty if none has predictions and scores.
         cases: The cases with their files.
         remarks: What is said of each case, by name, worst case first.
         notes: What cannot be shown, and why.
     """
 
     runs: Mapping[str, Run]
+    ranking: str
     cases: Mapping[str, Case]
     remarks: Mapping[str, str]
     notes: tuple[str, ...]
@@ -56,9 +59,22 @@ class Choice:
         """Read the cases; what cannot be read is added to the notes."""
         for name, remark in self.remarks.items():
             try:
-                yield _read(self.cases[name], remark, self.runs, notes)
+                yield self._read(self.cases[name], remark, notes)
             except UserError as error:
                 notes.append(f"{name}: not shown: {error}")
+
+    def _read(self, case: Case, remark: str, notes: list[str]) -> ShownCase:
+        assert case.label is not None
+        image, reference = read_ct(case.image), read_labels(case.label)
+        _check_grid(case.label, reference, case.image, image)
+        predictions: dict[str, np.ndarray | None] = {}
+        for name, run in self.runs.items():
+            try:
+                predictions[name] = _prediction(run, case, image)
+            except UserError as error:
+                notes.append(f"{name}: {error}")
+                predictions[name] = None
+        return ShownCase(case.name, remark, image.array, image.spacing, reference.array, predictions)
 
 
 def choose_cases(groups: Mapping[str, Sequence[Run]], chosen: Collection[str] | None = None) -> Choice:
@@ -71,33 +87,42 @@ def choose_cases(groups: Mapping[str, Sequence[Run]], chosen: Collection[str] | 
     shown = {name: next((run for run in runs if run.predictions), None) for name, runs in groups.items()}
     notes = [f"{name}: no predictions to show" for name, run in shown.items() if run is None]
     runs = {name: run for name, run in shown.items() if run is not None}
-    ranking = next((run for run in reversed(runs.values()) if run.scores is not None), None)
-    if ranking is None or ranking.scores is None:
+    ranking = next((name for name in reversed(runs) if runs[name].scores is not None), "")
+    scores = runs[ranking].scores if ranking else None
+    if scores is None:
         nothing = "No run has both predictions and scores, so there is no best or worst case."
-        return Choice(runs, {}, {}, (*notes, nothing))
-    means = case_means(ranking.scores)
-    cases = {name: case for run in runs.values() for name, case in run.cases.items()}
-    usable = means[[case in cases and case in ranking.predictions for case in means.index]]
+        return Choice(runs, "", {}, {}, (*notes, nothing))
+    known = {name: case for run in runs.values() for name, case in run.cases.items()}
+    cases = known | runs[ranking].cases
+    means = case_means(scores)
+    usable = means[[case in cases and case in runs[ranking].predictions for case in means.index]]
+    if not len(usable):
+        notes.append("No scored test case has its image, its reference and a prediction.")
+    missing = [case for case in chosen or () if case not in usable.index]
+    notes += [f"{case}: not shown: {ranking} has no score, prediction, CT or reference of it" for case in missing]
     ranks = best_and_worst(list(map(str, usable.index)))
     wanted = [case for case in usable.index if case in (ranks if chosen is None else chosen)]
-    if not wanted:
-        notes.append("No scored test case has its image, its reference and a prediction.")
     remarks = {case: (f"{ranks[case]}, " if case in ranks else "") + f"DSC {usable[case]:.3f}" for case in wanted}
-    return Choice(runs, cases, remarks, tuple(notes))
+    return Choice(runs, ranking, cases, remarks, tuple(notes))
 
 
-def _read(case: Case, remark: str, runs: Mapping[str, Run], notes: list[str]) -> ShownCase:
+def _prediction(run: Run, case: Case, image: Volume) -> np.ndarray | None:
+    """The label map of a case that a run has predicted, or None.
+
+    Raises:
+        UserError: It cannot be read, has another grid than the CT, or is of another case of the same name.
+    """
+    if case.name not in run.predictions:
+        return None
+    own = run.cases.get(case.name)
     assert case.label is not None
-    image, reference = read_ct(case.image), read_labels(case.label)
-    maps: dict[str, np.ndarray | None] = {REFERENCE: reference.array}
-    for name, run in runs.items():
-        try:
-            prediction = read_labels(run.predictions[case.name]).array if case.name in run.predictions else None
-        except UserError as error:
-            notes.append(f"{name}: {error}")
-            prediction = None
-        if prediction is not None and prediction.shape != reference.array.shape:
-            notes.append(f"{name}: {run.predictions[case.name]} is not on the grid of the CT")
-            prediction = None
-        maps[name] = prediction
-    return ShownCase(case.name, remark, image.array, image.spacing, maps)
+    if own is not None and own.label is not None and own.label.is_file() and not is_same_file(own.label, case.label):
+        raise UserError(f"{run.predictions[case.name]}: is of another {case.name} than the one shown: {own.image}")
+    prediction = read_labels(run.predictions[case.name])
+    _check_grid(run.predictions[case.name], prediction, case.image, image)
+    return prediction.array
+
+
+def _check_grid(path: Path, label_map: Volume, image_path: Path, image: Volume) -> None:
+    if not label_map.stored.fits(image.stored):
+        raise other_geometry(path, label_map.stored, image_path, image.stored, "show it with its own CT")

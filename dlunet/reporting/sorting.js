@@ -1,21 +1,19 @@
 // Tables of class "sortable" are sorted by the column whose title is clicked, and in reverse by a second click.
 
-/** Numbers by value, missing ones last; other cells as texts, with numbers in them in order. */
-function compare(one, other) {
-  const numbers = [one, other].map((text) => parseFloat(text.replace("<", "").replace("−", "-")));
-  if (numbers.every(Number.isNaN)) return one.localeCompare(other, "en", { numeric: true });
-  if (numbers.some(Number.isNaN)) return Number.isNaN(numbers[0]) ? 1 : -1;
-  return numbers[0] - numbers[1];
-}
-
 function sortBy(header) {
   const table = header.closest("table"), body = table.tBodies[0];
-  const descending = header.getAttribute("aria-sort") === "ascending";
+  const isNumber = header.classList.contains("number");
+  const direction = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
   const text = (row) => row.cells[header.cellIndex]?.textContent.trim() ?? "";
-  const rows = [...body.rows].sort((one, other) => (descending ? compare(text(other), text(one)) : compare(text(one), text(other))));
-  body.append(...rows);
+  const value = (row) => (isNumber ? parseFloat(text(row).replace("<", "").replace("−", "-")) : text(row));
+  const compare = (one, other) => {
+    if (!isNumber) return direction * one.localeCompare(other, "en", { numeric: true });
+    if (Number.isNaN(one) || Number.isNaN(other)) return Number.isNaN(one) - Number.isNaN(other); // missing ones last
+    return direction * (one - other);
+  };
+  body.append(...[...body.rows].sort((one, other) => compare(value(one), value(other))));
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  header.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
 }
 
 for (const header of document.querySelectorAll("table.sortable thead th")) {

@@ -20,7 +20,7 @@ from dlunet.reporting.paired import NONE, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
 from dlunet.reporting.sheets import Sheet, in_all_forms
-from dlunet.reporting.shown_cases import REFERENCE, choose_cases
+from dlunet.reporting.shown_cases import choose_cases
 from dlunet.reporting.tables import MEAN, mean_and_std
 
 #: What the paper states of the cost per case: seconds, and areas under the curves of GPU memory and CPU use.
@@ -238,7 +238,7 @@ def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[st
     choice = choose_cases(runs_of_figure_3(report.groups), cases)
     notes = list(choice.notes)
     rows = [panel_row(case) for case in choice.read(notes)][::-1]
-    return (draw_panels(rows, ["image", REFERENCE, *choice.runs], report.labels) if rows else None), notes
+    return (draw_panels(rows, ["reference", *choice.runs], report.labels) if rows else None), notes
 
 
 def _values(table: PaperTable, source: str) -> pd.DataFrame:

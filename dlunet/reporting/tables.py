@@ -33,6 +33,11 @@ class ScoreTable:
     mean: pd.DataFrame
     std: pd.DataFrame
 
+    @property
+    def has_values(self) -> bool:
+        """Whether any experiment has a value; classes without a tolerance have no NSD."""
+        return bool(self.mean.notna().any(axis=None))
+
     def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
         """Whether the printed value is the best of its column, which must have at least two values."""
         values = self.mean[column].astype(float).round(decimals)  # missing values may have made it a column of objects

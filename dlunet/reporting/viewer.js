@@ -2,20 +2,28 @@
 
 /** The lowest and highest HU of each window. */
 const WINDOWS = { abdomen: [-160, 240], liver: [-20, 180], bone: [-450, 1050], lung: [-1350, 150] };
-/** NiiVue's numbers of the views. */
-const VIEWS = { axial: 0, coronal: 1, sagittal: 2, planes: 3, render: 4 };
+/** NiiVue's number of each view, and the axis that the slider moves along. */
+const VIEWS = { planes: [3, 2], axial: [0, 2], coronal: [1, 1], sagittal: [2, 0], render: [4, 2] };
+const AXES = ["Sagittal", "Coronal", "Axial"];
 const OPACITY = 0.6, OPACITY_BELOW_DIFFERENCES = 0.2;
 
 class Viewer {
-  constructor(section, data) {
+  constructor(section) {
     this.section = section;
-    this.data = data;
+    this.loading = Promise.resolve();
     section.addEventListener("input", (event) => this.onInput(event.target));
     section.addEventListener("click", (event) => this.onClick(event.target));
-    document.addEventListener("click", (event) => this.onLink(event.target));
   }
 
-  async start() {
+  /** Load NiiVue and show the chosen case, when that is asked for the first time. */
+  start() {
+    this.started ??= this.open().catch((error) => this.fail(error));
+    return this.started;
+  }
+
+  async open() {
+    await loadNiivue();
+    this.data = JSON.parse(document.getElementById("viewer-data").textContent);
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [1, 1, 1, 0.5],
@@ -29,11 +37,19 @@ class Viewer {
     });
     await this.niivue.attachToCanvas(this.section.querySelector("canvas"));
     this.niivue.onLocationChange = () => this.showPlace();
-    await this.showCase(0);
+    await this.showCase();
+  }
+
+  fail(error) {
+    const message = this.section.querySelector(".failure");
+    message.textContent = `The viewer cannot be shown: ${error.message}.`;
+    message.hidden = false;
+    this.section.querySelector(".viewer").hidden = true;
   }
 
   onInput(input) {
-    if (input.name === "case") this.showCase(input.selectedIndex);
+    if (!this.ct) return;
+    if (input.name === "case") this.showCase();
     else if (input.name === "slice") this.moveToSlice();
     else if (input.name === "window") this.setWindow();
     else if (input.name === "view") this.setView();
@@ -43,56 +59,62 @@ class Viewer {
   onClick(button) {
     if (button.name !== "organs") return;
     for (const input of this.inputs("organ")) input.checked = button.value === "all";
-    this.draw();
+    if (this.ct) this.draw();
   }
 
-  // A button elsewhere in the page that shows a case.
-  onLink(button) {
-    const index = this.data.cases.findIndex(({ name }) => name === button.dataset?.case);
-    if (index < 0) return;
-    this.input("case").selectedIndex = index;
+  /** Scroll to the viewer and show a case. */
+  async goTo(name) {
     this.section.scrollIntoView();
-    this.showCase(index);
+    this.input("case").selectedIndex = [...this.input("case").options].findIndex((option) => option.text === name);
+    await this.start();
+    await this.showCase();
   }
 
-  async showCase(index) {
-    const { image, maps, caption } = this.data.cases[index];
-    const [ct, ...labels] = await Promise.all([image, ...Object.values(maps)].map(unpack));
+  /** Show the chosen case: one after the other, and of several that were chosen meanwhile only the last. */
+  showCase() {
+    const wanted = this.input("case").selectedIndex;
+    this.loading = this.loading.then(() => {
+      if (wanted === this.input("case").selectedIndex && wanted !== this.shown) return this.load(wanted);
+    }).catch((error) => this.fail(error));
+    return this.loading;
+  }
+
+  async load(index) {
+    const { name, caption, image, reference, predictions } = this.data.cases[index];
+    // The number of each label map: 0 is the reference, the others are the predictions in the order of their titles.
+    const numbered = [reference, ...predictions].map((volume, number) => [number, volume]).filter(([, volume]) => volume);
+    const [ct, ...labels] = await Promise.all([image, ...numbered.map(([, volume]) => volume)].map(unpack));
     for (const volume of [...this.niivue.volumes]) this.niivue.removeVolume(volume);
     // The last volume is for the differences: any label map has the voxels that it needs.
     for (const file of [ct, ...labels, labels[0].slice(0)]) await this.niivue.loadFromArrayBuffer(file, "volume.nii");
-    [this.ct, ...this.maps] = this.niivue.volumes;
-    this.differences = this.maps.pop();
-    this.names = Object.keys(maps);
+    const volumes = [...this.niivue.volumes];
+    this.ct = volumes.shift();
+    this.differences = volumes.pop();
+    this.maps = new Map(numbered.map(([number], place) => [number, volumes[place]]));
     this.section.querySelector(".caption").textContent = caption;
-    for (const input of this.inputs("map")) input.disabled = !this.names.includes(input.value);
+    for (const input of this.inputs("map")) input.disabled = !this.maps.has(Number(input.value));
     this.setWindow();
-    this.setView();
     this.draw();
-    this.input("slice").max = this.slices - 1;
-    this.input("slice").value = fullestSlice(this.maps[0].img, this.slices);
-    this.moveToSlice();
-    this.section.dataset.shown = this.data.cases[index].name;
+    this.niivue.scene.crosshairPos[2] = (fullestSlice(volumes[0].img, this.slices(2)) + 0.5) / this.slices(2);
+    this.setView();
+    this.shown = index;
+    this.section.dataset.shown = name;
   }
 
-  // Show the chosen label maps, classes and differences.
+  /** Draw the chosen label maps, classes and differences. */
   draw() {
     const chosen = new Set(this.chosen("map"));
-    const classes = new Set(this.chosen("organ").map(Number));
-    const differ = this.chosen("differences").length > 0;
+    const classes = new Set(this.chosen("organ"));
+    const compared = this.maps.get(Number(this.input("compared")?.value || NaN));
     const colors = this.data.labels.map(({ id, color }) => ({ id, color, visible: classes.has(id) }));
-    this.maps.forEach((map, place) => {
+    for (const [number, map] of this.maps) {
       map.setColormapLabel(lookupTable(colors));
-      map.opacity = !chosen.has(this.names[place]) ? 0 : differ ? OPACITY_BELOW_DIFFERENCES : OPACITY;
-    });
-    const kinds = Object.values(this.data.differences);
-    this.differences.setColormapLabel(lookupTable(kinds.map((color, place) => ({ id: place + 1, color, visible: true }))));
-    this.differences.opacity = differ ? 1 : 0;
-    if (differ) {
-      const [reference, ...others] = this.maps.map((map) => map.img);
-      const compared = others.filter((_, place) => chosen.has(this.names[place + 1]));
-      markDifferences(this.differences.img, reference, compared, classes);
+      map.opacity = !chosen.has(number) ? 0 : compared ? OPACITY_BELOW_DIFFERENCES : OPACITY;
     }
+    const kinds = this.data.differences.map(([, color], place) => ({ id: place + 1, color, visible: true }));
+    this.differences.setColormapLabel(lookupTable(kinds));
+    this.differences.opacity = compared ? 1 : 0;
+    if (compared) markDifferences(this.differences.img, this.maps.get(0).img, compared.img, classes);
     this.niivue.updateGLVolume();
   }
 
@@ -102,23 +124,29 @@ class Viewer {
   }
 
   setView() {
-    this.niivue.setSliceType(VIEWS[this.input("view").value]);
+    const [view, axis] = VIEWS[this.input("view").value];
+    this.axis = axis;
+    this.section.querySelector(".axis").textContent = AXES[axis];
+    this.input("slice").max = this.slices(axis) - 1;
+    this.niivue.setSliceType(view);
+    this.showPlace();
   }
 
   moveToSlice() {
-    this.niivue.scene.crosshairPos[2] = (Number(this.input("slice").value) + 0.5) / this.slices;
+    this.niivue.scene.crosshairPos[this.axis] = (Number(this.input("slice").value) + 0.5) / this.slices(this.axis);
     this.niivue.drawScene();
     this.showPlace();
   }
 
   showPlace() {
-    const slice = Math.min(this.slices - 1, Math.floor(this.niivue.scene.crosshairPos[2] * this.slices));
+    const slices = this.slices(this.axis);
+    const slice = Math.min(slices - 1, Math.floor(this.niivue.scene.crosshairPos[this.axis] * slices));
     this.input("slice").value = slice;
-    this.input("place").textContent = `${slice + 1} of ${this.slices}`;
+    this.input("place").textContent = `${slice + 1} of ${slices}`;
   }
 
-  get slices() {
-    return this.ct.dims[3];
+  slices(axis) {
+    return this.ct.dims[axis + 1];
   }
 
   input(name) {
@@ -130,19 +158,16 @@ class Viewer {
   }
 
   chosen(name) {
-    return this.inputs(name).filter((input) => input.checked && !input.disabled).map((input) => input.value);
+    return this.inputs(name).filter((input) => input.checked && !input.disabled).map((input) => Number(input.value));
   }
 }
 
-/** Mark where label maps differ from the reference in some classes: 1 missed, 2 added, 3 another class. */
-function markDifferences(marks, reference, compared, classes) {
-  marks.fill(0);
-  for (const found of compared) {
-    for (let voxel = 0; voxel < marks.length; voxel++) {
-      if (found[voxel] === reference[voxel]) continue;
-      if (!classes.has(found[voxel]) && !classes.has(reference[voxel])) continue;
-      marks[voxel] = found[voxel] === 0 ? 1 : reference[voxel] === 0 ? 2 : 3;
-    }
+/** Mark where a label map differs from the reference in some classes: 1 missed, 2 added, 3 another class. */
+function markDifferences(marks, reference, found, classes) {
+  for (let voxel = 0; voxel < marks.length; voxel++) {
+    const expected = reference[voxel], label = found[voxel];
+    const differs = label !== expected && (classes.has(label) || classes.has(expected));
+    marks[voxel] = !differs ? 0 : label === 0 ? 1 : expected === 0 ? 2 : 3;
   }
 }
 
@@ -151,7 +176,7 @@ function fullestSlice(labels, slices) {
   const counts = new Array(slices).fill(0);
   const size = labels.length / slices;
   labels.forEach((label, voxel) => { if (label) counts[Math.floor(voxel / size)]++; });
-  return counts.indexOf(Math.max(...counts));
+  return counts.some(Boolean) ? counts.indexOf(Math.max(...counts)) : Math.floor(slices / 2);
 }
 
 /** Colours as NiiVue expects them. */
@@ -180,20 +205,23 @@ async function loadNiivue() {
   document.head.append(script);
 }
 
-/** Start the viewer as soon as it is scrolled into view, so that the page opens at once. */
-function startWhenSeen(section) {
-  const observer = new IntersectionObserver(async ([entry]) => {
+/** Start the viewer when it is scrolled into view, so that the page opens at once. */
+function startWhenSeen(viewer) {
+  const observer = new IntersectionObserver(([entry]) => {
     if (!entry.isIntersecting) return;
     observer.disconnect();
-    await loadNiivue();
-    await new Viewer(section, JSON.parse(document.getElementById("viewer-data").textContent)).start();
+    viewer.start();
   }, { rootMargin: "300px" });
-  observer.observe(section);
+  observer.observe(viewer.section);
 }
 
 if (document.createElement("canvas").getContext("webgl2")) {
   const section = document.getElementById("viewer");
   section.hidden = false;
-  for (const button of document.querySelectorAll("[data-case]")) button.disabled = false;
-  startWhenSeen(section);
+  section.viewer = new Viewer(section);
+  for (const button of document.querySelectorAll("[data-case]")) {
+    button.disabled = false;
+    button.addEventListener("click", () => section.viewer.goTo(button.dataset.case));
+  }
+  startWhenSeen(section.viewer);
 }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,40 +20,43 @@ from torch.nn.functional import avg_pool3d
 from dlunet.labels import LabelSet
 from dlunet.reporting.shown_cases import ShownCase
 
-#: Volumes are shown in voxels of at most about this size, which keeps a page small.
+#: Volumes of smaller voxels, up to two thirds of this, are shown in voxels of about this size, to keep a page small.
 VIEWED_MM = 3.0
 #: HU are rounded to multiples of this, a hundredth of the abdominal window: noise hardly compresses.
 HU_STEP = 4
 #: The colours of voxels where a prediction differs from the reference: missed, added, or of another class.
-DIFFERENCES = {"missed": "#ff1744", "added": "#ffea00", "other class": "#e040fb"}
+DIFFERENCES = (("missed", "#ff1744"), ("added", "#ffea00"), ("other class", "#e040fb"))
 #: NiiVue's bundle in the package ``ipyniivue``, and what it does with its class, whose name is shortened there.
 PACKAGE, BUNDLE = "ipyniivue", "static/widget.js"
 CREATION = re.compile(r'"Creating new Niivue instance"\).{0,200}?=new ([\w$]+)\(')
 EXPORT = re.compile(r"export\s*\{[^}]*\};?\s*$")
+EXTRA = "'dlunet[viewer]'"
 #: What a page embeds of CTs and label maps at most, in bytes.
 MOST_BYTES = 30_000_000
 
 
 @dataclass(frozen=True)
 class ViewedCase:
-    """A case as embedded in a page.
+    """A case as embedded in a page: compressed NIfTI files in base64, all on the same voxels.
 
     Attributes:
         name: Its name.
         caption: What is said of it, such as its DSC.
-        image: The CT, a compressed NIfTI file in base64.
-        maps: Label maps on the same voxels, likewise, by title.
+        image: The CT.
+        reference: The reference, or None.
+        predictions: The predictions in the order of their titles; None where there is none.
     """
 
     name: str
     caption: str
     image: str
-    maps: Mapping[str, str]
+    reference: str | None
+    predictions: tuple[str | None, ...]
 
     @property
     def size(self) -> int:
         """Its bytes in the page."""
-        return len(self.image) + sum(map(len, self.maps.values()))
+        return sum(len(volume) for volume in (self.image, self.reference, *self.predictions) if volume)
 
 
 class EmbeddedCases:
@@ -63,24 +65,28 @@ class EmbeddedCases:
     Attributes:
         cases: The cases that are embedded.
         left_out: The number of those that are not.
+        titles: The titles of the predictions.
+
+    Args:
+        labels: The classes; voxels of other values are shown as background.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: LabelSet) -> None:
+        self.labels = labels
         self.cases: list[ViewedCase] = []
         self.left_out = 0
+        self.titles: tuple[str, ...] = ()
         self._room = MOST_BYTES
 
     def add(self, case: ShownCase) -> None:
-        """Embed a case, unless there is no room left."""
-        if self.left_out or bundle() is None:
+        """Embed a case, if there is room for it. All cases have predictions with the same titles."""
+        self.titles = tuple(case.predictions)
+        viewed = _viewed(case, self.labels.num_classes) if bundle() and self._room else None
+        if viewed is None or viewed.size > self._room:
             self.left_out += 1
             return
-        volumes = _viewed(case)
-        self._room -= volumes.size
-        if self._room > 0:
-            self.cases.append(volumes)
-        else:
-            self.left_out = 1
+        self._room -= viewed.size
+        self.cases.append(viewed)
 
     @property
     def note(self) -> str | None:
@@ -88,36 +94,32 @@ class EmbeddedCases:
         if not self.left_out:
             return None
         if bundle() is None:
-            return "The viewer is left out: it needs NiiVue, which pip install 'dlunet[viewer]' adds."
-        return f"The viewer has the first {len(self.cases)} cases: {self.left_out} are left out to keep the page small."
+            return f"The viewer is left out: it needs NiiVue, as {PACKAGE} has it; add it with: pip install {EXTRA}"
+        return f"The viewer has {len(self.cases)} of {len(self.cases) + self.left_out} cases, to keep the page small."
 
-    def data(self, labels: LabelSet) -> dict[str, Any] | None:
-        """What the viewer's template and script need; None without cases.
-
-        The first label map of each case is the one that the others are compared with.
-        """
+    def data(self) -> dict[str, Any] | None:
+        """What the viewer's template and script need; None without cases."""
         if not self.cases:
             return None
-        titles = list(dict.fromkeys(title for case in self.cases for title in case.maps))
         return {
             "cases": [asdict(case) for case in self.cases],
-            "maps": titles,
-            "compared": len(titles) > 1,
-            "labels": [{"id": label.id, "name": label.name, "color": label.color} for label in labels],
+            "titles": self.titles,
+            "labels": [{"id": label.id, "name": label.name, "color": label.color} for label in self.labels],
             "differences": DIFFERENCES,
-            "voxel_size": VIEWED_MM,
         }
 
 
 @cache
 def bundle() -> str | None:
-    """NiiVue as a JavaScript module that sets ``globalThis.Niivue``, compressed, in base64; None if not installed.
+    """NiiVue as a script that sets ``globalThis.Niivue``, compressed, in base64; None if it is not installed.
 
     The installed bundle is that of a notebook widget, which does not export NiiVue's class.
     """
-    if find_spec(PACKAGE) is None:
+    package = find_spec(PACKAGE)
+    path = Path(*package.submodule_search_locations, BUNDLE) if package and package.submodule_search_locations else None
+    if path is None or not path.is_file():
         return None
-    code = Path(str(files(PACKAGE))).joinpath(BUNDLE).read_text(encoding="utf-8")
+    code = path.read_text(encoding="utf-8")
     creation = CREATION.search(code)
     if creation is None or EXPORT.search(code) is None:
         return None
@@ -125,16 +127,20 @@ def bundle() -> str | None:
     return base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
 
 
-def _viewed(case: ShownCase) -> ViewedCase:
+def _viewed(case: ShownCase, num_classes: int) -> ViewedCase:
     """A case in voxels of about :data:`VIEWED_MM` where its own are smaller."""
     factors = [min(max(1, round(VIEWED_MM / mm)), n) for mm, n in zip(case.spacing, case.image.shape, strict=True)]
     spacing = [mm * factor for mm, factor in zip(case.spacing, factors, strict=True)]
-    blocks = avg_pool3d(from_numpy(case.image.astype(np.float32))[None], factors)[0].numpy()
+    blocks = avg_pool3d(from_numpy(np.asarray(case.image, np.float32))[None], factors)[0].numpy()
     hounsfield = (HU_STEP * (blocks / HU_STEP).round()).clip(-1024, 3071).astype(np.int16)
     # The middle voxel of each block; like the average, of complete blocks only.
     middle = tuple(slice(step // 2, step * size, step) for step, size in zip(factors, blocks.shape, strict=True))
-    maps = {title: _as_nifti(array[middle], spacing) for title, array in case.maps.items() if array is not None}
-    return ViewedCase(case.name, case.remark, _as_nifti(hounsfield, spacing), maps)
+    maps = [case.reference, *case.predictions.values()]
+    chosen = [None if array is None else array[middle] for array in maps]
+    reference, *predictions = (
+        None if array is None else _as_nifti(np.where(array < num_classes, array, 0), spacing) for array in chosen
+    )
+    return ViewedCase(case.name, case.remark, _as_nifti(hounsfield, spacing), reference, tuple(predictions))
 
 
 def _as_nifti(array: np.ndarray, spacing: Sequence[float]) -> str:

@@ -1,10 +1,14 @@
 """Pages in a browser: no request, no message, and controls that change what is seen. Slow: 3-D without a GPU."""
 
 import shutil
+import time
 
+import numpy as np
 import pytest
 
 from dlunet.reporting import read_report, write_report
+from dlunet.volumes import read_labels
+from tests.reporting.conftest import CASES, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,9 +26,17 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def page_file(table_3_runs, tmp_path_factory):
-    report = read_report(table_3_runs, floor="sup_nnunet")
-    return write_report(report, tmp_path_factory.mktemp("report"))
+def runs(data, tmp_path_factory):
+    """Three experiments, one of which comes before ``reference`` in the alphabet."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        write_run(folder, data, name, error=error) for name, error in (("bcp", 2), ("sup_light", 3), ("ssl_light", 1))
+    ]
+
+
+@pytest.fixture(scope="module")
+def page_file(runs, tmp_path_factory):
+    return write_report(read_report(runs, floor="sup_light"), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture
@@ -32,9 +44,10 @@ def opened(chromium, page_file):
     """Open the report; at the end of the test it must have asked for nothing and said nothing."""
     said, pages = [], []
 
-    def open_page(start_viewer=True, **how):
+    def open_page(start_viewer=True, script="", **how):
         page = chromium.new_page(**how)
         pages.append(page)
+        page.add_init_script(script)
         page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -75,42 +88,61 @@ def test_controls_change_what_is_seen(opened):
     changed("class")
     page.click("[name=organs][value=none]")
     changed("no class")
-    page.uncheck("[name=map][value=reference]")
+    page.uncheck("[name=map] >> nth=0")
     assert pixels(page) == seen[-1], "a label map without classes is invisible"
     page.click("[name=organs][value=all]")
-    page.check("[name=map][value=ssl_light]")
+    page.check("[name=map] >> nth=1")
     changed("label map")
-    page.check("[name=differences]")
+    page.select_option("[name=compared]", label="bcp")
     changed("differences")
-    page.uncheck("[name=map][value=ssl_light]")
-    page.check("[name=map][value=reference]")
-    without = pixels(page)
-    page.check("[name=map][value=ssl_light]")
-    page.uncheck("[name=map][value=ssl_light]")
-    assert pixels(page) == without, "nothing differs from the reference without a prediction"
-    for view in ("axial", "coronal", "sagittal", "render"):
+    for view, slices in (("axial", 12), ("coronal", 20), ("sagittal", 26)):
         page.select_option("[name=view]", view)
         changed(view)
+        assert page.locator("[name=place]").text_content().endswith(f" of {slices}")
+        page.locator("[name=slice]").press("ArrowLeft")
+        changed(f"slice, {view}")
+    page.select_option("[name=view]", "render")
+    changed("3-D")
     page.select_option("[name=window]", "bone")
     changed("window")
-    before = page.locator("#viewer").get_attribute("data-shown")
-    page.locator(f"[data-case]:not([data-case='{before}'])").first.click()
-    page.wait_for_function("shown => document.getElementById('viewer').dataset.shown !== shown", arg=before)
-    changed("case")
 
 
-def test_differences_are_counted_like_numpy_does(opened):
-    """The script's function on small arrays: missed, added and other classes, only where a chosen class is involved."""
+def test_marked_differences_are_those_of_the_files(opened, runs, data):
+    """1 missed, 2 added, 3 another class, where a chosen class is involved, on the voxels that the page has."""
     page = opened()
-    source = page.locator("script[type=module]").all()[-1].text_content()
-    function = source[source.index("function markDifferences") : source.index("/** The axial slice with the most")]
-    marks = page.evaluate(
-        f"""() => {{ {function}
-        const marks = new Uint8Array(6);
-        markDifferences(marks, [0, 1, 2, 1, 2, 1], [[1, 0, 0, 2, 3, 1]], new Set([1, 3]));
-        return [...marks]; }}"""
-    )
-    assert marks == [2, 1, 0, 3, 3, 0]
+    page.uncheck("[name=organ][value='11']")
+    page.uncheck("[name=organ][value='3']")
+    chosen = [label for label in range(1, 14) if label not in (3, 11)]
+    for run in runs:
+        page.select_option("[name=compared]", label=run.parent.name)
+        for case in CASES:
+            page.select_option("[name=case]", label=case) if case in options(page) else None
+            page.wait_for_function("name => document.getElementById('viewer').dataset.shown === name", arg=case)
+            files = data / "Testing" / "labels" / f"{case}.nii.gz", run / "predictions" / f"{case}.nii.gz"
+            reference, found = (read_labels(file).array[:, 1::2, 1::2] for file in files)
+            differs = (reference != found) & (np.isin(reference, chosen) | np.isin(found, chosen))
+            expected = np.where(differs, np.select([found == 0, reference == 0], [1, 2], 3), 0)
+            marks = page.evaluate("[...document.getElementById('viewer').viewer.differences.img]")
+            assert np.array_equal(marks, expected.ravel()), (run, case)
+            assert len(np.unique(expected)) > 2
+
+
+def options(page):
+    return page.locator("[name=case] option").all_text_contents()
+
+
+def test_a_click_on_a_case_shows_it_also_before_the_viewer_has_started(opened):
+    page = opened(start_viewer=False, viewport={"width": 900, "height": 500})
+    last = page.locator("[data-case]").last
+    last.scroll_into_view_if_needed()
+    last.click()
+    name = last.text_content().strip()
+    page.wait_for_selector(f"#viewer[data-shown='{name}']")
+    assert page.locator("[name=case]").input_value() == name
+    assert page.locator("#viewer .caption").text_content().startswith("best, DSC")
+    for case in (options(page)[0], options(page)[1], options(page)[2]):  # faster than they can be shown
+        page.select_option("[name=case]", label=case)
+    page.wait_for_function("name => document.getElementById('viewer').dataset.shown === name", arg=case)
 
 
 def test_tables_are_sorted_by_their_titles(opened):
@@ -119,30 +151,56 @@ def test_tables_are_sorted_by_their_titles(opened):
     def column(number):
         return page.locator(f"#cases tbody tr > :nth-child({number})").all_text_contents()
 
-    worst_first = [float(text) for text in column(5)]
+    worst_first = [float(text) for text in column(4)]
     assert worst_first == sorted(worst_first) and len(set(worst_first)) == 4
-    title = page.locator("#cases thead th").nth(4)
+    title = page.locator("#cases thead th").nth(3)
     for expected in (sorted(worst_first), sorted(worst_first, reverse=True)):
         title.locator("button").click()
-        assert [float(text) for text in column(5)] == expected
+        assert [float(text) for text in column(4)] == expected
     assert title.get_attribute("aria-sort") == "descending"
     page.locator("#cases thead th button").first.click()
-    assert [name.strip() for name in column(1)] == ["case_1", "case_2", "case_3", "case_4"]
+    assert [name.strip() for name in column(1)] == list(CASES)
+    floor = page.locator("#paired thead th").nth(4)
+    for _ in range(2):  # the floor, which is not compared with itself, stays last
+        floor.locator("button").press("Enter")
+        assert page.locator("#paired tbody tr th").all_text_contents()[-1].strip() == "sup_light"
 
 
 def test_it_fits_a_phone_and_a_sheet_of_paper(opened):
-    page = opened(start_viewer=False, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = opened(viewport={"width": 390, "height": 844}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 30)"
-    assert page.locator("#viewer").is_visible()
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1046, "height": 740})  # A4, turned, without its margins
     assert not page.locator("#viewer").is_visible() and page.locator("#panels img").is_visible()
+    widest = page.evaluate("Math.max(...[...document.querySelectorAll('table, img')].map((each) => each.offsetWidth))")
+    assert widest <= 1046
 
 
-def test_without_webgl_the_pictures_stay(chromium, page_file):
-    page = chromium.new_page()
-    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
-    page.goto(page_file.as_uri())
+def test_without_webgl_the_pictures_stay(opened):
+    page = opened(start_viewer=False, script="HTMLCanvasElement.prototype.getContext = () => null")
     assert not page.locator("#viewer").is_visible() and page.locator("#panels img").is_visible()
     assert page.locator("[data-case]").first.is_disabled()
+
+
+def test_a_viewer_that_cannot_start_says_so(opened):
+    page = opened(start_viewer=False, script="delete globalThis.DecompressionStream")
+    page.locator("#viewer").scroll_into_view_if_needed()
+    page.wait_for_selector("#viewer .failure:visible")
+    assert "DecompressionStream" in page.locator("#viewer .failure").text_content()
+    assert not page.locator("#viewer canvas").is_visible()
+
+
+def test_a_large_page_opens_at_once(chromium, page_file, tmp_path):
+    """40 MB, the most that a page may have."""
+    source, filling = page_file.read_text(), "A" * (40_000_000 - page_file.stat().st_size)
+    large = tmp_path / "large.html"
+    large.write_text(
+        source.replace('id="niivue">', f'id="filling">{filling}</script><script type="text/plain" id="niivue">')
+    )
+    page = chromium.new_page()
+    begin = time.perf_counter()
+    page.goto(large.as_uri())
+    page.screenshot()
+    assert time.perf_counter() - begin <= 3
     page.close()

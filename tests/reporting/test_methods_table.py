@@ -80,6 +80,25 @@ def test_different_budgets_are_said(make_run, tmp_path):
     assert any("not trained for the same number of steps. Steps: 240, 300" in note for note in notes)
 
 
+def test_networks_have_tables_of_their_own(make_run, tmp_path):
+    for network in ("LightUNet", "PlainUNet"):
+        for name, error in (("supervised", 2.0), ("bcp", 1.0)):
+            parts = (f"dlunet.methods.{CLASSES[name]}", network, LOSSES["ga"])
+            make_run(f"{name}-{network}", error=error, parts_of=parts)
+    sheets, _, _ = write_methods_table(read_report([tmp_path / "sweep"]), tmp_path / "table")
+    for sheet in sheets:
+        network = sheet.title.rpartition(", ")[2]
+        assert [row[0] for row in sheet.rows] == [f"bcp-{network}", f"supervised-{network}"]
+
+
+def test_several_supervised_experiments_are_an_error(make_run, tmp_path):
+    for name in ("floor", "ceiling", "mine"):
+        method = "BCP" if name == "mine" else "Supervised"
+        make_run(name, parts_of=(f"dlunet.methods.{method}", "LightUNet", LOSSES["ga"]))
+    with pytest.raises(UserError, match=r"several supervised experiments with GradientAwareLoss: ceiling, floor"):
+        write_methods_table(read_report([tmp_path / "sweep"]), tmp_path / "table")
+
+
 def test_nothing_to_compare_is_an_error(make_run, tmp_path):
     run = make_run("bcp", parts_of=("dlunet.methods.BCP", "LightUNet", LOSSES["ga"]))
     with pytest.raises(UserError, match=r"found bcp; expected scored runs of method=supervised"):

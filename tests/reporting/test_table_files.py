@@ -239,7 +239,7 @@ def test_the_command(make_run, tmp_path, dlunet):
     files = {"table4.md", "table4.tex", "table4.html", "table4.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     refused = dlunet("report", "runs=sweep", "table=4", "floor=loss_nrd_tce", cwd=tmp_path, fails=True).stderr
-    assert "floor=loss_nrd_tce: found table=4, which has its own comparisons; leave one out" in refused
+    assert "floor: found it with table=4, which has its own; leave one out" in refused
     refused = dlunet("report", "runs=sweep", "table=8", cwd=tmp_path, fails=True).stderr
     assert "table: found 8; expected a whole number from 3 to 7" in refused
 
