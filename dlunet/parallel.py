@@ -81,7 +81,8 @@ def _in_parallel(
     except BrokenProcessPool:
         raise UserError(
             f"{what}: one of {workers} processes was killed, probably out of memory; finished cases are kept; rerun "
-            "the command with one process, which needs the least memory: data.workers=1"
+            "the command with one process, which needs the least memory: data.workers=1, or, where the command has no "
+            "such setting, taskset -c 0 before it"
         ) from None
     except BaseException:  # an interrupt does not wait for the cases in progress
         end_processes(others)
