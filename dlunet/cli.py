@@ -194,7 +194,7 @@ def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
     from dlunet.evaluation import evaluate_folder, find_metrics, print_summary
 
-    metrics = find_metrics([config.metrics] if isinstance(config.metrics, str) else config.metrics)
+    metrics = find_metrics(_as_list(config.metrics))
     predictions = Path(config.predictions)
     labels = _scored_labels(config, predictions)
     output = Path(config.output)

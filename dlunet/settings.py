@@ -33,6 +33,7 @@ POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
 NOT_NEGATIVE: Rule = (lambda value: _number(value, -1e-9), "a number, 0 or more")
 FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
 BELOW_ONE: Rule = (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1")
+FOLDERS: Rule = (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: Settings for which null has a meaning.
@@ -85,8 +86,8 @@ RULES: dict[str, Rule] = {
     "overlay": SWITCH,
     "report": SWITCH,
     "test": SWITCH,
-    "runs": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
-    "predictions": (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder"),
+    "runs": FOLDERS,
+    "predictions": FOLDERS,
 }
 
 #: The parts of a config that must not be null.

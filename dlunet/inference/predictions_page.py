@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dlunet.inference.postprocessing import organ_volumes
 from dlunet.labels import LabelSet
 from dlunet.progress import progress_bar
 from dlunet.reporting import EmbeddedCases, ShownCase, overlay_png, render
+from dlunet.reporting.figures import data_uri
 from dlunet.volumes import case_name, read_ct, read_labels
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
 
 
 def _picture(case: ShownCase, label_map: np.ndarray, labels: LabelSet) -> str:
-    data = overlay_png(case.image, label_map, case.spacing, labels)
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return data_uri(overlay_png(case.image, label_map, case.spacing, labels))
 
 
 def _read(folder: Path, images: Iterable[Path]) -> Iterator[ShownCase]:

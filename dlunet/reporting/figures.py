@@ -5,6 +5,7 @@ Figures are built as objects, without pyplot: no global state is changed and no 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -51,6 +52,11 @@ def house_style() -> Iterator[None]:
     """Apply the common style of all figures while the block runs."""
     with mpl.rc_context(dict[Any, Any](STYLE)):
         yield
+
+
+def data_uri(png_image: bytes) -> str:
+    """A PNG as the source of an image in a page."""
+    return f"data:image/png;base64,{base64.b64encode(png_image).decode()}"
 
 
 def png(figure: Figure) -> bytes:

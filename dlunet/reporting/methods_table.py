@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from dlunet.errors import UserError
-from dlunet.files import write_text
 from dlunet.reporting.contents import Report
 from dlunet.reporting.organ_tests import holm
 from dlunet.reporting.paired import NONE, PairedTable, p_text, paired_table
 from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
+from dlunet.reporting.table_files import write_contents
 
 #: The method that all others are compared with.
 BASELINE = "Supervised"
@@ -51,9 +51,7 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
     notes = [report.data_note, NOTE, _budget(runs)]
     values = pd.concat([table.as_csv_table().assign(losses=losses) for losses, table in compared.items()])
     contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
-    for name, content in contents.items():
-        write_text(output / name, content)
-    return sheets, notes, [output / name for name in contents]
+    return sheets, notes, list(write_contents(output, contents))
 
 
 def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:

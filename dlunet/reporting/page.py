@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,7 @@ def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
         return None
     data = figures.png(figure)
     write_bytes(path, data)
-    return _Image(f"data:image/png;base64,{base64.b64encode(data).decode()}", path.name, alt)
+    return _Image(figures.data_uri(data), path.name, alt)
 
 
 def _case_count(runs: Sequence[Run]) -> int:

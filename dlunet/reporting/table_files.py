@@ -95,10 +95,10 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
     }
     if number == 6:
         contents["figure3.png"] = None if figure is None else png(figure)
-    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), _write(output, contents))
+    return WrittenTable(table, report.ours, tuple(sheets), tuple(notes), write_contents(output, contents))
 
 
-def _write(output: Path, contents: Mapping[str, str | bytes | None]) -> tuple[Path, ...]:
+def write_contents(output: Path, contents: Mapping[str, str | bytes | None]) -> tuple[Path, ...]:
     """Write files by name, and remove those that an earlier table had and this one has not."""
     for name, content in contents.items():
         if content is None:
