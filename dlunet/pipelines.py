@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from dlunet import training
 from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
 from dlunet.errors import SomeCasesFailed, UserError
+from dlunet.evaluation import evaluate_folder
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
@@ -172,8 +173,6 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
 
 def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: bool) -> None:
     """Segment and score cases; the results are written to the run folder."""
-    from dlunet.evaluation import evaluate_folder  # imports pandas, whose memory training does not need
-
     bundle, engine = load_engine(run.trained)
     # Replaces predictions of an earlier, shorter training of this run.
     images = [case.image for case in cases]

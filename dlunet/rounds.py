@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from dlunet import stamps
 from dlunet.errors import UserError
+from dlunet.evaluation.agreement import agreement_of_files
 from dlunet.files import remove_leftovers, whole, write_text
 from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
@@ -118,8 +119,6 @@ def _agreements(
     before: Mapping[str, Path], now: Mapping[str, Path], labels: LabelSet, workers: int | None
 ) -> dict[str, float]:
     """The agreement of each case, rounded as in the table; NaN where neither round finds any class."""
-    from dlunet.evaluation.agreement import agreement_of_files  # imports pandas, whose memory training does not need
-
     cases = {(before[case], now[case]): case for case in now}
     found: dict[str, float] = {}
     compare = partial(agreement_of_files, labels=labels)

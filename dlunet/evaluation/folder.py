@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 
 from dlunet.errors import SomeCasesFailed, UserError, few
@@ -21,6 +20,9 @@ from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
 from dlunet.run_layout import ScoresLayout
 from dlunet.volumes import case_name, list_volumes, other_geometry, read_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Label maps with unknown classes count as FLARE22's if at least this many of its 13 ids occur and this id is largest.
 LEAST_OF_FLARE22, LIVER = 10, 1
@@ -64,6 +66,8 @@ def evaluate_folder(
         SomeCasesFailed: A case cannot be read, or its grids differ; all other cases are scored and written first.
         UserError: A folder is missing or has no volumes, a reference has no prediction, or no case can be scored.
     """
+    import pandas as pd  # not at the top: the processes that score, and training, need neither its seconds nor memory
+
     console = Console(stderr=True)
     pairs = _match(predictions, references, console)
     shown = None

@@ -6,10 +6,9 @@ import math
 from collections.abc import Container
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +19,9 @@ from dlunet.evaluation.metrics import read_metrics
 from dlunet.evaluation.scores import DECIMALS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.run_layout import ScoresLayout
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Largest number of cases, and of classes for each, that are listed as holding the mean down.
 MOST_CASES, MOST_ORGANS = 5, 3
@@ -58,6 +60,8 @@ def summarize_scores(
         ``high`` are the ends of the mean's 95 % interval by a percentile bootstrap over cases, NaN with fewer than
         two. Values are rounded to 4 decimals.
     """
+    import pandas as pd
+
     metrics = _metrics_of(scores)
     shown_labels = [label for label in labels if shown is None or label.name in shown]
     named = {label.name: label.abbreviation for label in shown_labels} | {"Mean": "Mean"}
@@ -87,6 +91,8 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
         scores: As in ``scores.csv``.
         folder: The folder with the summary of these scores.
     """
+    import pandas as pd
+
     console, metrics = Console(), read_metrics(folder)
     summary = pd.read_csv(ScoresLayout(folder).summary, keep_default_na=False, na_values=[""])  # a class may be NA
     cases = scores["case"].nunique()
