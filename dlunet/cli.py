@@ -39,9 +39,12 @@ from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
 from dlunet.run_layout import SelfTrainingLayout
 from dlunet.settings import check_config
+from dlunet.shards import Shard
 from dlunet.signals import Stopped, signals_raise
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dlunet.reporting import Run
 
 #: Error numbers of the file system when a result cannot be written.
@@ -167,11 +170,14 @@ def self_train(config: DictConfig) -> None:
 def prepare(config: DictConfig) -> None:
     """Prepare the cases for training: data=… data.root=…"""
     from dlunet.training import prepare as bring_up_to_date
+    from dlunet.training.data import prepared_folder
 
-    prepared = bring_up_to_date(config)
+    shard = Shard.parse(config.shard)
+    prepared = bring_up_to_date(config, shard=shard)
     counts = {part: len(getattr(prepared, part)) for part in ("labelled", "unlabelled", "validation")}
-    print("prepared: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
-    print(f"plan: {prepared.labelled[0].folder.parents[1] / 'plan.yaml'}")
+    of = "" if shard.is_all else f"shard {shard}: "
+    print(f"{of}prepared: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
+    print(f"plan: {prepared_folder(config) / 'plan.yaml'}")
 
 
 def predict(config: DictConfig) -> None:
@@ -192,14 +198,24 @@ def export(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
-    from dlunet.evaluation import evaluate_folder, find_metrics, print_summary
+    from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary
 
     metrics = find_metrics(_as_list(config.metrics))
-    predictions = Path(config.predictions)
-    labels = _scored_labels(config, predictions)
-    output = Path(config.output)
-    print_summary(evaluate_folder(predictions, Path(config.references), output, labels, metrics=metrics), output)
-    print(f"scores: {config.output}")
+    predictions, references, output = Path(config.predictions), Path(config.references), Path(config.output)
+    labels, shard = _scored_labels(config, predictions), Shard.parse(config.shard)
+    if labels is None and not shard.is_all:
+        raise UserError(
+            f"{predictions}: its classes are unknown, and a shard cannot show those of all cases; add "
+            "labels=dataset.json or labels=flare22"
+        )
+    scores: pd.DataFrame | None
+    if labels is None or shard.is_all:
+        scores = evaluate_folder(predictions, references, output, labels, metrics=metrics)
+    else:
+        scores = evaluate_shard(predictions, references, output, labels, shard, metrics)
+    if scores is not None and len(scores):
+        print_summary(scores, output)
+        print(f"scores: {output}")
 
 
 def report(config: DictConfig) -> None:

@@ -19,6 +19,7 @@ from dlunet.inference.sliding_window import FLIPPED_AXES
 from dlunet.rounds import keep_agreeing, summarize_rounds
 from dlunet.run_layout import KeptLayout, SelfTrainingLayout
 from dlunet.settings import check_config
+from dlunet.shards import Shard
 from dlunet.training import RunFolder
 from dlunet.volumes import case_name, list_volumes
 
@@ -112,6 +113,11 @@ def predict(config: DictConfig) -> Path:
         raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
     if not 0 < config.tile_step <= 1:
         raise UserError(f"tile_step: found {config.tile_step}; expected a number greater than 0, at most 1")
+    if config.report and config.shard is not None:
+        raise UserError(
+            "report: found true with a shard; expected false: the page is about all CTs; when all shards are done, "
+            "rerun the command without shard"
+        )
     steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
     if not set(steps) <= set(STEPS):
         raise UserError(
@@ -123,9 +129,9 @@ def predict(config: DictConfig) -> Path:
     print(f"engine: {engine.name}")
     predictor = Predictor(bundle, config.tile_step, config.flips, engine, tuple(steps))
     extras = Extras(config.volumes, config.overlay, plot=True)
-    output, failed = Path(config.output), None
+    output, shard, failed = Path(config.output), Shard.parse(config.shard), None
     try:
-        predict_files(predictor, images, output, extras=extras, strict=config.strict)
+        predict_files(predictor, images, output, extras=extras, strict=config.strict, shard=shard)
     except SomeCasesFailed as error:
         failed = error
     if config.report:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlunet.shards import Shard
+
 
 @dataclass(frozen=True)
 class RunLayout:
@@ -127,6 +129,10 @@ class ScoresLayout:
     def references(self) -> Path:
         """The reference label maps, by case."""
         return self.path / "references.json"
+
+    def part(self, shard: Shard) -> Path:
+        """The scores of a shard of the cases, until those of all shards are in the tables."""
+        return self.path / f".shard-{shard.number}-of-{shard.count}.json"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlunet.errors import UserError
+from dlunet.shards import is_shard
 
 
 def _whole(value: Any, lowest: int) -> bool:
@@ -37,7 +38,7 @@ FOLDERS: Rule = (lambda value: not isinstance(value, ListConfig) or len(value) >
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: Settings for which null has a meaning.
-MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers", "table")
+MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers", "shard", "table")
 
 #: The rules of settings. Those that a command does not have are not checked.
 RULES: dict[str, Rule] = {
@@ -81,6 +82,7 @@ RULES: dict[str, Rule] = {
     "rounds": COUNT,
     "agreement": FRACTION,
     "logger.checkpoints": SWITCH,
+    "shard": (is_shard, "K/N, the K-th of N shards, such as 2/8"),
     "strict": SWITCH,
     "volumes": SWITCH,
     "overlay": SWITCH,

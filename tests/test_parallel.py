@@ -25,9 +25,9 @@ def test_each_process_has_one_thread(monkeypatch):
     assert {name: os.environ.get(name) for name in THREADS} == before
 
 
-def test_the_command_line_and_scoring_do_not_load_torch():
+def test_the_command_line_and_scoring_load_neither_torch_nor_pandas():
     """Processes that score cases import both, and would each spend more on it than on a case."""
-    code = "import sys, dlunet.cli, dlunet.evaluation.folder; sys.exit('torch' in sys.modules)"
+    code = "import sys, dlunet.cli, dlunet.evaluation.folder; sys.exit(bool({'torch', 'pandas'} & {*sys.modules}))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

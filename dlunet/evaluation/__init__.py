@@ -8,6 +8,7 @@ deviations within the tolerance of a class. :func:`score_case` applies FLARE22's
 from dlunet.evaluation.folder import evaluate_folder
 from dlunet.evaluation.metrics import METRICS, Metric, find_metrics, read_metrics, register_metric
 from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
+from dlunet.evaluation.shards import evaluate_shard
 from dlunet.evaluation.summary import low_cases, print_summary, summarize_scores
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "OrganScore",
     "dice_score",
     "evaluate_folder",
+    "evaluate_shard",
     "find_metrics",
     "low_cases",
     "print_summary",

@@ -52,7 +52,9 @@ class OutputFolder(PredictionsLayout):
                 self._make_way(known, targets, replace)
                 found = {}
             known_images = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in images}
-            record = {**settings, "images": known_images, "warnings": found.get("warnings", {})}
+            # In the order of names: the same record, whichever of several jobs comes first.
+            images_in_order = dict(sorted(known_images.items()))
+            record = {**settings, "images": images_in_order, "warnings": found.get("warnings", {})}
             write_text(self.record, json.dumps(record, indent=2))
         remove_leftovers(self.path)
         return targets
@@ -65,12 +67,13 @@ class OutputFolder(PredictionsLayout):
             if warnings or name in known:
                 others = {case: messages for case, messages in known.items() if case != name}
                 changed = {**others, name: list(warnings)} if warnings else others
-                write_text(self.record, json.dumps({**record, "warnings": changed}, indent=2))
+                write_text(self.record, json.dumps({**record, "warnings": dict(sorted(changed.items()))}, indent=2))
 
     def add(self, table: str, row: dict[str, str]) -> None:
-        """Add a case's row to a table, replacing an earlier one."""
+        """Add a case's row to a table, replacing an earlier one; rows are in the order of their cases."""
         with self._writing():
-            write_case_table(self.path / table, read_case_table(self.path / table) | {row["case"]: row})
+            rows = read_case_table(self.path / table) | {row["case"]: row}
+            write_case_table(self.path / table, dict(sorted(rows.items())))
 
     def labels(self) -> LabelSet | None:
         """The label set of its label maps; None if the folder has no record.

@@ -24,6 +24,7 @@ from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
 from dlunet.progress import CaseBars, case_bars
 from dlunet.run_layout import PredictionsLayout
+from dlunet.shards import ALL, Shard
 from dlunet.volumes import Geometry, case_name, read_ct, write_labels
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def predict_files(
     replace: bool = False,
     extras: Extras = Extras(),
     strict: bool = False,
+    shard: Shard = ALL,
 ) -> None:
     """Segment CT files; cases with existing labels are skipped.
 
@@ -83,6 +85,7 @@ def predict_files(
         extras: Optional output.
         strict: Refuse CTs with warnings, such as values that are unlikely to be HU. By default they are segmented, and
             the warning is logged and recorded in ``prediction.json``.
+        shard: Which of the CTs this job segments; other jobs segment the others, into the same folder.
 
     Raises:
         SomeCasesFailed: Some cases could not be segmented, while the others are finished.
@@ -90,7 +93,8 @@ def predict_files(
     """
     folder = OutputFolder(output)
     targets = folder.claim(images, predictor.settings, replace)
-    todo = [path for path, target in targets.items() if not target.exists()]
+    mine = shard.of(list(targets))
+    todo = [path for path in mine if not targets[path].exists()]
     writer = _Writer(folder, predictor.bundle.labels, extras)
     failures: list[Path] = []
 
@@ -99,7 +103,7 @@ def predict_files(
 
     with (
         Monitor() as monitor,
-        case_bars(len(images), len(images) - len(todo)) as bars,
+        case_bars(len(mine), len(mine) - len(todo)) as bars,
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as writing,
     ):
@@ -115,12 +119,12 @@ def predict_files(
             bars.advance()
         if last:
             done(*last)
-    if todo and extras.plot:
+    if todo and extras.plot and shard.is_all:  # each shard would replace the plot of the others
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
-        kind = SomeCasesFailed if len(failures) < len(images) else UserError
+        kind = SomeCasesFailed if len(failures) < len(mine) else UserError
         raise kind(
-            f"{len(failures)} of {len(images)} cases could not be segmented, see the messages above: {few(failures, 3)}"
+            f"{len(failures)} of {len(mine)} cases could not be segmented, see the messages above: {few(failures, 3)}"
         )
 
 

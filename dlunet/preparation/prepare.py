@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,12 +20,14 @@ from dlunet.datasets import Case, Dataset, read_case
 from dlunet.errors import UserError, WriteError
 from dlunet.files import remove_leftovers
 from dlunet.labels import LabelSet
+from dlunet.locks import FileLock
 from dlunet.parallel import for_each_case
 from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
 from dlunet.preparation.resampling import resample, resample_labels, separate_axis, target_shape
 from dlunet.preparation.sharing import SharedFolder
 from dlunet.preparation.store import PreparedCase, is_up_to_date, save_index, save_prepared
+from dlunet.shards import ALL, Shard
 from dlunet.volumes import times
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ def prepare_dataset(
     found: Fingerprint | None = None,
     shared: SharedFolder | None = None,
     pseudo_targets: bool = False,
+    shard: Shard = ALL,
 ) -> PreparedDataset:
     """Prepare the training and validation cases; those that are up to date are kept.
 
@@ -78,6 +82,7 @@ def prepare_dataset(
         found: The labelled cases' fingerprint; by default it is computed and cached in ``folder``.
         shared: Keeps other runs from replacing the cases while it is open; by default, until this function returns.
         pseudo_targets: Store pseudo-labels as targets; by default, they only decide where to crop.
+        shard: The cases that this job prepares, and returns; other jobs prepare the others, at the same time.
 
     Raises:
         WriteError: The disk is full or cannot be written; finished cases are kept.
@@ -96,12 +101,13 @@ def prepare_dataset(
             plan = Plan.of(spacing, patch_size, found.intensity)
             preparation = _Preparation(folder, plan, dataset.labels.num_classes, pseudo_targets)
             cases = [*dataset.labelled, *dataset.unlabelled, *dataset.validation]
-            failures = _prepare_all(cases, preparation, own, workers)
+            mine = set(shard.of(cases))
+            failures = _prepare_all(cases, preparation, own, workers, shard)
     finally:
         if shared is None:
             own.close()
     prepared = {
-        part: tuple(preparation.open(case) for case in getattr(dataset, part) if case not in failures)
+        part: tuple(preparation.open(case) for case in getattr(dataset, part) if case in mine and case not in failures)
         for part in ("labelled", "unlabelled", "validation")
     }
     problems = [*dataset.problems, *failures.values()]
@@ -113,7 +119,7 @@ def prepare_dataset(
         logger.warning("warning: %s", message)
     if strict and (problems or warnings):
         raise UserError(_all_problems([*problems, *warnings]))
-    if not prepared["labelled"]:
+    if not prepared["labelled"] and shard.is_all:
         raise UserError(
             f"none of the {len(dataset.labelled)} labelled cases could be prepared; the first error: "
             f"{failures[dataset.labelled[0]]}"
@@ -208,6 +214,24 @@ class _Preparation:
             made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
             save_index(index_place, labels, made_from, self.pseudo_targets)
 
+    def prepare_beside_others(self, case: Case) -> None:
+        """The same while other jobs prepare cases here: of two with the same case, the second one finds it finished."""
+        lock = FileLock(self.place(case).with_name(f".{case.name}.preparing"), remove=True)
+        try:
+            lock.take(wait=True)
+            if not (self.case_is_up_to_date(case) and self.index_is_up_to_date(case)):
+                self.prepare(case)
+        finally:
+            lock.release()
+
+    def remove_outdated(self, case: Case) -> None:
+        """Remove what is prepared of a case but out of date."""
+        if not self.case_is_up_to_date(case):
+            shutil.rmtree(self.place(case), ignore_errors=True)
+        index = self.index_place(case)
+        if index is not None and not self.index_is_up_to_date(case):
+            shutil.rmtree(index, ignore_errors=True)
+
     @property
     def _settings(self) -> dict[str, Any]:
         """What a prepared case depends on besides its files; the patch size does not matter."""
@@ -262,20 +286,27 @@ def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan
 
 
 def _prepare_all(
-    cases: Sequence[Case], preparation: _Preparation, shared: SharedFolder, workers: int | None
+    cases: Sequence[Case], preparation: _Preparation, shared: SharedFolder, workers: int | None, shard: Shard
 ) -> dict[Case, str]:
-    """Prepare outdated cases, and return an error message for each case that failed."""
+    """Prepare the outdated cases of a shard, and return an error message for each case that failed."""
     todo = [
         case for case in cases if not (preparation.case_is_up_to_date(case) and preparation.index_is_up_to_date(case))
     ]
     replaced = sum(preparation.replaces(case) for case in todo)
     if replaced:
         shared.replace(replaced)
+    prepare = preparation.prepare
+    if not shard.is_all:
+        # Outdated cases go while this job is alone here: from then on no job has to replace what others may read.
+        for case in todo:
+            preparation.remove_outdated(case)
+        shared.let_others_prepare()
+        todo, prepare = shard.of(cases), preparation.prepare_beside_others
     places = (place for case in todo for place in (preparation.place(case), preparation.index_place(case)))
     for part in {place.parent for place in places if place is not None}:
         remove_leftovers(part)
     failures: dict[Case, str] = {}
-    for case, outcome in for_each_case("preparing", preparation.prepare, todo, workers) if todo else ():
+    for case, outcome in for_each_case("preparing", prepare, todo, workers) if todo else ():
         if isinstance(outcome, WriteError):
             raise outcome
         if isinstance(outcome, UserError):

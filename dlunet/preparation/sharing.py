@@ -32,11 +32,12 @@ class SharedFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reading: FileLock | None = None
+        self._preparing: FileLock | None = None
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
         """During the block, no other run prepares cases here; afterwards, this run holds the reading lock."""
-        own = FileLock(self.folder / PREPARING)
+        self._preparing = own = FileLock(self.folder / PREPARING)
         try:
             if not own.take():
                 logger.info("%s: another run is preparing cases; waiting for it", self.folder)
@@ -66,6 +67,11 @@ class SharedFolder:
                 "because their files or the intensities of the labelled cases changed; wait for that run to end, or "
                 "use a separate folder: data.prepared=FOLDER"
             )
+
+    def let_others_prepare(self) -> None:
+        """From here on, other jobs may prepare cases here at the same time, if they have come to this point as well."""
+        assert self._preparing is not None, "called while preparing"
+        self._preparing.take(alone=False, wait=True)
 
     def close(self) -> None:
         """Release the reading lock."""

@@ -13,6 +13,7 @@ from dlunet.errors import UserError
 from dlunet.files import write_if_changed
 from dlunet.methods import method_of
 from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
+from dlunet.shards import ALL, Shard
 from dlunet.training.build import plain
 from dlunet.training.planning import complete_plan, fingerprint
 
@@ -46,13 +47,16 @@ def prepared_folder(config: DictConfig) -> Path:
     return Path(config.data.prepared) / "x".join(f"{mm:g}" for mm in config.plan.spacing)
 
 
-def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFolder | None = None) -> PreparedDataset:
+def prepare(
+    config: DictConfig, dataset: Dataset | None = None, shared: SharedFolder | None = None, shard: Shard = ALL
+) -> PreparedDataset:
     """Prepare the cases of a config, as far as they are not up to date.
 
     Args:
         config: The composed config; its plan is completed.
         dataset: Its cases; by default those of :func:`open_dataset`.
         shared: See :func:`dlunet.preparation.prepare_dataset`.
+        shard: See :func:`dlunet.preparation.prepare_dataset`.
     """
     dataset = open_dataset(config) if dataset is None else dataset
     complete_plan(config, dataset)
@@ -67,6 +71,7 @@ def prepare(config: DictConfig, dataset: Dataset | None = None, shared: SharedFo
         fingerprint(config, dataset),
         shared,
         method_of(config).needs_pseudo_labels,
+        shard,
     )
     described = {"plan": prepared.plan.to_dict(), "network": plain(config.network)}
     write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))

@@ -1,0 +1,106 @@
+"""Score a shard of a folder of label maps; the job that finds the scores of all shards writes the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dlunet import stamps
+from dlunet.evaluation.folder import failure, make_folder, write_tables
+from dlunet.evaluation.metrics import Metric
+from dlunet.evaluation.pairs import Pair, Rows, match_pairs, score_pairs
+from dlunet.files import write_text
+from dlunet.labels import LabelSet
+from dlunet.locks import FileLock
+from dlunet.run_layout import ScoresLayout
+from dlunet.shards import Shard
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def evaluate_shard(
+    predictions: Path,
+    references: Path,
+    output: Path,
+    labels: LabelSet,
+    shard: Shard,
+    metrics: Mapping[str, Metric],
+    workers: int | None = None,
+) -> pd.DataFrame | None:
+    """Score the cases of a shard; the tables are those of :func:`dlunet.evaluation.evaluate_folder` for all cases.
+
+    The scores wait in ``output`` until those of all shards are there. Those of label maps that have changed since, or
+    with other classes or metrics, count as missing.
+
+    Args:
+        predictions: Folder of predicted label maps.
+        references: Folder of reference label maps on the same grids.
+        output: Folder for the tables, which all jobs share.
+        labels: The classes.
+        shard: The cases that this job scores.
+        metrics: Metrics in addition to DSC and NSD, by column name.
+        workers: Number of processes; by default one per CPU core that this process may use.
+
+    Returns:
+        The rows of ``scores.csv`` for all cases; None while the scores of other shards are missing.
+
+    Raises:
+        SomeCasesFailed: A case of the shard cannot be read, or its grids differ; all others are scored.
+        UserError: A folder is missing or has no volumes, a reference has no prediction, or no case of the shard can be
+            scored.
+    """
+    console, layout = Console(stderr=True), ScoresLayout(output)
+    pairs = match_pairs(predictions, references, console)
+    mine = shard.of(pairs)
+    make_folder(output)
+    rows, failures = score_pairs(mine, labels, metrics, None, workers, console)
+    settings = {"labels": labels.to_dict(), "metrics": list(metrics), "cases": [pair.case for pair in pairs]}
+    record = {"settings": settings, "files": {pair.case: _stamps(pair) for pair in mine}, "rows": rows}
+    lock, scores = FileLock(output / ".writing", remove=True), None
+    lock.take(wait=True)
+    try:
+        write_text(layout.part(shard), json.dumps(record))
+        parts = {each: layout.part(each) for each in (Shard(k, shard.count) for k in range(1, shard.count + 1))}
+        found = {each: _read(path, settings, each.of(pairs)) for each, path in parts.items()}
+        missing = [str(each) for each, part in found.items() if part is None]
+        if missing:
+            of_shards = f"shard {shard} is scored; the tables are written when all are; missing: {', '.join(missing)}"
+            console.print(of_shards, markup=False, highlight=False)
+        else:
+            every = {case: part for parts in found.values() if parts is not None for case, part in parts.items()}
+            scores = write_tables(every, pairs, output, labels, metrics)
+            for path in parts.values():
+                path.unlink()
+    finally:
+        lock.release()
+    if failures:
+        raise failure(failures, len(rows), "the others are scored")
+    return scores
+
+
+def _stamps(pair: Pair) -> stamps.Stamps:
+    try:
+        return stamps.stamp([pair.prediction, pair.reference])
+    except OSError:  # reported by the scoring
+        return []
+
+
+def _read(path: Path, settings: Mapping[str, Any], pairs: Sequence[Pair]) -> dict[str, Rows] | None:
+    """The rows of a shard by case; None if there are none of these label maps with these settings."""
+    try:
+        record = json.loads(path.read_text())
+        if record["settings"] != json.loads(json.dumps(settings)):
+            return None
+        known = record["files"]
+        for pair in pairs:
+            # Cases that cannot be read have no stamps, and remain a failure.
+            if known[pair.case] and stamps.follow(known[pair.case], [pair.prediction, pair.reference]) is None:
+                return None
+        return {case: [tuple(row) for row in rows] for case, rows in record["rows"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
