@@ -36,10 +36,12 @@ def train(config: DictConfig) -> Path:
         UserError: A setting is missing or invalid, or the data or the run folder cannot be used.
     """
     check_config(config)
-    cases = _cases_to_score(config) if config.test else []
+    cases = _cases_to_score(config) if config.test and training.is_first(config.trainer) else []
     run = RunFolder(Path(config.output))
     with training.closing_loggers(config.logger):
         best = training.train(config)
+        if not training.is_first(config.trainer):
+            return best
         print(f"best checkpoint: {best}")
         if cases:
             _score(cases, run, config.data.workers, config.strict)
@@ -69,6 +71,11 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
         UserError: A setting is missing or invalid, there are too few unlabelled cases, a training fails, or two rounds
             agree on no case.
     """
+    if training.joint_launch(teacher.trainer):
+        raise UserError(
+            "self_train: was started several times, by torchrun or srun; expected one process: start it once, with "
+            "trainer.devices=N; its trainings start the others"
+        )
     layout = SelfTrainingLayout(folder)
     for config in students[1:]:
         config.agreement = agreement  # it determines the training cases: a run with another value is not resumed

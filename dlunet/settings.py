@@ -54,6 +54,7 @@ RULES: dict[str, Rule] = {
     ),
     "plan.memory_gb": POSITIVE,
     "sampling.batch_size": COUNT,
+    "sampling.accumulate_grad_batches": COUNT,
     "sampling.steps_per_epoch": COUNT,
     "sampling.num_workers": COUNT_OR_NONE,
     "sampling.foreground_fraction": FRACTION,

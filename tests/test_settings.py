@@ -28,6 +28,7 @@ WRONG = [
     "plan.patch_size=[16.5,32,32]",
     "+plan.memory_gb=0",
     "sampling.batch_size=0",
+    "sampling.accumulate_grad_batches=0",
     "sampling.steps_per_epoch=0",
     "sampling.num_workers=-1",
     "sampling.foreground_fraction=2",

@@ -10,22 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlunet.losses.base import (
-    EPSILON,
-    LossSum,
-    VoxelLoss,
-    by_true_class,
-    check_same_size,
-    mean_of_voxels,
-    mean_over_classes,
-    probabilities_and_one_hot,
-    summed_axes,
-    weighted,
-)
-from dlunet.losses.compiled import ClassSums, Terms, cross_entropies
+from dlunet.distributed import gathered
+from dlunet.losses.base import EPSILON, LossOfSums, LossSum, VoxelLoss, mean_over_classes, without_ignored
+from dlunet.losses.compiled import cross_entropies
+from dlunet.losses.sums import ClassSums, Terms, check_same_size
 
 
-class _OverlapLoss(VoxelLoss):
+class _OverlapLoss(LossOfSums):
     """A formula of Σp·y, Σp^n and Σy of each class, over batch and voxels.
 
     Attributes:
@@ -38,14 +29,6 @@ class _OverlapLoss(VoxelLoss):
     def terms(self) -> Terms:
         """Those sums."""
         return Terms("product", "linear" if self.exponent == 1 else "squared")
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The formula."""
-        p, y = probabilities_and_one_hot(logits, target, include_background=True)
-        overlap, size, truth = (
-            weighted(values, weight).sum(summed_axes(p, batch_dice=True)) for values in (p * y, p**self.exponent, y)
-        )
-        return self.of(overlap, size, truth, class_weight)
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The formula."""
@@ -103,7 +86,26 @@ class GeneralisedDiceLoss(_OverlapLoss):
         return 1 - (2 * (factor * overlap).sum() + EPSILON) / ((factor * (size + truth)).sum() + EPSILON)
 
 
-class FocalLoss(VoxelLoss):
+class _LossOfVoxels(VoxelLoss):
+    """A loss that is a formula of the cross entropies of the batch's voxels."""
+
+    def compare(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore: int | None, class_weight: Tensor | None
+    ) -> Tensor:
+        """The formula of the voxels of all processes."""
+        target, weight = without_ignored(target, weight, ignore)
+        counts = None if weight is None else gathered(weight)
+        lost = gathered(_cross_entropies(logits, target))
+        return self.of_voxels(lost, gathered(target).long(), counts, class_weight, logits.shape[1])
+
+    def of_voxels(
+        self, lost: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, num_classes: int
+    ) -> Tensor:
+        """The loss of the voxels' cross entropies, labels and weights, (B, z, y, x) each."""
+        raise NotImplementedError
+
+
+class FocalLoss(_LossOfVoxels):
     """The mean over voxels of (1 − q)^γ·(−log q), with q the probability of the true class (Lin et al. 2017, eq. 4).
 
     Args:
@@ -119,15 +121,16 @@ class FocalLoss(VoxelLoss):
             raise ValueError(f"gamma must be 0, or 1 or more, not {gamma}")
         self.gamma = gamma
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    def of_voxels(
+        self, lost: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, num_classes: int
+    ) -> Tensor:
         """The weighted mean."""
-        lost = _cross_entropies(logits, target)
         # 1 − q from log q: its gradient is finite where q is 1.
         values = (-torch.expm1(-lost)).clamp_min(0) ** self.gamma * lost
-        return mean_of_voxels(values[:, None], by_true_class(target, weight, class_weight))
+        return _mean(values, target, weight, class_weight)
 
 
-class TopKCrossEntropyLoss(VoxelLoss):
+class TopKCrossEntropyLoss(_LossOfVoxels):
     """The mean cross entropy of the hardest voxels of the batch, as nnU-Net's top-k loss.
 
     Args:
@@ -138,15 +141,14 @@ class TopKCrossEntropyLoss(VoxelLoss):
         super().__init__()
         self.top = _checked_share(top)
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The weighted mean."""
-        lost, classes, counts = _hardest(_cross_entropies(logits, target), target, weight, self.top)
-        if class_weight is not None:
-            counts = counts * class_weight[classes]
-        return (counts * lost).sum() / counts.sum().clamp_min(EPSILON)
+    def of_voxels(
+        self, lost: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, num_classes: int
+    ) -> Tensor:
+        """The weighted mean of the hardest voxels."""
+        return _mean(*_hardest(lost, target, weight, self.top), class_weight)
 
 
-class BalancedCrossEntropyLoss(VoxelLoss):
+class BalancedCrossEntropyLoss(LossOfSums):
     """Cross entropy, averaged over the voxels of each class and then over classes by n^(1 − β), n the class's voxels.
 
     Args:
@@ -162,17 +164,9 @@ class BalancedCrossEntropyLoss(VoxelLoss):
         """That of the mean over voxels."""
         return Terms(missed="cross entropy")
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The mean over classes."""
-        lost = _cross_entropies(logits, target)
-        counts = torch.ones_like(lost) if weight is None else weight.to(lost)
-        return self._of(*_by_class(counts * lost, counts, target, logits.shape[1]), class_weight)
-
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The mean over classes."""
-        return self._of(sums.missed.sum(0), sums.truth.sum(0), class_weight)
-
-    def _of(self, lost: Tensor, truth: Tensor, class_weight: Tensor | None) -> Tensor:
+        lost, truth = sums.missed.sum(0), sums.truth.sum(0)
         factor = truth.clamp_min(EPSILON) ** -self.balance
         factor = factor.where(truth > 0, 0)
         if class_weight is not None:
@@ -198,7 +192,7 @@ class GradientAwareDiceLoss(_OverlapLoss):
         return mean_over_classes(present.where(is_present, absent), class_weight)
 
 
-class GradientAwareCrossEntropyLoss(VoxelLoss):
+class GradientAwareCrossEntropyLoss(_LossOfVoxels):
     """GACE: the cross entropies of the hardest voxels, balanced between their classes (Qi et al., ECCV 2024).
 
     Of the N voxels of the batch, the K = top·N with the largest cross entropy count. Their sum over the voxels of a
@@ -214,10 +208,12 @@ class GradientAwareCrossEntropyLoss(VoxelLoss):
         self.top = _checked_share(top)
         self.gamma = gamma
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    def of_voxels(
+        self, lost: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None, num_classes: int
+    ) -> Tensor:
         """The balanced sum over classes."""
-        lost, classes, counts = _hardest(_cross_entropies(logits, target), target, weight, self.top)
-        sums, sizes = _by_class(counts * lost, counts, classes, logits.shape[1])
+        lost, classes, counts = _hardest(lost, target, weight, self.top)
+        sums, sizes = _by_class(counts * lost, counts, classes, num_classes)
         total = sizes.sum().clamp_min(EPSILON)
         by_class = sums / (sizes.clamp_min(EPSILON) ** (1 - self.gamma) * total**self.gamma)
         return by_class.sum() if class_weight is None else (by_class * class_weight).sum()
@@ -242,9 +238,17 @@ def _cross_entropies(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target.long(), reduction="none") if found is None else found
 
 
+def _mean(lost: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+    """The mean over voxels, each with its weight times that of its true class."""
+    if class_weight is not None:
+        of_voxels = class_weight[target]
+        weight = of_voxels if weight is None else weight * of_voxels
+    return lost.mean() if weight is None else (weight * lost).sum() / weight.sum().clamp_min(EPSILON)
+
+
 def _hardest(lost: Tensor, target: Tensor, weight: Tensor | None, top: float) -> tuple[Tensor, Tensor, Tensor]:
     """The voxels with the largest losses: their losses, classes and how often each counts (its weight), (K,) each."""
-    lost, target = lost.flatten(), target.flatten().long()
+    lost, target = lost.flatten(), target.flatten()
     if weight is None:
         lost, where = lost.topk(max(1, round(top * len(lost))), sorted=False)
         return lost, target[where], torch.ones_like(lost)
@@ -257,8 +261,8 @@ def _hardest(lost: Tensor, target: Tensor, weight: Tensor | None, top: float) ->
 
 def _by_class(lost: Tensor, counts: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The sums of losses and of counts over the voxels of each class, (C,) each."""
-    zeros, classes = lost.new_zeros(num_classes), classes.flatten().long()
-    return zeros.index_add(0, classes, lost.flatten()), zeros.index_add(0, classes, counts.flatten())
+    zeros = lost.new_zeros(num_classes)
+    return zeros.index_add(0, classes, lost), zeros.index_add(0, classes, counts)
 
 
 def _checked_share(top: float) -> float:

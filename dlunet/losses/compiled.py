@@ -1,7 +1,7 @@
-"""Compiled code for losses: sums over voxels, of which most losses are formulas, cross entropies, and pseudo-labels.
+"""Compiled code for losses: sums over voxels, cross entropies, and pseudo-labels.
 
 It runs on a CPU in float32. Elsewhere, and where there is no compiler, :func:`class_sums` and :func:`cross_entropies`
-return None and the losses are computed by PyTorch.
+return None and PyTorch computes the same.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import ctypes
 import math
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlunet.losses.sums import ClassSums, Terms
 from dlunet.native import FLAGS, load_library, why_unavailable
 
 # The structures and enumerations of voxels.h and losses.cpp.
@@ -31,6 +31,8 @@ _LABEL_TYPES = {
 }
 _MISSED = (None, "taylor", "taylor over classes", "cross entropy")
 _NOT_IGNORED = -(2**63)
+#: The exponent γ of the compiled difference.
+_GAMMA = 1.5
 
 
 class _Volumes(Structure):
@@ -49,36 +51,6 @@ class _Volumes(Structure):
 
 class _Terms(Structure):
     _fields_ = (("is_difference", c_int), ("linear", c_float), ("quadratic", c_float), ("missed", c_int))
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a loss sums over voxels; p: softmax, y: one-hot target, q: p of the true class, w: voxel weights.
-
-    Attributes:
-        overlap: ``"difference"`` for Σ w·|p − y|^1.5, ``"product"`` for Σ w·p·y.
-        size: ``"linear"`` for Σ w·p, ``"squared"`` for Σ w·p².
-        missed: The term t of Σ w·t, summed over the voxels of each true class: ``"taylor"`` for (1 − q) + (1 − q)²/2,
-            ``"taylor over classes"`` for Σ |p − y| + (p − y)² over the classes, ``"cross entropy"`` for −log q; or
-            None.
-    """
-
-    overlap: str = "product"
-    size: str = "linear"
-    missed: str | None = None
-
-    def _for_library(self) -> _Terms:
-        is_squared = self.size == "squared"
-        return _Terms(self.overlap == "difference", not is_squared, is_squared, _MISSED.index(self.missed))
-
-
-class ClassSums(NamedTuple):
-    """Sums over the voxels of each sample, by class: (B, C) in float64, see :class:`Terms`; ``truth`` is Σ w·y."""
-
-    overlap: Tensor
-    size: Tensor
-    truth: Tensor
-    missed: Tensor
 
 
 def class_sums(
@@ -100,12 +72,13 @@ def class_sums(
         flags: Compiler flags.
 
     Returns:
-        The sums; None: PyTorch must compute this loss.
+        The sums in float64; None: PyTorch must compute them.
 
     Raises:
         IndexError: A label is no class.
     """
-    if not _can_run(logits, flags) or not _can_be_target(target, logits) or not _can_be_weight(weight, logits):
+    can_be = _can_be_target(target, logits) and _can_be_weight(weight, logits) and terms.gamma == _GAMMA
+    if not _can_run(logits, flags) or not can_be:
         return None
     voxels = (target.contiguous(), None if weight is None else weight.float().contiguous())
     ignored = _NOT_IGNORED if ignore is None else ignore
@@ -141,7 +114,7 @@ class _ClassSums(torch.autograd.Function):
         ctx.save_for_backward(logits, target, weight)
         ctx.rest = ignored, terms, flags
         sums = torch.empty(*logits.shape[:2], len(ClassSums._fields), dtype=torch.float64)
-        volumes, given = _volumes(logits, target, weight, ignored), terms._for_library()
+        volumes, given = _volumes(logits, target, weight, ignored), _for_library(terms)
         unknown = _library(flags).class_sums(byref(volumes), byref(given), sums.data_ptr(), torch.get_num_threads())
         _check_labels(unknown, logits)
         return sums
@@ -152,7 +125,7 @@ class _ClassSums(torch.autograd.Function):
         logits, target, weight = ctx.saved_tensors
         ignored, terms, flags = ctx.rest
         to_logits = torch.empty_like(logits)
-        volumes, given = _volumes(logits, target, weight, ignored), terms._for_library()
+        volumes, given = _volumes(logits, target, weight, ignored), _for_library(terms)
         of_sums = gradients[0].contiguous()
         _library(flags).class_sums_gradient(
             byref(volumes), byref(given), of_sums.data_ptr(), to_logits.data_ptr(), torch.get_num_threads()
@@ -184,6 +157,11 @@ class _CrossEntropies(torch.autograd.Function):
             byref(volumes), of_voxels.data_ptr(), to_logits.data_ptr(), torch.get_num_threads()
         )
         return to_logits, None, None
+
+
+def _for_library(terms: Terms) -> _Terms:
+    is_squared = terms.size == "squared"
+    return _Terms(terms.overlap == "difference", not is_squared, is_squared, _MISSED.index(terms.missed))
 
 
 def _check_labels(unknown: int, logits: Tensor) -> None:

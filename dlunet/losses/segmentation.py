@@ -1,6 +1,6 @@
 """The losses of the paper, noise-robust Dice and Taylor cross entropy, and nnU-Net's.
 
-Shapes and arguments are those of :class:`VoxelLoss`.
+Shapes and arguments are those of :class:`dlunet.losses.base.VoxelLoss`.
 """
 
 from __future__ import annotations
@@ -8,26 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from dlunet.losses.base import (
-    EPSILON,
-    VoxelLoss,
-    by_true_class,
-    check_same_size,
-    mean_of_voxels,
-    mean_over_classes,
-    mean_over_voxels,
-    missed_dice,
-    probabilities_and_one_hot,
-    summed_axes,
-    weighted,
-)
-from dlunet.losses.compiled import ClassSums, Terms
+from dlunet.losses.base import EPSILON, LossOfSums, mean_over_classes, mean_over_voxels, missed_dice
+from dlunet.losses.sums import ClassSums, Terms
 
 
-class NoiseRobustDiceLoss(VoxelLoss):
+class NoiseRobustDiceLoss(LossOfSums):
     """NRD: Σ|p − y|^γ / (Σp² + Σy² + ε) for each class, then the mean over classes (DLUNet, eq. 7).
 
     With the printed denominator, a class that is absent from the patch costs more the less of it is predicted. The
@@ -56,21 +43,9 @@ class NoiseRobustDiceLoss(VoxelLoss):
         self.include_background = include_background
 
     @property
-    def terms(self) -> Terms | None:
-        """Those of the ratio; compiled code has the default exponent only."""
-        return Terms("difference", self.denominator) if self.gamma == 1.5 else None
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The mean over classes of the noise-robust ratio."""
-        p, y = probabilities_and_one_hot(logits, target, self.include_background)
-        axes = summed_axes(p, self.batch_dice)
-
-        def total(values: Tensor) -> Tensor:
-            return weighted(values, weight).sum(axes)
-
-        difference = total((p - y).abs().pow(self.gamma))
-        size = total(p.square()) + total(y.square()) if self.denominator == "squared" else total(p + y)
-        return mean_over_classes(difference / (size + EPSILON), class_weight)
+    def terms(self) -> Terms:
+        """Those of the ratio."""
+        return Terms("difference", self.denominator, gamma=self.gamma)
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The mean over classes of the noise-robust ratio."""
@@ -81,7 +56,7 @@ class NoiseRobustDiceLoss(VoxelLoss):
         return mean_over_classes(difference / (size + EPSILON), class_weight)
 
 
-class TaylorCrossEntropyLoss(VoxelLoss):
+class TaylorCrossEntropyLoss(LossOfSums):
     """TCE: the first two terms of the Taylor series of cross entropy (DLUNet, eq. 8), averaged over voxels.
 
     Args:
@@ -100,26 +75,13 @@ class TaylorCrossEntropyLoss(VoxelLoss):
         """That of the mean over voxels."""
         return Terms(missed="taylor" if self.variant == "paper" else "taylor over classes")
 
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The mean over voxels (and, as published, classes)."""
-        weight = by_true_class(target, weight, class_weight)
-        if self.variant == "published":
-            p, y = probabilities_and_one_hot(logits, target, include_background=True)
-            difference = p - y
-            return mean_of_voxels(difference.abs() + difference.square(), weight) / 2
-        check_same_size(logits, target)
-        # The loss needs one probability per voxel: log-softmax and gather avoid a one-hot volume.
-        log_q = F.log_softmax(logits, dim=1).gather(1, target.long()[:, None])
-        miss = 1 - log_q.exp()
-        return mean_of_voxels(miss + miss.square() / 2, weight)
-
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The mean over voxels (and, as published, classes)."""
         mean = mean_over_voxels(sums, class_weight)
         return mean if self.variant == "paper" else mean / (2 * sums.missed.shape[1])
 
 
-class RobustSegmentationLoss(VoxelLoss):
+class RobustSegmentationLoss(LossOfSums):
     """NRD + TCE, the loss of DLUNet."""
 
     def __init__(
@@ -132,21 +94,16 @@ class RobustSegmentationLoss(VoxelLoss):
         self.tce = TaylorCrossEntropyLoss(variant=tce_variant)
 
     @property
-    def terms(self) -> Terms | None:
+    def terms(self) -> Terms:
         """Those of both, in one pass."""
-        return None if self.nrd.terms is None else replace(self.nrd.terms, missed=self.tce.terms.missed)
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The sum of both."""
-        weights = (weight, class_weight)
-        return self.nrd.compare(logits, target, *weights) + self.tce.compare(logits, target, *weights)
+        return replace(self.nrd.terms, missed=self.tce.terms.missed)
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""
         return self.nrd.from_sums(sums, class_weight) + self.tce.from_sums(sums, class_weight)
 
 
-class DiceCrossEntropyLoss(VoxelLoss):
+class DiceCrossEntropyLoss(LossOfSums):
     """nnU-Net's loss: soft Dice over the foreground, summed over batch and voxels, plus cross entropy.
 
     The Dice term is 1 − Dice, so that a perfect prediction gives 0; nnU-Net omits the 1.
@@ -156,18 +113,6 @@ class DiceCrossEntropyLoss(VoxelLoss):
     def terms(self) -> Terms:
         """Those of both, in one pass."""
         return Terms("product", "linear", "cross entropy")
-
-    def compare(self, logits: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
-        """The sum of both."""
-        p, y = probabilities_and_one_hot(logits, target, include_background=False)
-        axes = summed_axes(p, batch_dice=True)
-        overlap, size = weighted(p * y, weight).sum(axes), weighted(p + y, weight).sum(axes)
-        missed = missed_dice(overlap, size, class_weight)
-        weight = by_true_class(target, weight, class_weight)
-        if weight is None:
-            return missed + F.cross_entropy(logits, target.long())
-        by_voxel = F.cross_entropy(logits, target.long(), reduction="none")
-        return missed + mean_of_voxels(by_voxel[:, None], weight)
 
     def from_sums(self, sums: ClassSums, class_weight: Tensor | None) -> Tensor:
         """The sum of both."""

@@ -13,6 +13,7 @@ from typing import TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dlunet.distributed import own_part, process_count
 from dlunet.losses import DeepSupervisionLoss
 from dlunet.methods.side_by_side import side_by_side
 from dlunet.networks import runs_compiled
@@ -140,7 +141,7 @@ class Step:
         loss: The loss for true labels.
         pseudo_loss: The loss for pseudo-labels.
         progress: The progress of the run.
-        generator: The random generator of the step.
+        generator: The random generator of the step, the same in all processes; see :meth:`draw`.
         backward: Computes the gradients of a loss; None: they are computed after :meth:`Method.losses`, from its terms.
         learnt: The roles of networks whose gradients :meth:`learn` has computed.
     """
@@ -164,6 +165,15 @@ class Step:
         labelled = self.batch["labelled"]
         return {"labelled": self.loss(network(labelled["weak"]), labelled["label"])}
 
+    def draw(self, make: Callable[[int], Tensor], batch: int) -> Tensor:
+        """Random numbers (B, …) for the patches of this process, of those that are drawn for all processes.
+
+        Args:
+            make: Called with a number of patches, draws for them from :attr:`generator`.
+            batch: B, the number of patches of this process.
+        """
+        return own_part(make(batch * process_count()))
+
     def each(self, function: Callable[..., Result], roles: Sequence[str], *arguments: Sequence) -> dict[str, Result]:
         """Call ``function(network, …)`` for several networks, in parallel where that is faster.
 
@@ -176,6 +186,8 @@ class Step:
         device = next(iter(self.batch["labelled"].values())).device
         # Compiled code fills the cores with the patches of one network, if there are several; that takes less memory.
         one_by_one = self.num_patches > 1 and all(map(runs_compiled, networks))
+        # Processes exchange the sums of losses in the order in which they compute them.
+        one_by_one = one_by_one or process_count() > 1
         run = map if device.type != "cpu" or one_by_one else side_by_side
         return dict(zip(roles, run(function, networks, *arguments), strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class BidirectionalCopyPaste(Method):
         """The loss on labelled voxels and, after the supervised epochs, that on unlabelled voxels."""
         i, j = step.batch["labelled"], step.batch["labelled_j"]
         student = step.networks["student"]
-        box = self.draw_boxes(len(i["weak"]), i["weak"].shape[2:], step.generator).to(i["weak"].device)
+        draw = partial(self.draw_boxes, shape=i["weak"].shape[2:], generator=step.generator)
+        box = step.draw(draw, len(i["weak"])).to(i["weak"].device)
         if "unlabelled_p" not in step.batch:
             mixed = cut_mix(i["weak"], j["weak"], box)
             return {"student": {"labelled": step.loss(student(mixed), cut_mix(i["label"], j["label"], box))}}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlunet.distributed import mean
 from dlunet.losses import DeepSupervisionLoss
 from dlunet.methods.outputs import probabilities
 
@@ -33,4 +34,4 @@ class SurePseudoLabels:
 
     def teach(self, outputs: Tensor | Sequence[Tensor], loss: DeepSupervisionLoss) -> Tensor:
         """The mean of 1(sure)·loss over all voxels: the loss, a mean over the sure voxels, times their fraction."""
-        return self.sure.mean() * loss(outputs, self.labels, weight=self.sure)
+        return mean(self.sure.mean()) * loss(outputs, self.labels, weight=self.sure)

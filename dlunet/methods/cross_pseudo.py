@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class CrossPseudo(Method):
         if "unlabelled_i" not in step.batch:
             return step.learn(step.from_labels, "ab")
         labelled, i, j = (step.batch[name] for name in self.streams)
-        masks = self._draw_masks(i["weak"], step.generator)
+        masks = step.draw(partial(self._draw_masks, i["weak"], generator=step.generator), len(i["weak"]))
         x_ij = cut_mix(i[self.learnt_view], j[self.learnt_view], masks)
         weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
 
@@ -74,12 +75,12 @@ class CrossPseudo(Method):
 
     def mix(self, networks: Mapping[str, nn.Module], x_i: Tensor, x_j: Tensor, generator: torch.Generator) -> Mix:
         """CutMix of patches, with the finest pseudo-labels of both teachers."""
-        masks = self._draw_masks(x_i, generator)
+        masks = self._draw_masks(x_i, len(x_i), generator)
         by = {role: mixed_pseudo_labels(networks[role], x_i, x_j, masks)[0] for role in self.teachers}
         return Mix(cut_mix(x_i, x_j, masks), by)
 
-    def _draw_masks(self, patches: Tensor, generator: torch.Generator) -> Tensor:
-        return draw_masks(len(patches), patches.shape[2:], self.num_boxes, generator).to(patches.device)
+    def _draw_masks(self, patches: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        return draw_masks(batch, patches.shape[2:], self.num_boxes, generator).to(patches.device)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlunet.distributed import total
 from dlunet.methods.base import Method, Step, Stream, Terms, Trained
 from dlunet.methods.outputs import pseudo_labels
 from dlunet.methods.ramps import sigmoid_ramp
@@ -81,7 +82,7 @@ class DualDebiasedCoTraining(Method):
 
     @torch.no_grad()
     def _rarity(self, outputs: Tensor | Sequence[Tensor]) -> Tensor:
-        counts = torch.bincount(pseudo_labels(outputs).flatten(), minlength=len(self.rarity)).to(self.rarity)
+        counts = total(torch.bincount(pseudo_labels(outputs).flatten(), minlength=len(self.rarity))).to(self.rarity)
         raw = torch.log((counts.max() + 1) / (counts + 1))
         self.rarity.lerp_(raw / raw.max().clamp_min(_EPSILON), 1 - self.decay)
         return self.rarity * len(self.rarity)
@@ -90,9 +91,10 @@ class DualDebiasedCoTraining(Method):
     def _difficulty(self, outputs: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         classes = len(self.dice)
         found, true = (F.one_hot(y.long(), classes).flatten(0, -2) for y in (pseudo_labels(outputs), label))
-        dice = ((2 * (found * true).sum(0) + _EPSILON) / (found.sum(0) + true.sum(0) + _EPSILON)).to(self.dice)
+        both, found, true = total(torch.stack([(found * true).sum(0), found.sum(0), true.sum(0)]))
+        dice = ((2 * both + _EPSILON) / (found + true + _EPSILON)).to(self.dice)
         change = (dice - self.dice) * torch.log((dice + _EPSILON) / (self.dice + _EPSILON))
-        newest = true.any(0).to(self.dice) / self.window
+        newest = (true > 0).to(self.dice) / self.window
         self.learnt.lerp_(change.where(dice > self.dice, 0), newest)
         self.unlearnt.lerp_(change.where(dice <= self.dice, 0), newest)
         self.missed.lerp_(1 - dice, newest)

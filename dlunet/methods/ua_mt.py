@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dlunet.distributed import gathered
 from dlunet.methods.base import Step
 from dlunet.methods.mean_teacher import MeanTeacher
 from dlunet.methods.outputs import entropy, probabilities
@@ -36,18 +37,22 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
     def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
         """Equation 3: the mean squared difference over the voxels where the teacher is certain."""
         weak = step.batch["unlabelled"]["weak"]
-        mean = self._mean_prediction(step.networks["teacher"], weak, step.generator)
+        mean = self._mean_prediction(step, weak)
         uncertainty = entropy(mean)
         threshold = (0.75 + 0.25 * sigmoid_ramp(step.progress.fraction, self.ramp)) * math.log(mean.shape[1])
         certain = (uncertainty < threshold).to(student.dtype)
         by_voxel = (student - teacher).square().mean(1)
-        return (by_voxel * certain).sum() / certain.sum().clamp_min(1)
+        # Of all processes, like the means of the losses.
+        return gathered((by_voxel * certain).sum()[None]).sum() / gathered(certain.sum()[None]).sum().clamp_min(1)
 
     @torch.no_grad()
-    def _mean_prediction(self, teacher: nn.Module, weak: Tensor, generator: torch.Generator) -> Tensor:
+    def _mean_prediction(self, step: Step, weak: Tensor) -> Tensor:
+        def draw(batch: int) -> Tensor:
+            return torch.randn((batch, *weak.shape[1:]), generator=step.generator)
+
         total = torch.zeros(())
         for _ in range(self.passes):
-            noise = torch.randn(weak.shape, generator=generator).to(weak) * self.noise
+            noise = step.draw(draw, len(weak)).to(weak) * self.noise
             seen = weak + noise.clamp(-2 * self.noise, 2 * self.noise)
-            total = total.to(weak.device) + probabilities(teacher(seen))
+            total = total.to(weak.device) + probabilities(step.networks["teacher"](seen))
         return total / self.passes

@@ -66,16 +66,20 @@ class UniMatch(Method):
             features = parts.encode(views["weak"])
             with torch.no_grad():
                 pseudo = SurePseudoLabels.of(parts.decode(features), self.threshold)
-            perturbed = parts.decode([self._perturbed(level, step.generator) for level in features])
+            perturbed = parts.decode([self._perturbed(level, step) for level in features])
             strong = [pseudo.teach(network(views[view]), step.pseudo_loss) for view in ("strong_1", "strong_2")]
             half = self.unlabelled_weight / 2
             terms["features"] = half * pseudo.teach(perturbed, step.pseudo_loss)
             terms["strong"] = half * (strong[0] + strong[1]) / 2
         return {"a": terms}
 
-    def _perturbed(self, features: Tensor, generator: torch.Generator) -> Tensor:
+    def _perturbed(self, features: Tensor, step: Step) -> Tensor:
         """Channel dropout drawn from the step's generator, so that a resumed run repeats it."""
-        kept = torch.rand((*features.shape[:2], 1, 1, 1), generator=generator) >= self.dropout
+
+        def draw(batch: int) -> Tensor:
+            return torch.rand((batch, features.shape[1], 1, 1, 1), generator=step.generator)
+
+        kept = step.draw(draw, len(features)) >= self.dropout
         return features * kept.to(features) / (1 - self.dropout)
 
 

@@ -25,18 +25,20 @@ class PatchDataModule(lightning.LightningDataModule):
     """Yields, for each step, a batch of every :class:`dlunet.methods.Stream` that the method uses in the current epoch.
 
     Patches depend only on the seed, the epoch and the step, not on the number of workers: a resumed run gets the same
-    patches as an uninterrupted one. Each process of a distributed run has its own cases.
+    patches as an uninterrupted one. The processes of a distributed run share the patches of a step, see
+    :class:`dlunet.sampling.streams.Streams`.
 
     Args:
         prepared: The prepared cases and their plan.
         method: The method; its streams define the patches of a step and which of them must come from different cases.
         augmentation: Applied to every training crop.
-        batch_size: Patches per step and stream, times the stream's own factor.
+        batch_size: Patches per batch, process and stream, times the stream's own factor.
         steps_per_epoch: Steps per epoch.
         foreground_fraction: See :class:`ClassBalancedSampler`.
         num_workers: Processes that read and augment ahead of the steps; 0: the main process does so; None: see
             :func:`worker_count`.
         seed: Random seed.
+        accumulate_grad_batches: Batches per step.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PatchDataModule(lightning.LightningDataModule):
         foreground_fraction: float = 1 / 3,
         num_workers: int | None = 0,
         seed: int = 0,
+        accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__()
         self.prepared = prepared
@@ -58,6 +61,7 @@ class PatchDataModule(lightning.LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.num_workers = worker_count(num_workers)
         self.seed = seed
+        self.accumulate_grad_batches = accumulate_grad_batches
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
         self._ahead: Ahead | None = None
 
@@ -66,14 +70,14 @@ class PatchDataModule(lightning.LightningDataModule):
         """Seconds that the steps of this process have waited for their batches."""
         return self._ahead.waited if self._ahead is not None else 0.0
 
-    def check_cases(self, processes: int) -> None:
-        """Check that every process gets enough cases, and log how unlabelled patches are cropped.
+    def check_cases(self) -> None:
+        """Check that there are enough cases, and log how unlabelled patches are cropped.
 
         Raises:
             UserError: There are too few cases.
         """
         for name, stream in self.method.streams.items():
-            found, needed = len(cases_of(self.prepared, stream)), len(apart(self.method.streams, name)) * processes
+            found, needed = len(cases_of(self.prepared, stream)), len(apart(self.method.streams, name))
             self._check_count(stream.kind, found, needed)
         if self.method.needs_unlabelled:
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
@@ -99,6 +103,7 @@ class PatchDataModule(lightning.LightningDataModule):
                 self.seed,
                 self.trainer.global_rank,
                 self.trainer.world_size,
+                self.accumulate_grad_batches,
             )
             self._ahead = Ahead(streams.batches, self.steps_per_epoch, self.num_workers)
         return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch), mode="min_size")
@@ -117,8 +122,7 @@ class PatchDataModule(lightning.LightningDataModule):
         if found < needed:
             otherwise = "" if kind == "labelled" else ", or train with method=supervised"
             raise UserError(
-                f"found {found} {kind} cases; expected at least {needed} for this method and number of processes; "
-                f"add cases, or use fewer devices{otherwise}"
+                f"found {found} {kind} cases; expected at least {needed} for this method; add cases{otherwise}"
             )
 
 

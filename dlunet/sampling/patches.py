@@ -25,7 +25,7 @@ class PatchDataset(tio.SubjectsDataset):
         spacing: Voxel size (z, y, x) in mm.
         with_labels: Whether label maps are read: the cases' labels, or pseudo-labels that are targets.
         views: Names of the strong views made from each patch.
-        seed: Seeds of the stream: run, stream, epoch and rank.
+        seed: Seeds of the stream: run, stream and epoch.
     """
 
     def __init__(
@@ -94,23 +94,18 @@ class PatchDataset(tio.SubjectsDataset):
         return torch.from_numpy(turn(affine, around, size, self.spacing, quantisation_step))[None]
 
 
-def draw_order(
-    num_cases: int, items: int, seed: Sequence[int], rank: int, world_size: int, shift: int = 0
-) -> list[int]:
-    """The case index of each item of an epoch: shuffled passes over the cases of the rank.
+def draw_order(num_cases: int, items: int, seed: Sequence[int], shift: int = 0) -> list[int]:
+    """The case index of each item of an epoch: shuffled passes over the cases.
 
     Args:
-        num_cases: Number of cases of all ranks.
+        num_cases: Number of cases.
         items: Number of items.
         seed: Seeds of the shuffle.
-        rank: Rank of this process, which uses the cases ``rank``, ``rank + world_size``, ….
-        world_size: Number of processes.
         shift: Each pass is rotated by this many cases: orders with the same seed and different shifts, below the number
             of cases, never have the same case at the same position.
     """
-    own = np.arange(rank, num_cases, world_size)
     generator = np.random.default_rng(seed)
     order: list[int] = []
     while len(order) < items:
-        order.extend(np.roll(generator.permutation(own), -shift).tolist())
+        order.extend(np.roll(generator.permutation(num_cases), -shift).tolist())
     return order[:items]

@@ -23,16 +23,20 @@ WEAK = "weak"
 class Streams:
     """The streams of a run in one of its processes.
 
+    A step has ``accumulate`` batches, each of which the processes share, those of the first process first. Its patches
+    depend on the seed, the epoch and their place in the step alone: more processes with smaller batches get the same.
+
     Attributes:
         prepared: The prepared cases and their plan.
         method: The method, which declares the streams.
         augmentation: Applied to every patch.
         sampler: Draws the centres of patches.
-        batch_size: Patches per step and stream, times the stream's own factor.
+        batch_size: Patches per batch, process and stream, times the stream's own factor.
         steps_per_epoch: Steps per epoch.
         seed: Random seed.
         rank: Rank of the process.
-        world_size: Number of processes, each of which has its own cases.
+        world_size: Number of processes.
+        accumulate: Batches per step.
     """
 
     prepared: PreparedDataset
@@ -44,9 +48,10 @@ class Streams:
     seed: int
     rank: int
     world_size: int
+    accumulate: int = 1
 
     def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
-        """Yield the batches of some steps of an epoch."""
+        """Yield the patches of some steps of an epoch, those of all their batches together."""
         wanted = self.method.streams_in(epoch)
         with torch.random.fork_rng(devices=[]):  # PyTorch's loaders draw a seed, which is not used here
             loaders = [iter(self._loader(name, stream, epoch, steps)) for name, stream in wanted.items()]
@@ -60,11 +65,9 @@ class Streams:
         batch_size = self.batch_size * stream.times
         order = draw_order(
             len(cases),
-            items=self.steps_per_epoch * batch_size,
+            items=self.steps_per_epoch * self.accumulate * self.world_size * batch_size,
             seed=[self.seed, names.index(group[0]), epoch],
-            rank=self.rank,
-            world_size=self.world_size,
-            shift=group.index(name) * (len(cases) // (len(group) * self.world_size)),
+            shift=group.index(name) * (len(cases) // len(group)),
         )
         dataset = PatchDataset(
             cases,
@@ -74,19 +77,25 @@ class Streams:
             self.prepared.plan.spacing,
             with_labels=stream.has_label,
             views=[view for view in stream.views if view != WEAK],
-            seed=[self.seed, names.index(name), epoch, self.rank],
+            seed=[self.seed, names.index(name), epoch, 0],  # the last one was a rank in earlier versions
         )
         # An item is a finished patch, already in random order: one sample per item, no shuffling.
         queue = tio.Queue(
             dataset,
-            max_length=batch_size,
+            max_length=self.accumulate * batch_size,
             samples_per_volume=1,
             sampler=self.sampler,
-            subject_sampler=[step * batch_size + k for step in steps for k in range(batch_size)],  # type: ignore[arg-type]
+            subject_sampler=self._own_items(steps, batch_size),  # type: ignore[arg-type]
             shuffle_subjects=False,
             shuffle_patches=False,
         )
-        return tio.SubjectsLoader(queue, batch_size=batch_size)
+        return tio.SubjectsLoader(queue, batch_size=self.accumulate * batch_size)
+
+    def _own_items(self, steps: range, batch_size: int) -> list[int]:
+        """The items of this process, among those of all processes."""
+        batches = (step * self.accumulate + batch for step in steps for batch in range(self.accumulate))
+        starts = ((batch * self.world_size + self.rank) * batch_size for batch in batches)
+        return [start + k for start in starts for k in range(batch_size)]
 
 
 def cases_of(prepared: PreparedDataset, stream: Stream) -> tuple[PreparedCase, ...]:

@@ -2,9 +2,19 @@
 
 from dlunet.training.dashboards import log_results
 from dlunet.training.data import prepare
+from dlunet.training.launch import is_first, joint_launch
 from dlunet.training.loggers import closing_loggers
 from dlunet.training.module import SegmentationModule
 from dlunet.training.run import train
 from dlunet.training.run_folder import RunFolder
 
-__all__ = ["RunFolder", "SegmentationModule", "closing_loggers", "log_results", "prepare", "train"]
+__all__ = [
+    "RunFolder",
+    "SegmentationModule",
+    "closing_loggers",
+    "is_first",
+    "joint_launch",
+    "log_results",
+    "prepare",
+    "train",
+]

@@ -54,6 +54,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         plan=prepared.plan,
         labels=prepared.labels,
         seed=config.seed,
+        accumulate=config.sampling.accumulate_grad_batches,
     )
 
 

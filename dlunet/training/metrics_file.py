@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dlunet.run_layout import RunLayout
 
@@ -26,6 +27,8 @@ def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
     last_step = max((int(row["step"]) for row in rows if row["epoch"] and int(row["epoch"]) < epochs_done), default=-1)
     kept = [row for row in rows if int(row["step"]) <= last_step]
     logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
+    if getattr(rank_zero_only, "rank", 0) != 0:  # only the first of several processes writes
+        return logger
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
         logger.experiment.metrics.extend(kept)

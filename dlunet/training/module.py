@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
+from dlunet.distributed import average_gradients, copy_from_first, mean
 from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
@@ -44,6 +45,7 @@ class SegmentationModule(lightning.LightningModule):
         labels: The classes.
         gradient_clip: Maximum gradient norm, for each network separately.
         seed: Seed of the method's random numbers.
+        accumulate: Batches whose gradients make one step.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class SegmentationModule(lightning.LightningModule):
         labels: LabelSet,
         gradient_clip: float = 12.0,
         seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,6 +84,7 @@ class SegmentationModule(lightning.LightningModule):
         self.labels = labels
         self.gradient_clip = gradient_clip
         self.seed = seed
+        self.accumulate = accumulate
         self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
@@ -103,7 +107,8 @@ class SegmentationModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
 
     def on_fit_start(self) -> None:
-        """On a CPU, the tensors of each step take the memory of those of the step before."""
+        """Begin with the same networks in all processes; on a CPU, each step takes the memory of the one before."""
+        copy_from_first(self.state_dict().values())
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -114,29 +119,36 @@ class SegmentationModule(lightning.LightningModule):
             self._scheduler.step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Minimise the sum of the method's losses."""
+        """Minimise the sum of the method's losses, averaged over the batches that make one step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         progress = self._progress(batch_idx)
-        step = Step(
-            networks=dict(self.networks.items()),
-            batch=batch,
-            loss=self._in_force(self.loss),
-            pseudo_loss=self._in_force(self.pseudo_loss),
-            progress=progress,
-            generator=self._generator(progress.step),
-            backward=None if self.trainer.world_size > 1 else self.manual_backward,
-        )
+        generator = self._generator(progress.step)
         optimizer.zero_grad()
-        terms = self.method.losses(step)
-        check_terms(self.method, step, terms)
-        self._learn_rest(step, terms)
+        values: dict[str, Tensor] = {}
+        for part in _batches(batch, self.accumulate):
+            step = Step(
+                networks=dict(self.networks.items()),
+                batch=part,
+                loss=self._in_force(self.loss),
+                pseudo_loss=self._in_force(self.pseudo_loss),
+                progress=progress,
+                generator=generator,
+                backward=self._backward,
+            )
+            terms = self.method.losses(step)
+            check_terms(self.method, step, terms)
+            self._learn_rest(step, terms)
+            for role, named in terms.items():
+                for name, value in named.items():
+                    values[f"{name}_{role}"] = values.get(f"{name}_{role}", 0) + value.detach() / self.accumulate
+        average_gradients(weight for network in self._trained for weight in network.parameters())
         optimizer.step()
         self._scheduler.step()
         self._average()
         self.method.after_step(step)
-        values = {f"{name}_{role}": value.detach() for role, named in terms.items() for name, value in named.items()}
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
-        loss = torch.stack(list(values.values())).sum()
+        logged = mean(torch.stack(list(values.values())))
+        self.log_dict({f"train/{name}": value for name, value in zip(values, logged, strict=True)}, batch_size=1)
+        loss = logged.sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
 
@@ -200,10 +212,10 @@ class SegmentationModule(lightning.LightningModule):
     def _learn_rest(self, step: Step, terms: Terms) -> None:
         """Compute the gradients of the networks that the method has only returned terms of."""
         rest = {role: named for role, named in terms.items() if role not in step.learnt}
-        if self.trainer.world_size > 1:  # DDP allows one backward pass
-            self.manual_backward(torch.stack([term for named in rest.values() for term in named.values()]).sum())
-        else:
-            step.learn(lambda _, named: named, list(rest), list(rest.values()))
+        step.learn(lambda _, named: named, list(rest), list(rest.values()))
+
+    def _backward(self, loss: Tensor) -> None:
+        self.manual_backward(loss / self.accumulate)
 
     @property
     def _scheduler(self) -> LambdaLR:
@@ -222,8 +234,17 @@ class SegmentationModule(lightning.LightningModule):
         return Progress(step, self.current_epoch, step / (self.trainer.max_epochs * steps))
 
     def _generator(self, step: int) -> torch.Generator:
-        """A generator seeded by the step alone (and the rank), so that a resumed run repeats its random numbers."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
+        """A generator seeded by the step alone, so that a resumed run repeats its random numbers."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096)
+
+
+def _batches(patches: Batch, count: int) -> list[Batch]:
+    """The patches of a step, split into batches."""
+    parts = {stream: {view: values.chunk(count) for view, values in views.items()} for stream, views in patches.items()}
+    return [
+        {stream: {view: values[number] for view, values in views.items()} for stream, views in parts.items()}
+        for number in range(count)
+    ]
 
 
 def _check_logits(

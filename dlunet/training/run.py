@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning
@@ -27,6 +28,7 @@ from dlunet.signals import Stopped
 from dlunet.training.build import augmentation_of, build_module, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
+from dlunet.training.launch import is_first
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
@@ -62,10 +64,16 @@ def train(config: DictConfig) -> Path:
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
     workers = worker_count(config.sampling.num_workers)
-    check_workers(workers, config.sampling.batch_size, config.plan.patch_size, images)
-    with folder.writing():
-        epochs_done = folder.begin(plain(config))
-        folder.keep_pseudo_labels({case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label})
+    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches
+    check_workers(workers, patches, config.plan.patch_size, images)
+    first = is_first(config.trainer)
+    if not first:
+        logging.getLogger("dlunet").setLevel(logging.ERROR)  # the first process says the same
+    with folder.writing() if first else nullcontext():
+        epochs_done = folder.begin(plain(config)) if first else folder.epochs_done
+        if first:
+            labels = {case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label}
+            folder.keep_pseudo_labels(labels)
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
@@ -77,8 +85,9 @@ def train(config: DictConfig) -> Path:
 
 
 def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, epochs_done: int) -> None:
-    folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
-    write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
+    if is_first(config.trainer):
+        folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
+        write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
     _log_execution(config, module)
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
@@ -86,7 +95,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         _silence_lightning()
         shown = dashboard_callbacks(plain(config), prepared, dataset) if has_dashboard(config.logger) else []
         trainer = build_trainer(config, folder, can_choose(prepared), epochs_done, shown)
-        datamodule.check_cases(trainer.world_size)
+        datamodule.check_cases()
         try:
             resume_from = folder.last if epochs_done else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)

@@ -47,6 +47,11 @@ class RunFolder(RunLayout):
         """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
         return self.best if self.best.exists() else self.last
 
+    @property
+    def epochs_done(self) -> int:
+        """The number of epochs that the last checkpoint has finished; 0 without one."""
+        return int(read_checkpoint(self.last)["epoch"]) + 1 if self.last.exists() else 0
+
     def check_free(self, resume: bool) -> None:
         """Check that a new run does not start in the folder of an existing one.
 
@@ -87,10 +92,9 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The run was started with other settings, or has more finished epochs than requested.
         """
-        epochs_done = 0
         if self.last.exists():
             self.check_same_settings(settings)
-            epochs_done = int(read_checkpoint(self.last)["epoch"]) + 1
+        epochs_done = self.epochs_done
         wanted = settings["trainer"]["max_epochs"]
         if epochs_done > wanted:
             raise UserError(

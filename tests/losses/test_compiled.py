@@ -269,7 +269,8 @@ def test_what_pytorch_computes():
         (logits, target, weight.clone().requires_grad_()),
     ):
         assert compiled.class_sums(*other, None, terms) is None
-    assert NoiseRobustDiceLoss(gamma=2).terms is None
+    of_two = NoiseRobustDiceLoss(gamma=2).terms
+    assert compiled.class_sums(logits, target, weight, None, of_two) is None
 
 
 @pytest.mark.parametrize(("compiler", "message"), [("", "no C++ compiler is installed"), ("/bin/false", "false fails")])

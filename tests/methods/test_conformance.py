@@ -278,16 +278,35 @@ def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
 
 
-@in_processes
-def test_two_processes_train(name, place, run_config):
-    config = run_config(
-        name, f"{name}-two", "trainer.devices=2", "+trainer.strategy=ddp_fork_find_unused_parameters_true",
-        "trainer.max_epochs=1",
+#: Methods with the number of batches per step; `make test` covers some.
+IN_TWO = (("cross_pseudo", 1), ("mean_teacher", 2), ("supervised", 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulated"),
+    [
+        pytest.param(name, number, marks=() if (name, number) in IN_TWO else pytest.mark.slow)
+        for name in METHODS
+        for number in (1, 2)
+    ],
+)
+def test_two_processes_learn_what_one_does_with_their_patches(name, accumulated, place, run_config):
+    words = (
+        f"sampling.accumulate_grad_batches={accumulated}", "sampling.steps_per_epoch=5", "trainer.max_epochs=1",
+        "trainer.precision=64-true",
     )  # fmt: skip
-    assert exit_code_of(_train, config) == 0
-    assert sorted(steps(place / f"{name}-two")) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
-    assert len(losses(place / f"{name}-two")) == 2
-    assert all(value.isfinite().all() for value in weights(place / f"{name}-two").values())
+    runs = [f"{name}-{accumulated}-{part}" for part in ("alone", "shared")]
+    alone = run_config(name, runs[0], *words, "sampling.batch_size=2")
+    in_two = ("sampling.batch_size=1", "trainer.devices=2", "+trainer.strategy=ddp_fork")
+    assert exit_code_of(_train, alone) == 0
+    assert exit_code_of(_train, run_config(name, runs[1], *words, *in_two)) == 0
+    assert sorted(steps(place / runs[1])) == [(rank, 0, step) for rank in (0, 1) for step in range(5)]
+    expected, found = (losses(place / run) for run in runs)
+    assert len(expected) == 5
+    pd.testing.assert_frame_equal(found, expected, rtol=0, atol=1e-6)
+    before, after = (weights(place / run) for run in runs)
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @semi_supervised

@@ -38,10 +38,13 @@ def make_prepared(make_case):
     return make
 
 
-def make_module(prepared, method, epoch=0, rank=0, world_size=1, seed=0, workers=0):
-    module = PatchDataModule(prepared, method, Augmentation(), BATCH, STEPS, num_workers=workers, seed=seed)
+def make_module(prepared, method, epoch=0, rank=0, world_size=1, batch=BATCH, accumulated=1, seed=0, workers=0):
+    module = PatchDataModule(
+        prepared, method, Augmentation(), batch, STEPS, num_workers=workers, seed=seed,
+        accumulate_grad_batches=accumulated,
+    )  # fmt: skip
     module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
-    module.check_cases(world_size)
+    module.check_cases()
     return module
 
 
@@ -143,28 +146,37 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(make_prepared):
     assert steps(make_module(prepared, method, epoch=3, seed=1)) != third
 
 
-def test_processes_have_cases_of_their_own(make_prepared):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_processes_share_the_patches_of_a_step(make_prepared, accumulated):
+    """Of each batch, the first process has the first half."""
     prepared = make_prepared(labelled=5, unlabelled=7)
-    both = [steps(make_module(prepared, CrossPseudo(), rank=rank, world_size=2)) for rank in (0, 1)]
-    for streams, cases in ((("labelled",), range(1, 6)), (("unlabelled_i", "unlabelled_j"), range(101, 108))):
-        first, second = ({case for step in seen for name in streams for case in step[name]} for seen in both)
-        assert not first & second
-        assert first | second == set(cases)
+
+    def patches(**settings):
+        module = make_module(prepared, CrossPseudo(), epoch=2, accumulated=accumulated, **settings)
+        return [batch for batch, *_ in module.train_dataloader()]
+
+    alone = patches(batch=2 * BATCH)
+    shares = [patches(rank=rank, world_size=2) for rank in (0, 1)]
+    for step, (whole, *parts) in enumerate(zip(alone, *shares, strict=True)):
+        for stream, views in whole.items():
+            for view, values in views.items():
+                found = [part[stream][view].chunk(accumulated) for part in parts]
+                expected = torch.cat([half for batch in zip(*found, strict=True) for half in batch])
+                torch.testing.assert_close(values, expected, rtol=0, atol=0, msg=f"{step}, {stream}, {view}")
 
 
 @pytest.mark.parametrize(
-    ("method", "labelled", "unlabelled", "world_size", "message"),
+    ("method", "labelled", "unlabelled", "message"),
     [
-        (Supervised(), 1, 0, 2, "found 1 labelled cases; expected at least 2"),
-        (CrossPseudo(), 2, 1, 1, "found 1 unlabelled cases; expected at least 2"),
-        (CrossPseudo(), 2, 3, 2, "found 3 unlabelled cases; expected at least 4"),
-        (OneNetwork(), 2, 0, 1, "found 0 unlabelled cases; expected at least 1"),
+        (Supervised(), 0, 0, "found 0 labelled cases; expected at least 1"),
+        (CrossPseudo(), 2, 1, "found 1 unlabelled cases; expected at least 2"),
+        (OneNetwork(), 2, 0, "found 0 unlabelled cases; expected at least 1"),
     ],
 )
-def test_too_few_cases(make_prepared, method, labelled, unlabelled, world_size, message):
+def test_too_few_cases(make_prepared, method, labelled, unlabelled, message):
     with pytest.raises(UserError, match=message):
-        make_module(make_prepared(labelled, unlabelled), method, world_size=world_size)
-    assert make_module(make_prepared(labelled, 0), Supervised(), world_size=1)
+        make_module(make_prepared(labelled, unlabelled), method)
+    assert make_module(make_prepared(2, 0), Supervised())
 
 
 class Recorder(lightning.LightningModule):

@@ -1,8 +1,6 @@
 """Training through its real entry points, at tiny scale."""
 
 import csv
-import json
-import os
 import shutil
 import signal
 import time
@@ -171,39 +169,6 @@ def test_a_training_that_diverges_ends_with_a_message(place, train_process, devi
     message = train_process(*words, "optimizer.algorithm.lr=1e30", fails=True).all
     assert "dlunet: training diverged in epoch 0" in message and "lower optimizer.algorithm.lr" in message
     assert not list((place / "diverged").rglob("*.ckpt"))
-
-
-NOTING = """
-import os
-from dlunet.sampling import Augmentation
-
-def note(subject):
-    with open(f"cases-{os.getpid()}.txt", "a") as file:
-        print(subject["case"], file=file)
-    return subject
-
-class Noting(Augmentation):
-    def __init__(self):
-        super().__init__()
-        self.after = note
-"""
-
-
-def test_two_processes_train_on_disjoint_cases(place, train_process):
-    """Each process records the cases of its patches, labelled and unlabelled."""
-    (place / "noting.py").write_text(NOTING)
-    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
-    noting = ("augmentation=none", "augmentation._target_=noting.Noting")
-    devices = ("trainer.devices=2", "trainer.accelerator=cpu")
-    settings = ("experiment=ssl_light", "output=two", "sampling.steps_per_epoch=6")
-    train_process(*settings, *devices, *noting, PYTHONPATH=path)
-    assert len(metrics(place / "two", "train/loss")) == 12
-    assert (place / "two" / "checkpoints" / "best.ckpt").is_file()
-    first, second = (set(path.read_text().split()) for path in place.glob("cases-*.txt"))
-    cases = json.loads((place / "two" / "cases.json").read_text())
-    assert not first & second
-    assert first | second == {*cases["labelled"], *cases["unlabelled"]}
-    assert all(seen & set(cases[part]) for seen in (first, second) for part in ("labelled", "unlabelled"))
 
 
 def test_table_3_goes_through_and_the_report_prints_its_rows(place, train, dlunet):

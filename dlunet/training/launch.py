@@ -1,0 +1,123 @@
+"""How the processes of a distributed training are started: by this one, or all together by torchrun or srun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from dlunet.errors import UserError
+
+#: The ways in which this process can start others, by Lightning's names; spawned processes also work inside a sweep.
+START_METHODS: dict[str, Literal["spawn", "fork"]] = {"ddp_spawn": "spawn", "ddp_fork": "fork"}
+
+
+class SharedSteps(DDPStrategy):
+    """Processes that share every step: Lightning's DDP without its wrapper around the networks.
+
+    The wrapper allows one backward pass for all networks together and searches for weights without a gradient, such as
+    those of the coarsest head, which has no loss. Here :class:`dlunet.training.SegmentationModule` averages the
+    gradients, once a step.
+    """
+
+    def configure_ddp(self) -> None:
+        """Leave out the wrapper."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among others that were started together with it.
+
+    Attributes:
+        environment: Lightning's view of them.
+        devices: Processes on each machine.
+        num_nodes: Machines.
+    """
+
+    environment: ClusterEnvironment
+    devices: int
+    num_nodes: int
+
+
+def joint_launch(trainer: Mapping[str, Any]) -> Launch | None:
+    """The launch by torchrun or srun, if this process is part of one; None: this process starts all others.
+
+    The tasks of srun belong to one training only if there are as many as ``trainer`` asks for: otherwise each has a
+    training of its own.
+
+    Args:
+        trainer: The settings of Lightning's trainer.
+
+    Raises:
+        UserError: Lightning cannot use the way in which srun was called.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        world, on_each = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return Launch(TorchElasticEnvironment(), on_each, world // on_each) if world > 1 else None
+    devices, num_nodes = device_count(trainer), int(trainer.get("num_nodes", 1))
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and tasks == devices * num_nodes:
+        try:
+            return Launch(SLURMEnvironment(auto_requeue=False), devices, num_nodes)
+        except RuntimeError as error:  # such as --ntasks without --ntasks-per-node
+            raise UserError(f"srun: {error}") from None
+    return None
+
+
+def is_first(trainer: Mapping[str, Any]) -> bool:
+    """Whether this process is the one that writes the files of the run."""
+    launch = joint_launch(trainer)
+    return launch is None or launch.environment.global_rank() == 0
+
+
+def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The settings and plugins of Lightning's trainer, with which a training has the processes that it should have.
+
+    Args:
+        trainer: The settings of the config.
+
+    Raises:
+        UserError: Settings for several processes cannot be met.
+    """
+    settings = dict(trainer)
+    strategy = settings.pop("strategy", "ddp_spawn")
+    if strategy not in START_METHODS:
+        raise UserError(
+            f"trainer.strategy: found {strategy}; expected one of {', '.join(START_METHODS)}: processes share each "
+            "step, and the training averages their gradients itself; leave it out"
+        )
+    if launch := joint_launch(trainer):
+        settings |= {"devices": launch.devices, "num_nodes": launch.num_nodes, "strategy": SharedSteps()}
+        return settings, [launch.environment]
+    if settings.get("num_nodes", 1) != 1:
+        raise UserError(
+            f"trainer.num_nodes: found {settings['num_nodes']}, but this process was not started together with others; "
+            "start one process for each device with torchrun or srun, see docs/clusters.md"
+        )
+    # This process starts all others itself, so the task environment of a batch system does not apply to them.
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    os.environ.pop("LOCAL_RANK", None)
+    if device_count(settings) > 1:
+        settings["strategy"] = SharedSteps(start_method=START_METHODS[strategy])
+    return settings, [LightningEnvironment()]
+
+
+def device_count(trainer: Mapping[str, Any]) -> int:
+    """The number of devices that ``trainer.devices`` stands for: a number, a list, or all of them."""
+    devices = trainer.get("devices", 1)
+    if not isinstance(devices, (int, str)):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
+    return len([part for part in str(devices).split(",") if part]) if "," in str(devices) else int(devices)

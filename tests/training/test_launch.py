@@ -1,0 +1,104 @@
+"""Processes started by a training or together by torchrun or srun: what they learn, and what they write."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from dlunet.errors import UserError
+from dlunet.training.launch import device_count, is_first, joint_launch, launch_settings
+from tests.commands import TIMEOUT, TINY
+
+#: A training of two steps of two patches, in double precision: sums over patches are in another order.
+SHORT = (
+    "train", *TINY, "experiment=ssl_light", "trainer.max_epochs=1", "sampling.steps_per_epoch=2",
+    "trainer.precision=64-true", "trainer.accelerator=cpu", "test=true",
+)  # fmt: skip
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def alone(place, dlunet_process):
+    """The run of one process with all patches."""
+    dlunet_process(*SHORT, "output=alone", "sampling.batch_size=2", cwd=place)
+    return place / "alone"
+
+
+def check_same(run, alone):
+    before, after = weights(alone), weights(run)
+    assert before.keys() == after.keys()
+    assert all((after[name] - value).abs().max() <= 1e-6 for name, value in before.items())
+    tables = [pd.read_csv(folder / "metrics.csv") for folder in (alone, run)]
+    losses = [table.loc[table["train/loss"].notna(), "train/loss"].tolist() for table in tables]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6) and len(losses[0]) == 2
+    files = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (alone, run)]
+    assert files[0] == files[1]
+
+
+def test_processes_started_by_the_training(place, alone, dlunet_process):
+    dlunet_process(*SHORT, "output=spawned", "sampling.batch_size=1", "trainer.devices=2", cwd=place)
+    check_same(place / "spawned", alone)
+
+
+def test_processes_started_by_torchrun(place, alone):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlunet"]
+    words = (*SHORT, "output=by_torchrun", "sampling.batch_size=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *words], cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("best checkpoint:") == 1
+    check_same(place / "by_torchrun", alone)
+
+
+def test_a_process_that_was_started_alone(monkeypatch):
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    assert joint_launch({"devices": 2}) is None and is_first({"devices": 2})
+    settings, _ = launch_settings({"devices": 1, "accelerator": "cpu"})
+    assert "strategy" not in settings
+    settings, _ = launch_settings({"devices": 2, "accelerator": "cpu", "strategy": "ddp_fork"})
+    assert settings["strategy"]._start_method == "fork"
+    with pytest.raises(UserError, match=r"trainer.strategy: found ddp; expected one of ddp_spawn, ddp_fork"):
+        launch_settings({"devices": 2, "strategy": "ddp"})
+    with pytest.raises(UserError, match=r"trainer.num_nodes: found 2"):
+        launch_settings({"devices": 2, "num_nodes": 2})
+
+
+@pytest.mark.parametrize(("devices", "nodes", "joint"), [(2, 2, True), (4, 1, True), (1, 1, False), (2, 1, False)])
+def test_tasks_of_srun_are_one_training_if_the_settings_ask_for_as_many(monkeypatch, devices, nodes, joint):
+    variables = {"STEP_NUM_TASKS": 4, "NTASKS": 4, "NTASKS_PER_NODE": devices, "PROCID": 3, "LOCALID": 1, "NODEID": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer = {"devices": devices, "num_nodes": nodes, "accelerator": "cpu"}
+    launch = joint_launch(trainer)
+    assert (launch is not None) == joint and is_first(trainer) != joint
+    if joint:
+        settings, (environment,) = launch_settings(trainer)
+        assert (settings["devices"], settings["num_nodes"]) == (devices, nodes)
+        assert isinstance(environment, SLURMEnvironment) and environment.global_rank() == 3
+        monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+        with pytest.raises(UserError, match=r"srun: .*--ntasks-per-node"):
+            joint_launch(trainer)
+
+
+def test_self_training_is_started_once(place, dlunet, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    message = dlunet("self_train", *TINY, "trainer.devices=2", "output=both", cwd=place, fails=True).stderr
+    assert "self_train: was started several times" in message and not (place / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [(3, 3), ("3", 3), ([0, 2], 2), ("0,2", 2), ("1,", 1), ("auto", 1), (-1, 1)]
+)
+def test_the_number_of_devices(devices, count, monkeypatch):
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(device_count=lambda: 0))
+    assert device_count({"devices": devices}) == count
