@@ -38,6 +38,15 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())  # else the name may survive a crash of the machine without the contents
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, which replaces an existing file; a copy where the file system has no links."""
+    with whole(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def whole(path: Path, ending: str = "") -> Iterator[Path]:
     """Yield a temporary path for a file or folder, which is renamed to ``path`` when the block ends.

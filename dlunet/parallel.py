@@ -124,12 +124,17 @@ def _wait_for_parent() -> None:
     os._exit(1)
 
 
-def end_processes(others: Container[BaseProcess] = ()) -> None:
-    """End the child processes except ``others``; otherwise this process would wait for them before it exits."""
+def end_processes(others: Container[BaseProcess] = (), patience: float = PATIENCE) -> None:
+    """End the child processes except ``others``; otherwise this process would wait for them before it exits.
+
+    Args:
+        others: Processes that go on.
+        patience: Seconds to wait for a terminated process before it is killed.
+    """
     own = [process for process in active_children() if process not in others]
     for process in own:
         process.terminate()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     for process in own:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()

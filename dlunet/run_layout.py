@@ -60,8 +60,13 @@ class RunLayout:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last finished epoch."""
+        """The last checkpoint: of the last finished epoch, or of a step after it."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one, in case that one is damaged."""
+        return self.checkpoints / "previous.ckpt"
 
     @property
     def best(self) -> Path:

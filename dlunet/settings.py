@@ -38,7 +38,17 @@ FOLDERS: Rule = (lambda value: not isinstance(value, ListConfig) or len(value) >
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
 
 #: Settings for which null has a meaning.
-MAY_BE_NULL = ("data.workers", "plan.patch_size", "plan.spacing", "resume", "sampling.num_workers", "shard", "table")
+MAY_BE_NULL = (
+    "checkpoint.every_n_steps",
+    "checkpoint.every_n_minutes",
+    "data.workers",
+    "plan.patch_size",
+    "plan.spacing",
+    "resume",
+    "sampling.num_workers",
+    "shard",
+    "table",
+)
 
 #: The rules of settings. Those that a command does not have are not checked.
 RULES: dict[str, Rule] = {
@@ -53,6 +63,9 @@ RULES: dict[str, Rule] = {
         "three whole numbers, 1 or more: voxels along z, y, x, such as [56,160,160]",
     ),
     "plan.memory_gb": POSITIVE,
+    "checkpoint.every_n_steps": COUNT,
+    "checkpoint.every_n_minutes": POSITIVE,
+    "checkpoint.on_full": (lambda value: value in ("stop", "continue"), "stop or continue"),
     "sampling.batch_size": COUNT,
     "sampling.accumulate_grad_batches": COUNT,
     "sampling.steps_per_epoch": COUNT,

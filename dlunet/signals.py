@@ -19,8 +19,10 @@ ASKING = tuple(
 )
 
 
-class Stopped(BaseException):
+class Stopped(SystemExit):
     """A signal asked the process to stop.
+
+    A process that nobody catches it in ends with the signal's exit code and without a traceback.
 
     Attributes:
         number: The signal's number.
@@ -32,7 +34,47 @@ class Stopped(BaseException):
         self.number = number
         self.name = signal.Signals(number).name
         self.exit_code = 128 + number
-        super().__init__(self.name)
+        super().__init__(self.exit_code)
+
+
+class StopRequest:
+    """The first signal that asks the process to stop, for work that is to end at a convenient moment.
+
+    Attributes:
+        number: The signal's number; None: none has come.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """While the block runs, the first signal is only noted; a second one has the effect that it had before."""
+        process = os.getpid()
+        before = {number: signal.getsignal(number) for number in ASKING}
+        noted = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():
+            noted = []  # only the main thread can set handlers
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if os.getpid() == process and self.number is None:
+                self.number = number
+                return
+            signal.signal(number, before[number] if os.getpid() == process else signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        for number in noted:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number in noted:
+                signal.signal(number, before[number])
+
+    def obey(self) -> None:
+        """Raise :class:`Stopped` if a signal has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
 
 
 @contextmanager

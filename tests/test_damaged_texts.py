@@ -99,7 +99,7 @@ READERS = {
         lambda path: RunFolder(path.parent).keep_cases({"labelled": ["a"]}),
     ),
     "metrics": (written("metrics.csv", "epoch,step,train/loss\n0,1,0.5\n0,2,0.25\n1,3,0.125\n"),
-                lambda path: metrics_logger(path.parent, 1)),
+                lambda path: metrics_logger(path.parent, 3)),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dlunet.parallel import end_processes
-from dlunet.signals import ASKING, Stopped, signals_raise
+from dlunet.signals import ASKING, Stopped, StopRequest, signals_raise
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,35 @@ def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
         program.kill()
 
 
+def test_a_request_notes_the_first_signal_and_the_second_one_acts_as_before():
+    request = StopRequest()
+    with pytest.raises(Stopped) as stopped, signals_raise(), request.noting():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert request.number == signal.SIGINT
+        with pytest.raises(Stopped) as obeyed:
+            request.obey()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert (obeyed.value.number, stopped.value.number) == (signal.SIGINT, signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest().noting():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_forked_process_ends_though_a_request_notes_signals():
+    """Such as one that reads patches."""
+    with StopRequest().noting():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -123,7 +152,7 @@ def test_self_training_that_is_stopped_says_so_and_goes_on(place, start_dlunet, 
     process = start_dlunet("self_train", *TINY, *settings, cwd=place)
     printed, alive = stop(process, (teacher / "checkpoints" / "last.ckpt").exists, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, printed
-    assert "the last finished epoch is kept" in printed and "stopped by SIGTERM" in printed
+    assert "finished steps are kept" in printed and "stopped by SIGTERM" in printed
     assert "Traceback" not in printed and not alive
     dlunet_process("self_train", *TINY, *settings, cwd=place)
     assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()

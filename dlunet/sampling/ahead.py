@@ -48,21 +48,21 @@ class Ahead:
         self._batches: Iterator[Any] | None = None
         self._next = 0  # the step, counted from the first epoch, of the next batch
 
-    def epoch(self, number: int) -> Epoch:
-        """The batches of an epoch."""
-        return Epoch(self, number)
+    def epoch(self, number: int, first: int = 0) -> Epoch:
+        """The batches of an epoch, from one of its steps on."""
+        return Epoch(self, number, first)
 
-    def batches(self, epoch: int) -> Iterator[Any]:
-        """Yield the batches of an epoch.
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """Yield the batches of an epoch, from its step ``first`` on.
 
         Raises:
             UserError: As raised by ``make``, here or in a worker.
             RuntimeError: A worker was killed ("DataLoader worker (pid …"), or as raised by ``make``.
         """
-        first = epoch * self.steps_per_epoch
-        if self._batches is None or self._next != first:
-            self._begin(first)
-        for _ in range(self.steps_per_epoch):
+        begin = epoch * self.steps_per_epoch + first
+        if self._batches is None or self._next != begin:
+            self._begin(begin)
+        for _ in range(first, self.steps_per_epoch):
             batch = self._receive()
             self._next += 1
             if isinstance(batch, UserError):
@@ -101,19 +101,20 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The batches of one epoch.
+    """The batches of one epoch, from its step ``first`` on; its length is that of the whole epoch.
 
     Lightning ends the workers of a ``DataLoader`` with each epoch; it leaves those of another iterable alone.
     """
 
     ahead: Ahead
     number: int
+    first: int
 
     def __len__(self) -> int:
         return self.ahead.steps_per_epoch
 
     def __iter__(self) -> Iterator[Any]:
-        return self.ahead.batches(self.number)
+        return self.ahead.batches(self.number, self.first)
 
 
 class _Steps(IterableDataset):
@@ -130,7 +131,9 @@ class _Steps(IterableDataset):
         try:
             for epoch in count(self.first // self.steps_per_epoch):
                 done = epoch * self.steps_per_epoch - self.first
-                yield from self.make(epoch, range((number - done) % workers, self.steps_per_epoch, workers))
+                begin = max(0, -done)
+                own = begin + (number - done - begin) % workers
+                yield from self.make(epoch, range(own, self.steps_per_epoch, workers))
         except UserError as error:  # passed on as a value: an exception would arrive with the worker's traceback
             yield error
 

@@ -90,7 +90,7 @@ class PatchDataModule(lightning.LightningDataModule):
                 )
 
     def train_dataloader(self) -> CombinedLoader:
-        """The batches (:data:`dlunet.methods.Batch`) of the current epoch."""
+        """The batches (:data:`dlunet.methods.Batch`) of the current epoch; of a resumed one, those that are left."""
         assert self.trainer is not None
         if self._ahead is None:
             streams = Streams(
@@ -106,7 +106,8 @@ class PatchDataModule(lightning.LightningDataModule):
                 self.accumulate_grad_batches,
             )
             self._ahead = Ahead(streams.batches, self.steps_per_epoch, self.num_workers)
-        return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch), mode="min_size")
+        done = self.trainer.global_step % self.steps_per_epoch
+        return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch, done), mode="min_size")
 
     def val_dataloader(self) -> DataLoader:
         """Complete prepared cases, one at a time."""

@@ -1,16 +1,30 @@
-"""Checkpoints that are written atomically and survive moving or copying the run folder."""
+"""Checkpoints: written atomically, also within an epoch, and usable in a run folder that was moved or copied."""
 
 from __future__ import annotations
 
 import io
+import logging
+import signal
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from dlunet.files import write_bytes
+from dlunet.errors import WriteError
+from dlunet.files import link_or_copy, write_bytes
+from dlunet.run_layout import RunLayout
+from dlunet.signals import Stopped, StopRequest
+from dlunet.training.module import SegmentationModule
+
+log = logging.getLogger(__name__)
+
+#: The place of the wish to stop among those on which the processes of a run agree.
+STOP = 0
 
 #: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -40,15 +54,109 @@ class MovableCheckpoint(ModelCheckpoint):
         return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
 
+class LastCheckpoint(Checkpoint):
+    """Writes the last checkpoint, and ends the run where a signal asks for it.
+
+    A checkpoint is written at the end of every epoch, every few steps or minutes if wanted, and at the end of the step
+    in which a signal comes. The one before it is kept. All processes of a run write, and end, after the same step.
+    (Lightning calls its checkpoint callbacks after all others, in their order.)
+
+    Args:
+        folder: The run folder.
+        request: Notes the first signal; a second one stops at once.
+        every_n_steps: Steps between two checkpoints; None: only epochs count.
+        every_n_minutes: Minutes between two checkpoints; None: only epochs count.
+    """
+
+    def __init__(
+        self,
+        folder: RunLayout,
+        request: StopRequest,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+    ) -> None:
+        self.folder = folder
+        self.request = request
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self._saved = 0.0  # when, and the next signal handlers
+        self._noting = ExitStack()
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """From here on, a signal waits for the end of a step. Lightning sets handlers of its own just before."""
+        self._noting.enter_context(self.request.noting())
+        self._saved = time.monotonic()
+        cast(SegmentationModule, module).asked = self._asked
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End the run if it is to: only now, the metrics of the last step are logged."""
+        if cast(SegmentationModule, module).agreed[STOP]:
+            raise Stopped(self.request.number or signal.SIGTERM)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a checkpoint if there is to be one after this step; after the last one of an epoch, the epoch does."""
+        if any(cast(SegmentationModule, module).agreed) and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_validation_batch_start(self, trainer: lightning.Trainer, *arguments: Any) -> None:
+        """End the run if a signal has come: a validation may take minutes, and is repeated."""
+        if trainer.world_size == 1:
+            self.request.obey()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Write the checkpoint of the epoch."""
+        self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """From here on, a signal stops at once again."""
+        self._noting.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """The same."""
+        self._noting.close()
+
+    def _asked(self, step: int) -> list[bool]:
+        """Whether this process is to stop after a step, and whether it is to write a checkpoint."""
+        by_steps = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
+        minutes = (time.monotonic() - self._saved) / 60
+        return [
+            self.request.number is not None,
+            by_steps or (self.every_n_minutes is not None and minutes >= self.every_n_minutes),
+        ]
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.is_global_zero and self.folder.last.exists():
+            link_or_copy(self.folder.last, self.folder.previous)
+        trainer.save_checkpoint(self.folder.last)
+        self._saved = time.monotonic()
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, beside the one to be replaced.
 
     Lightning writes to the system's temporary folder first, which may be too small, and then copies over the intact
     previous checkpoint.
+
+    Args:
+        on_full: ``"stop"`` raises an error if a checkpoint cannot be written, ``"continue"`` only says so.
     """
+
+    def __init__(self, on_full: str = "stop") -> None:
+        self.on_full = on_full
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
         contents = io.BytesIO()
         torch.save(checkpoint, contents)
-        write_bytes(Path(path), contents.getbuffer())
+        try:
+            write_bytes(Path(path), contents.getbuffer())
+        except WriteError as error:
+            if self.on_full == "stop":
+                raise
+            log.warning("warning: %s; training goes on, as checkpoint.on_full=continue says", error)

@@ -39,18 +39,18 @@ def check_login(logger: DictConfig) -> None:
     )
 
 
-def build_loggers(logger: DictConfig, folder: RunFolder, epochs_done: int) -> list[Logger]:
+def build_loggers(logger: DictConfig, folder: RunFolder, steps_done: int) -> list[Logger]:
     """The configured logger and always ``metrics.csv``, which the report reads.
 
     Args:
         logger: The config of the logger; without a target, only ``metrics.csv`` is written.
         folder: The run folder.
-        epochs_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
+        steps_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
 
     Raises:
         UserError: The configured logger is not installed.
     """
-    loggers: list[Logger] = [metrics_logger(folder.path, epochs_done)]
+    loggers: list[Logger] = [metrics_logger(folder.path, steps_done)]
     return [*loggers, _instantiated(logger)] if has_dashboard(logger) else loggers
 
 

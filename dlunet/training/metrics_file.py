@@ -12,20 +12,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dlunet.run_layout import RunLayout
 
 
-def metrics_logger(output: Path, epochs_done: int) -> CSVLogger:
+def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
     """A logger that writes ``output/metrics.csv``.
 
-    Lightning's logger deletes the file of an earlier run. Here the rows of epochs that a resumed run does not repeat
-    are written back first.
+    Lightning's logger deletes the file of an earlier run. Here the rows of steps that a resumed run does not repeat are
+    written back first.
 
     Args:
         output: The run folder.
-        epochs_done: The number of epochs finished before the checkpoint to resume from; 0 for a new run.
+        steps_done: The number of steps before the checkpoint to resume from; 0 for a new run.
     """
-    rows = _read_rows(RunLayout(output).metrics)
-    # Selected by step: the rows of learning rates have no epoch.
-    last_step = max((int(row["step"]) for row in rows if row["epoch"] and int(row["epoch"]) < epochs_done), default=-1)
-    kept = [row for row in rows if int(row["step"]) <= last_step]
+    kept = [row for row in _read_rows(RunLayout(output).metrics) if int(row["step"]) < steps_done]
     logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
     if getattr(rank_zero_only, "rank", 0) != 0:  # only the first of several processes writes
         return logger

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.segmentation import DiceScore
 
-from dlunet.distributed import average_gradients, copy_from_first, mean
+from dlunet.distributed import average_gradients, copy_from_first, mean, process_count
 from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
@@ -85,6 +85,9 @@ class SegmentationModule(lightning.LightningModule):
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.accumulate = accumulate
+        # What this process wishes after a step, and what all do: see dlunet.training.checkpoint.LastCheckpoint.
+        self.asked: Callable[[int], Sequence[bool]] = _no_wishes
+        self.agreed: Sequence[bool] = _no_wishes(0)
         self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
@@ -146,11 +149,18 @@ class SegmentationModule(lightning.LightningModule):
         self._scheduler.step()
         self._average()
         self.method.after_step(step)
-        logged = mean(torch.stack(list(values.values())))
+        logged, self.agreed = self._of_all_processes(torch.stack(list(values.values())), self.asked(progress.step))
         self.log_dict({f"train/{name}": value for name, value in zip(values, logged, strict=True)}, batch_size=1)
         loss = logged.sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
+
+    def _of_all_processes(self, values: Tensor, wishes: Sequence[bool]) -> tuple[Tensor, list[bool]]:
+        """The means of values, and which wishes any process has."""
+        if process_count() == 1:
+            return values, list(wishes)
+        shared = mean(torch.cat([values, values.new_tensor(list(map(float, wishes)))]))
+        return shared[: len(values)], [share > 0 for share in shared[len(values) :].tolist()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them."""
@@ -236,6 +246,10 @@ class SegmentationModule(lightning.LightningModule):
     def _generator(self, step: int) -> torch.Generator:
         """A generator seeded by the step alone, so that a resumed run repeats its random numbers."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096)
+
+
+def _no_wishes(step: int) -> Sequence[bool]:
+    return (False, False)
 
 
 def _batches(patches: Batch, count: int) -> list[Batch]:

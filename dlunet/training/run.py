@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dlunet.datasets import Dataset
 from dlunet.errors import UserError
@@ -24,7 +24,7 @@ from dlunet.networks import LightUNet
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
-from dlunet.signals import Stopped
+from dlunet.signals import ASKING, Stopped, StopRequest
 from dlunet.training.build import augmentation_of, build_module, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
@@ -32,10 +32,13 @@ from dlunet.training.launch import is_first
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
-from dlunet.training.run_folder import RunFolder
+from dlunet.training.run_folder import Done, RunFolder
 from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
+
+#: Seconds in which a process that was asked to stop finishes its step and writes a checkpoint.
+STEP_PATIENCE = 60.0
 
 #: Seconds within which a signal that ended a child process also reaches this process.
 SIGNAL_DELAY = 1.0
@@ -70,7 +73,7 @@ def train(config: DictConfig) -> Path:
     if not first:
         logging.getLogger("dlunet").setLevel(logging.ERROR)  # the first process says the same
     with folder.writing() if first else nullcontext():
-        epochs_done = folder.begin(plain(config)) if first else folder.epochs_done
+        done = folder.begin(plain(config)) if first else folder.done()
         if first:
             labels = {case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label}
             folder.keep_pseudo_labels(labels)
@@ -78,13 +81,13 @@ def train(config: DictConfig) -> Path:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
         try:
-            _fit(config, folder, dataset, prepare(config, dataset, shared), epochs_done)
+            _fit(config, folder, dataset, prepare(config, dataset, shared), done)
         finally:
             shared.close()
     return folder.trained
 
 
-def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, epochs_done: int) -> None:
+def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, done: Done) -> None:
     if is_first(config.trainer):
         folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
@@ -94,15 +97,13 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     with warnings.catch_warnings():
         _silence_lightning()
         shown = dashboard_callbacks(plain(config), prepared, dataset) if has_dashboard(config.logger) else []
-        trainer = build_trainer(config, folder, can_choose(prepared), epochs_done, shown)
+        request = StopRequest()
+        trainer = build_trainer(config, folder, can_choose(prepared), done.steps, request, shown)
         datamodule.check_cases()
         try:
-            resume_from = folder.last if epochs_done else None
-            trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-        except (Stopped, SIGTERMException) as stop:  # the latter in a process started by Lightning
-            end_processes()
-            log.info("%s: the last finished epoch is kept; add resume=auto to continue from it", folder.path)
-            raise stop if isinstance(stop, Stopped) else Stopped(signal.SIGTERM) from None
+            trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)
+        except (Stopped, SIGTERMException, ProcessExitedException) as stop:
+            raise _stopped(stop, folder) from None
         except ProcessRaisedException as error:  # of a process started by Lightning; only its text is known
             _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")
             if not found:
@@ -112,12 +113,31 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
             if "DataLoader worker (pid" not in str(error):  # another error, of the step or in a worker
                 raise
             time.sleep(SIGNAL_DELAY)  # a signal sent to all processes takes precedence
+            if request.number is not None:
+                raise _stopped(Stopped(request.number), folder) from None
             raise UserError(
                 f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
-                "fewer: sampling.num_workers=0; add resume=auto to continue from the last finished epoch"
+                "fewer: sampling.num_workers=0; add resume=auto to continue from the last checkpoint"
             ) from None
         finally:
             datamodule.teardown()
+        request.obey()
+
+
+def _stopped(error: BaseException, folder: RunFolder) -> BaseException:
+    """End the processes of a training that a signal has stopped, say what is kept, and return what to raise."""
+    if isinstance(error, ProcessExitedException):  # one that this process has started
+        number = error.exit_code - 128 if error.exit_code > 128 else -error.exit_code
+        if number not in ASKING:
+            return UserError(
+                f"a process of the training ended with exit code {error.exit_code}, see the messages above; add "
+                "resume=auto to continue"
+            )
+        error = Stopped(number)
+    end_processes(patience=STEP_PATIENCE)
+    done = folder.done()
+    log.info("%s: %d finished steps are kept; add resume=auto to continue from there", folder.path, done.steps)
+    return error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
 
 
 def _log_execution(config: DictConfig, module: SegmentationModule) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from yaml import YAMLError
 
 from dlunet import stamps
 from dlunet.errors import UserError, few
-from dlunet.files import remove_leftovers, write_text
+from dlunet.files import link_or_copy, remove_leftovers, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
 from dlunet.settings import flattened
+
+log = logging.getLogger(__name__)
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = (
@@ -30,12 +32,46 @@ FREE_ON_RESUME = (
     "logger",
     "strict",
     "test",
+    "checkpoint",
     "trainer.max_epochs",
     "data.pseudo_labels",  # they may be moved: see keep_pseudo_labels
     "data.workers",
     "data.source.workers",
     "sampling.num_workers",
 )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run has done.
+
+    Attributes:
+        checkpoint: The checkpoint to continue from; None: nothing is done.
+        epochs: Finished epochs.
+        steps: Finished steps, also of an epoch that is not finished.
+    """
+
+    checkpoint: Path | None
+    epochs: int
+    steps: int
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Done:
+        """What a checkpoint contains.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        values = read_checkpoint(checkpoint)
+        try:
+            # Lightning counts an epoch as processed after its last step and validation.
+            epochs = values["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            return cls(checkpoint, int(epochs), int(values["global_step"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{checkpoint}: has no training state ({type(error).__name__}: {error}); expected a checkpoint that "
+                "training wrote; use output=FOLDER for another run"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -47,10 +83,22 @@ class RunFolder(RunLayout):
         """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
         return self.best if self.best.exists() else self.last
 
-    @property
-    def epochs_done(self) -> int:
-        """The number of epochs that the last checkpoint has finished; 0 without one."""
-        return int(read_checkpoint(self.last)["epoch"]) + 1 if self.last.exists() else 0
+    def done(self) -> Done:
+        """What is done, according to the last checkpoint, or to the one before if that is damaged.
+
+        Raises:
+            UserError: Both are damaged.
+        """
+        if not self.last.exists():
+            return Done(None, 0, 0)
+        try:
+            return Done.of(self.last)
+        except UserError as error:
+            if not self.previous.exists():
+                raise
+            found = Done.of(self.previous)
+            log.warning("warning: %s; continuing from the one before, %s", error, self.previous)
+            return found
 
     def check_free(self, resume: bool) -> None:
         """Check that a new run does not start in the folder of an existing one.
@@ -77,36 +125,40 @@ class RunFolder(RunLayout):
                 f"{self.path}: another run is writing to this folder; wait for it to end, or choose another folder: "
                 "output=FOLDER"
             )
-        log = logging.FileHandler(self.log, encoding="utf-8")
-        logging.getLogger().addHandler(log)
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        logging.getLogger().addHandler(handler)
         try:
             yield
         finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
+            logging.getLogger().removeHandler(handler)
+            handler.close()
             lock.release()
 
-    def begin(self, settings: dict[str, Any]) -> int:
-        """Record the settings of a run that starts or resumes, and return the number of finished epochs.
+    def begin(self, settings: dict[str, Any]) -> Done:
+        """Record the settings of a run that starts or resumes, and return what is done.
 
         Raises:
             UserError: The run was started with other settings, or has more finished epochs than requested.
         """
         if self.last.exists():
             self.check_same_settings(settings)
-        epochs_done = self.epochs_done
+        done = self.done()
         wanted = settings["trainer"]["max_epochs"]
-        if epochs_done > wanted:
+        if done.epochs > wanted:
             raise UserError(
-                f"trainer.max_epochs: found {wanted}; expected at least {epochs_done}, the epochs already done in "
+                f"trainer.max_epochs: found {wanted}; expected at least {done.epochs}, the epochs already done in "
                 f"{self.last}; or start another run with output=FOLDER"
             )
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
-        if epochs_done < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
+        if done.checkpoint == self.previous:
+            self.last.replace(self.last.with_name("damaged.ckpt"))
+            link_or_copy(self.previous, self.last)
+            done = replace(done, checkpoint=self.last)
+        if done.epochs < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
             write_text(self.provenance, json.dumps(provenance(), indent=2))
-        return epochs_done
+        return done
 
     def keep_cases(self, cases: Mapping[str, list[str]]) -> None:
         """Record the names of a run's cases by part, or check that they are unchanged since the run started.

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from dlunet.errors import UserError
-from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
+from dlunet.signals import StopRequest
+from dlunet.training.checkpoint import LastCheckpoint, MovableCheckpoint, WholeCheckpointIO
 from dlunet.training.launch import launch_settings
 from dlunet.training.loggers import build_loggers
 from dlunet.training.run_folder import RunFolder
@@ -20,7 +21,8 @@ def build_trainer(
     config: DictConfig,
     folder: RunFolder,
     has_validation: bool,
-    epochs_done: int,
+    steps_done: int,
+    request: StopRequest,
     further_callbacks: Sequence[Callback] = (),
 ) -> lightning.Trainer:
     """Build Lightning's trainer with the callbacks and loggers of a run.
@@ -29,20 +31,21 @@ def build_trainer(
         config: The composed config.
         folder: The run folder.
         has_validation: Whether there are validation cases that determine the best epoch.
-        epochs_done: The number of epochs finished before the checkpoint to resume from; 0 for a new run.
+        steps_done: The number of steps before the checkpoint to resume from; 0 for a new run.
+        request: Notes a signal that asks the run to stop.
         further_callbacks: Callbacks in addition to those of every run.
 
     Raises:
         UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings, plugins = launch_settings(config.trainer)
-    loggers = build_loggers(config.logger, folder, epochs_done)
+    loggers = build_loggers(config.logger, folder, steps_done)
     try:
         return lightning.Trainer(
             **settings,
-            plugins=[WholeCheckpointIO(), *plugins],
+            plugins=[WholeCheckpointIO(config.checkpoint.on_full), *plugins],
             default_root_dir=folder.path,
-            callbacks=[*_callbacks(folder, has_validation), *further_callbacks],
+            callbacks=[*_callbacks(config.checkpoint, folder, has_validation, request), *further_callbacks],
             logger=loggers,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,  # the data module shares out the patches
@@ -54,10 +57,8 @@ def build_trainer(
         raise UserError(f"trainer: {error}; check the trainer settings") from None
 
 
-def _callbacks(folder: RunFolder, has_validation: bool) -> list[Callback]:
-    last = MovableCheckpoint(
-        folder.checkpoints, folder.last.stem, enable_version_counter=False, save_on_train_epoch_end=True
-    )
+def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, request: StopRequest) -> list[Callback]:
+    last = LastCheckpoint(folder, request, checkpoint.every_n_steps, checkpoint.every_n_minutes)
     best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
     # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
     return [*([best] if has_validation else []), last, LearningRateMonitor("step"), RichProgressBar(leave=False)]

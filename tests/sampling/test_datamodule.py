@@ -38,12 +38,12 @@ def make_prepared(make_case):
     return make
 
 
-def make_module(prepared, method, epoch=0, rank=0, world_size=1, batch=BATCH, accumulated=1, seed=0, workers=0):
+def make_module(prepared, method, epoch=0, step=0, rank=0, world_size=1, batch=BATCH, accumulated=1, seed=0, workers=0):
     module = PatchDataModule(
         prepared, method, Augmentation(), batch, STEPS, num_workers=workers, seed=seed,
         accumulate_grad_batches=accumulated,
     )  # fmt: skip
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch, global_step=step)
     module.check_cases()
     return module
 
@@ -96,7 +96,7 @@ def test_views_of_a_patch_share_its_geometry_and_each_is_drawn_anew(make_prepare
     for workers in (0, 1):
         augmentation = Augmentation(flip=flips, strong=strong)
         module = PatchDataModule(prepared, OneNetwork(), augmentation, BATCH, STEPS, num_workers=workers)
-        module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)
+        module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, global_step=0)
         batches = [module.on_before_batch_transfer(batch, 0) for batch, *_ in module.train_dataloader()]
         seen.append([batch["unlabelled"] for batch in batches])
         assert all(set(batch["labelled"]) == {"weak", "label"} for batch in batches)
@@ -144,6 +144,19 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone(make_prepared):
     assert steps(resumed) == third
     assert steps(make_module(prepared, method, epoch=4)) != third
     assert steps(make_module(prepared, method, epoch=3, seed=1)) != third
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [1, STEPS - 1])
+def test_a_run_that_is_resumed_within_an_epoch_gets_the_rest_of_it(make_prepared, step, workers):
+    prepared = make_prepared()
+    expected = steps(make_module(prepared, CrossPseudo(), epoch=2))
+    resumed = make_module(prepared, CrossPseudo(), epoch=2, step=2 * STEPS + step, workers=workers)
+    assert len(resumed.train_dataloader()._iterables) == STEPS
+    assert steps(resumed) == expected[step:]
+    resumed.trainer.current_epoch, resumed.trainer.global_step = 3, 3 * STEPS
+    assert steps(resumed) == steps(make_module(prepared, CrossPseudo(), epoch=3))
+    resumed.teardown()
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -234,7 +247,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_prepared, workers):
         module = PatchDataModule(make_prepared(), OneNetwork(), augmentation, BATCH, STEPS, num_workers=workers)
         state, found = torch.random.get_rng_state(), []
         for epoch in epochs:
-            module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch)
+            module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch, global_step=0)
             found += [batch for batch, *_ in module.train_dataloader()]
         module.teardown()
         assert torch.equal(torch.random.get_rng_state(), state)

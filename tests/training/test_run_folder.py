@@ -8,24 +8,32 @@ import torch
 
 from dlunet.errors import UserError
 from dlunet.training import RunFolder
+from dlunet.training.run_folder import Done
 
 SETTINGS = {"seed": 1, "resume": None, "trainer": {"max_epochs": 5, "precision": 32}}
 CASES = {"labelled": ["a", "b"], "unlabelled": [], "validation": ["c"]}
+
+
+def checkpoint(epochs, steps):
+    """The part of a checkpoint that says what is done."""
+    return {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}, "global_step": steps}
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run with three finished epochs."""
     folder = RunFolder(tmp_path / "run")
-    assert folder.begin(SETTINGS) == 0
+    assert folder.begin(SETTINGS) == Done(None, 0, 0)
     folder.keep_cases(CASES)
     folder.checkpoints.mkdir()
-    torch.save({"epoch": 2}, folder.last)
+    torch.save(checkpoint(3, 30), folder.last)
     return folder
 
 
 def test_a_run_goes_on_with_the_same_settings(run):
-    assert run.begin({**SETTINGS, "resume": "auto", "trainer": {"max_epochs": 9, "precision": 32}}) == 3
+    assert run.begin({**SETTINGS, "resume": "auto", "trainer": {"max_epochs": 9, "precision": 32}}) == Done(
+        run.last, 3, 30
+    )
     run.keep_cases(CASES)
     with pytest.raises(UserError, match="already contains a run; add resume=auto"):
         run.check_free(resume=False)
@@ -57,7 +65,7 @@ def test_pseudo_labels_may_be_moved_but_not_changed(run, tmp_path):
     run.keep_pseudo_labels(moved)
     settings = {**SETTINGS, "data": {"pseudo_labels": "here"}}
     run.begin(SETTINGS | {"data": {"pseudo_labels": None}})
-    assert run.begin(settings) == 3
+    assert run.begin(settings) == Done(run.last, 3, 30)
     moved["b"].write_text("other")
     with pytest.raises(UserError, match=r"run: contains a run on other pseudo-labels \(1 changed: b\); restore them"):
         run.keep_pseudo_labels(moved)
@@ -65,9 +73,27 @@ def test_pseudo_labels_may_be_moved_but_not_changed(run, tmp_path):
         run.keep_pseudo_labels({})
     run.last.unlink()  # a run that has not finished an epoch starts anew
     run.keep_pseudo_labels({})
-    torch.save({"epoch": 2}, run.last)
+    torch.save(checkpoint(3, 30), run.last)
     with pytest.raises(UserError, match=r"\(3 changed: a, b, c\)"):
         run.keep_pseudo_labels(moved)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"truncated"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(run, content, caplog):
+    run.last.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt: is not a checkpoint, or is damaged"):
+        run.begin(SETTINGS)
+    torch.save(checkpoint(2, 25), run.previous)
+    assert run.done() == Done(run.previous, 2, 25)
+    assert run.begin(SETTINGS) == run.done() == Done(run.last, 2, 25)
+    assert "continuing from the one before" in caplog.text
+    assert run.last.with_name("damaged.ckpt").read_bytes() == content  # and is never the one before
+
+
+def test_a_checkpoint_without_training_state(run):
+    torch.save({"state_dict": {}}, run.last)
+    with pytest.raises(UserError, match=r"last\.ckpt: has no training state .KeyError: 'loops'"):
+        run.done()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{", b"[1, 2]\n: x"])
@@ -78,7 +104,7 @@ def test_settings_that_were_lost(run, content):
         run.begin(SETTINGS)
     assert len(str(error.value)) < 400
     (run.path / "config.yaml").unlink()
-    assert run.begin(SETTINGS) == 3
+    assert run.begin(SETTINGS) == Done(run.last, 3, 30)
 
 
 def test_other_cases_are_refused(run):

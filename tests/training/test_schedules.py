@@ -9,6 +9,7 @@ import torch
 
 from dlunet.labels import FLARE22
 from dlunet.preparation import Intensity, Plan
+from dlunet.signals import StopRequest
 from dlunet.training import RunFolder
 from dlunet.training.build import build_module
 from dlunet.training.trainer import build_trainer
@@ -56,7 +57,7 @@ def train(schedule, method, compose, tmp_path):
         where = [f"output={folder.path}", f"trainer.max_epochs={max_epochs}", "trainer.accelerator=cpu"]
         config = compose("train", [*settings, *every, *where, f"method={method}"])
         rates = Rates()
-        trainer = build_trainer(config, folder, False, epochs_done)
+        trainer = build_trainer(config, folder, False, epochs_done * STEPS, StopRequest())
         trainer.callbacks.append(rates)
         patch = {"weak": torch.randn(1, 1, *PATCH), "label": torch.randint(0, 14, (1, *PATCH))}
         batches = [dict.fromkeys(STREAMS[method], patch)] * STEPS

@@ -1,0 +1,122 @@
+"""Trainings that are stopped or killed within an epoch end like those that are not."""
+
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from dlunet.errors import WriteError
+from dlunet.training.checkpoint import WholeCheckpointIO
+from dlunet.training.run_folder import RunFolder
+from tests.commands import TIMEOUT, TINY
+
+STEPS = 40
+LONG = ("train", *TINY, "trainer.max_epochs=2", f"sampling.steps_per_epoch={STEPS}", "trainer.log_every_n_steps=1")
+#: Seconds that a step of these trainings takes at most, and those after it within which the command ends.
+STEP, AFTER = 5, 10
+
+
+@pytest.fixture(scope="module")
+def whole(place, dlunet_process):
+    """``whole(method)``: the run of a method that is not stopped."""
+    known = {}
+
+    def run(method):
+        if method not in known:
+            known[method] = place / f"{method}-whole"
+            dlunet_process(*LONG, f"method={method}", f"output={method}-whole", cwd=place)
+        return known[method]
+
+    return run
+
+
+def metrics(run):
+    return pd.read_csv(run / "metrics.csv").drop(columns="epoch", errors="ignore")
+
+
+def check_same_end(run, whole):
+    expected, found = (metrics(folder) for folder in (whole, run))
+    of_steps = expected[expected["train/loss"].notna()]
+    assert of_steps["step"].tolist() == list(range(2 * STEPS))  # no gap, no double
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, run)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        before, after = (torch.utils._pytree.tree_leaves(state[part]) for state in states)
+        for a, b in zip(before, after, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def begun(run, steps):
+    """Whether a run has logged some steps."""
+    try:
+        return len(pd.read_csv(run / "metrics.csv")) >= steps
+    except (OSError, ValueError):
+        return False
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher"])
+def test_a_signal_ends_a_training_after_a_step_with_a_checkpoint(place, method, whole, start_dlunet, dlunet_process):
+    run, words = place / f"{method}-stopped", (*LONG, f"method={method}", f"output={method}-stopped")
+    with start_dlunet(*words, cwd=place) as process:
+        while not begun(run, 5):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        printed = "".join(process.communicate(timeout=TIMEOUT))
+        assert time.monotonic() - begin < STEP + AFTER
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in printed, printed
+    done = RunFolder(run).done()
+    assert done.epochs == 0 and 0 < done.steps < STEPS
+    assert f"{done.steps} finished steps are kept; add resume=auto" in printed
+    dlunet_process(*words, "resume=auto", cwd=place)
+    check_same_end(run, whole(method))
+
+
+def test_a_training_that_is_killed_goes_on_from_the_last_checkpoint(place, whole, start_dlunet, dlunet_process):
+    """Twice, the second time with a last checkpoint that was damaged."""
+    run = RunFolder(place / "killed")
+    words = (*LONG, "method=supervised", "output=killed", "checkpoint.every_n_steps=7", "resume=auto")
+    for least in (7, 21):
+        with start_dlunet(*words, cwd=place) as process:
+            while not (run.last.exists() and run.done().steps >= least):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+            process.kill()
+        assert run.done().steps % 7 == 0
+    run.last.write_bytes(run.last.read_bytes()[:1000])
+    printed = dlunet_process(*words, cwd=place).all
+    assert "continuing from the one before" in printed
+    check_same_end(run.path, whole("supervised"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_of_two_processes_ends_after_a_step(place, number, start_dlunet, dlunet_process):
+    words = (*LONG, "method=supervised", "trainer.devices=2", "trainer.accelerator=cpu")
+    dlunet_process(*words, "output=two-whole", "resume=auto", cwd=place)
+    run = place / f"two-{number}"
+    with start_dlunet(*words, f"output={run.name}", cwd=place) as process:
+        while not begun(run, 5):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        printed = "".join(process.communicate(timeout=TIMEOUT))
+    assert process.returncode == 128 + number and "Traceback" not in printed, printed
+    assert 0 < RunFolder(run).done().steps < STEPS
+    dlunet_process(*words, f"output={run.name}", "resume=auto", cwd=place)
+    check_same_end(run, place / "two-whole")
+
+
+def test_a_full_disk_stops_or_does_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "dlunet.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(WriteError, match="No space left"):
+        WholeCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    WholeCheckpointIO("continue").save_checkpoint({}, tmp_path / "last.ckpt")
+    assert "No space left" in caplog.text and "training goes on" in caplog.text
+    assert os.listdir(tmp_path) == []
