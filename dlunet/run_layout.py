@@ -54,6 +54,11 @@ class RunLayout:
         return self.path / "train.log"
 
     @property
+    def wandb_id(self) -> Path:
+        """The id of its run of Weights & Biases, which a resumed run continues."""
+        return self.path / "wandb_id.txt"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"

@@ -75,6 +75,11 @@ def joint_launch(trainer: Mapping[str, Any]) -> Launch | None:
     return None
 
 
+def rank() -> int:
+    """The rank of this process, as far as Lightning knows it."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def is_first(trainer: Mapping[str, Any]) -> bool:
     """Whether this process is the one that writes the files of the run."""
     launch = joint_launch(trainer)

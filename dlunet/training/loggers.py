@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError
+from dlunet.files import write_text
+from dlunet.training.launch import rank
 from dlunet.training.metrics_file import metrics_logger
 from dlunet.training.run_folder import RunFolder
 
@@ -51,7 +54,11 @@ def build_loggers(logger: DictConfig, folder: RunFolder, steps_done: int) -> lis
         UserError: The configured logger is not installed.
     """
     loggers: list[Logger] = [metrics_logger(folder.path, steps_done)]
-    return [*loggers, _instantiated(logger)] if has_dashboard(logger) else loggers
+    if not has_dashboard(logger):
+        return loggers
+    if _uses_wandb(logger) and steps_done == 0 and rank() == 0:
+        folder.wandb_id.unlink(missing_ok=True)  # of a run that did not come to its first checkpoint
+    return [*loggers, _instantiated(logger, folder)]
 
 
 def has_dashboard(logger: DictConfig) -> bool:
@@ -59,13 +66,13 @@ def has_dashboard(logger: DictConfig) -> bool:
     return "_target_" in logger and ("WandbLogger" not in logger._target_ or _uses_wandb(logger))
 
 
-def wandb_run(logger: DictConfig) -> Any:
-    """The run of Weights & Biases that training has begun, or a new one if it had nothing to do; None if not wanted."""
+def wandb_run(logger: DictConfig, folder: RunFolder) -> Any:
+    """The run of Weights & Biases of a run folder; None if there is to be none."""
     if not _uses_wandb(logger):
         return None
     import wandb
 
-    return wandb.run or _instantiated(logger).experiment
+    return wandb.run or _instantiated(logger, folder).experiment
 
 
 @contextmanager
@@ -78,14 +85,25 @@ def closing_loggers(logger: DictConfig) -> Iterator[None]:
             sys.modules["wandb"].finish()
 
 
-def _instantiated(logger: DictConfig) -> Any:
+def _instantiated(logger: DictConfig, folder: RunFolder) -> Any:
     settings = OmegaConf.to_container(logger, resolve=True)
     assert isinstance(settings, dict)
+    if _uses_wandb(logger):
+        settings.setdefault("id", _wandb_id(folder))
+        if not logger.offline:
+            settings["resume"] = "allow"
     settings.pop("checkpoints", None)  # ours, not the logger's
     try:
         return instantiate(settings)
     except ModuleNotFoundError as error:
         raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
+
+
+def _wandb_id(folder: RunFolder) -> str:
+    """The id of the run of Weights & Biases of a run folder, which is chosen once."""
+    if not folder.wandb_id.exists() and rank() == 0:
+        write_text(folder.wandb_id, secrets.token_hex(4))
+    return folder.wandb_id.read_text() if folder.wandb_id.exists() else ""
 
 
 def _uses_wandb(logger: DictConfig) -> bool:

@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dlunet.run_layout import RunLayout
+from dlunet.training.launch import rank
 
 
 def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
@@ -24,7 +24,7 @@ def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
     """
     kept = [row for row in _read_rows(RunLayout(output).metrics) if int(row["step"]) < steps_done]
     logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
-    if getattr(rank_zero_only, "rank", 0) != 0:  # only the first of several processes writes
+    if rank() != 0:  # only the first of several processes writes
         return logger
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")

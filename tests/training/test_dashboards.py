@@ -361,3 +361,15 @@ def dice(name, found, other, both):
         if two or (both and one):
             by_class[f"{name}/{label.abbreviation}"] = 2 * len(one & two) / (len(one) + len(two))
     return {name: sum(by_class.values()) / len(by_class), **by_class}
+
+
+def test_a_resumed_run_is_one_run_of_weights_and_biases(place, dlunet_process):
+    """Also if it is started again when it is finished: the id is that of before."""
+    words = ("train", *SYNTHETIC, "experiment=sup_light", "output=resumed", "logger=wandb", "resume=auto")
+    for epochs in (1, 2, 2):
+        dlunet_process(*words, f"trainer.max_epochs={epochs}", cwd=place)
+    files = sorted((place / "resumed").glob("wandb/offline-run-*/*.wandb"))
+    ids = {record.run.run_id for file in files for record in wandb_records(file) if record.HasField("run")}
+    assert ids == {(place / "resumed" / "wandb_id.txt").read_text()}
+    steps = [step for file in files for step in wandb_history(file).get("trainer/global_step", [])]
+    assert {*range(EPOCHS * STEPS)} <= {*map(int, steps)}

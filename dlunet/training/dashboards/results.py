@@ -28,7 +28,7 @@ def log_results(logger: DictConfig, folder: RunFolder, scored: bool) -> None:
         folder: The run folder.
         scored: Whether test cases were scored.
     """
-    dashboard = wandb_run(logger)
+    dashboard = wandb_run(logger, folder)
     if dashboard is None:
         return
     if scored:
