@@ -196,6 +196,14 @@ def export(config: DictConfig) -> None:
     print(f"exported: {config.output}")
 
 
+def debug(config: DictConfig) -> None:
+    """Repeat a step that stopped a training: batch=runs/…/faults/step-N.pt"""
+    from dlunet.training.debug import debug as repeat
+
+    for line in repeat(Path(config.batch)):
+        print(line)
+
+
 def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
     from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary
@@ -246,6 +254,7 @@ VERBS: dict[str, Callable[[DictConfig], None]] = {
     "export": export,
     "evaluate": evaluate,
     "report": report,
+    "debug": debug,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from dlunet.errors import UserError, WriteError
 
@@ -36,6 +38,15 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # else the name may survive a crash of the machine without the contents
+
+
+def save_tensors(values: Any, path: Path) -> None:
+    """Write values with tensors in PyTorch's format, atomically, see :func:`write_bytes`."""
+    import torch  # only here: most that write files need it not
+
+    contents = io.BytesIO()
+    torch.save(values, contents)
+    write_bytes(path, contents.getbuffer())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -59,6 +59,11 @@ class RunLayout:
         return self.path / "wandb_id.txt"
 
     @property
+    def faults(self) -> Path:
+        """Steps whose gradients were not finite, for ``dlunet debug``."""
+        return self.path / "faults"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"

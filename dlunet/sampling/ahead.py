@@ -38,6 +38,7 @@ class Ahead:
 
     Attributes:
         waited: Seconds that all batches so far were waited for.
+        next_step: The step, counted from the first epoch, of the next batch.
     """
 
     def __init__(self, make: MakeBatches, steps_per_epoch: int, num_workers: int) -> None:
@@ -46,7 +47,7 @@ class Ahead:
         self.num_workers = num_workers
         self.waited = 0.0
         self._batches: Iterator[Any] | None = None
-        self._next = 0  # the step, counted from the first epoch, of the next batch
+        self.next_step = 0
 
     def epoch(self, number: int, first: int = 0) -> Epoch:
         """The batches of an epoch, from one of its steps on."""
@@ -60,11 +61,11 @@ class Ahead:
             RuntimeError: A worker was killed ("DataLoader worker (pid …"), or as raised by ``make``.
         """
         begin = epoch * self.steps_per_epoch + first
-        if self._batches is None or self._next != begin:
+        if self._batches is None or self.next_step != begin:
             self._begin(begin)
         for _ in range(first, self.steps_per_epoch):
             batch = self._receive()
-            self._next += 1
+            self.next_step += 1
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -96,7 +97,7 @@ class Ahead:
             generator=torch.Generator(),  # its own: the number of workers must not affect what a network draws
             **(how if self.num_workers else {}),  # type: ignore[arg-type]
         )
-        self._batches, self._next = iter(loader), first
+        self._batches, self.next_step = iter(loader), first
 
 
 @dataclass(frozen=True)

@@ -93,21 +93,18 @@ class PatchDataModule(lightning.LightningDataModule):
         """The batches (:data:`dlunet.methods.Batch`) of the current epoch; of a resumed one, those that are left."""
         assert self.trainer is not None
         if self._ahead is None:
-            streams = Streams(
-                self.prepared,
-                self.method,
-                self.augmentation,
-                self.sampler,
-                self.batch_size,
-                self.steps_per_epoch,
-                self.seed,
-                self.trainer.global_rank,
-                self.trainer.world_size,
-                self.accumulate_grad_batches,
-            )
-            self._ahead = Ahead(streams.batches, self.steps_per_epoch, self.num_workers)
+            self._ahead = Ahead(self._streams.batches, self.steps_per_epoch, self.num_workers)
         done = self.trainer.global_step % self.steps_per_epoch
         return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch, done), mode="min_size")
+
+    def cases_of(self, epoch: int, step: int) -> dict[str, list[str]]:
+        """The names of the cases in this process's patches of a step of an epoch, by stream."""
+        return self._streams.cases(epoch, step)
+
+    @property
+    def awaited_cases(self) -> dict[str, list[str]]:
+        """The cases of the step whose patches are awaited, or come next, by stream."""
+        return {} if self._ahead is None else self.cases_of(*divmod(self._ahead.next_step, self.steps_per_epoch))
 
     def val_dataloader(self) -> DataLoader:
         """Complete prepared cases, one at a time."""
@@ -117,6 +114,22 @@ class PatchDataModule(lightning.LightningDataModule):
         """End the workers."""
         if self._ahead is not None:
             self._ahead.close()
+
+    @property
+    def _streams(self) -> Streams:
+        assert self.trainer is not None
+        return Streams(
+            self.prepared,
+            self.method,
+            self.augmentation,
+            self.sampler,
+            self.batch_size,
+            self.steps_per_epoch,
+            self.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.accumulate_grad_batches,
+        )
 
     @staticmethod
     def _check_count(kind: str, found: int, needed: int) -> None:

@@ -59,19 +59,33 @@ class Streams:
             subjects_by_stream = zip(wanted.items(), batches, strict=True)
             yield {name: _views(subjects, stream) for (name, stream), subjects in subjects_by_stream}
 
+    def cases(self, epoch: int, step: int) -> dict[str, list[str]]:
+        """The names of the cases of a step of an epoch, by stream."""
+        found = {}
+        for name, stream in self.method.streams_in(epoch).items():
+            cases, order = cases_of(self.prepared, stream), self._order(name, stream, epoch)
+            items = self._own_items(range(step, step + 1), self.batch_size * stream.times)
+            found[name] = [cases[order[item]].name for item in items]
+        return found
+
+    def _order(self, name: str, stream: Stream, epoch: int) -> list[int]:
+        """The case of each item of an epoch."""
+        names, group = list(self.method.streams), apart(self.method.streams, name)
+        num_cases = len(cases_of(self.prepared, stream))
+        return draw_order(
+            num_cases,
+            items=self.steps_per_epoch * self.accumulate * self.world_size * self.batch_size * stream.times,
+            seed=[self.seed, names.index(group[0]), epoch],
+            shift=group.index(name) * (num_cases // len(group)),
+        )
+
     def _loader(self, name: str, stream: Stream, epoch: int, steps: range) -> tio.SubjectsLoader:
         cases = cases_of(self.prepared, stream)
-        names, group = list(self.method.streams), apart(self.method.streams, name)
+        names = list(self.method.streams)
         batch_size = self.batch_size * stream.times
-        order = draw_order(
-            len(cases),
-            items=self.steps_per_epoch * self.accumulate * self.world_size * batch_size,
-            seed=[self.seed, names.index(group[0]), epoch],
-            shift=group.index(name) * (len(cases) // len(group)),
-        )
         dataset = PatchDataset(
             cases,
-            order,
+            self._order(name, stream, epoch),
             self.sampler,
             self.augmentation,
             self.prepared.plan.spacing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import signal
 import time
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from dlunet.errors import WriteError
-from dlunet.files import link_or_copy, write_bytes
+from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
 from dlunet.training.module import SegmentationModule
@@ -152,10 +150,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
-        contents = io.BytesIO()
-        torch.save(checkpoint, contents)
         try:
-            write_bytes(Path(path), contents.getbuffer())
+            save_tensors(checkpoint, Path(path))
         except WriteError as error:
             if self.on_full == "stop":
                 raise

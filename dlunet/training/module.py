@@ -88,6 +88,9 @@ class SegmentationModule(lightning.LightningModule):
         # What this process wishes after a step, and what all do: see dlunet.training.checkpoint.LastCheckpoint.
         self.asked: Callable[[int], Sequence[bool]] = _no_wishes
         self.agreed: Sequence[bool] = _no_wishes(0)
+        # The error about a step, of which it has the patches, number and losses: see dlunet.training.faults.Faults.
+        self.fault: Callable[[SegmentationModule, Batch, int, dict[str, Tensor]], UserError] = _fault
+        self._of_step: tuple[Batch, int, dict[str, Tensor]] = {}, 0, {}
         self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
@@ -125,26 +128,10 @@ class SegmentationModule(lightning.LightningModule):
         """Minimise the sum of the method's losses, averaged over the batches that make one step."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         progress = self._progress(batch_idx)
-        generator = self._generator(progress.step)
         optimizer.zero_grad()
-        values: dict[str, Tensor] = {}
-        for part in _batches(batch, self.accumulate):
-            step = Step(
-                networks=dict(self.networks.items()),
-                batch=part,
-                loss=self._in_force(self.loss),
-                pseudo_loss=self._in_force(self.pseudo_loss),
-                progress=progress,
-                generator=generator,
-                backward=self._backward,
-            )
-            terms = self.method.losses(step)
-            check_terms(self.method, step, terms)
-            self._learn_rest(step, terms)
-            for role, named in terms.items():
-                for name, value in named.items():
-                    values[f"{name}_{role}"] = values.get(f"{name}_{role}", 0) + value.detach() / self.accumulate
+        step, values = self.gradients(batch, progress, self.manual_backward)
         average_gradients(weight for network in self._trained for weight in network.parameters())
+        self._of_step = batch, progress.step, values
         optimizer.step()
         self._scheduler.step()
         self._average()
@@ -155,6 +142,39 @@ class SegmentationModule(lightning.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
 
+    def gradients(
+        self, batch: Batch, progress: Progress, backward: Callable[[Tensor], None]
+    ) -> tuple[Step, dict[str, Tensor]]:
+        """Compute the gradients of a step.
+
+        Args:
+            batch: The patches of the step.
+            progress: Which step it is.
+            backward: Computes the gradients of a loss.
+
+        Returns:
+            The step, of its last batch, and its loss terms by name.
+        """
+        generator = self._generator(progress.step)
+        values: dict[str, Tensor] = {}
+        for part in _batches(batch, self.accumulate):
+            step = Step(
+                networks=dict(self.networks.items()),
+                batch=part,
+                loss=DeepSupervisionLoss(loss_at(self.loss, progress.epoch)),
+                pseudo_loss=DeepSupervisionLoss(loss_at(self.pseudo_loss, progress.epoch)),
+                progress=progress,
+                generator=generator,
+                backward=lambda loss: backward(loss / self.accumulate),
+            )
+            terms = self.method.losses(step)
+            check_terms(self.method, step, terms)
+            self._learn_rest(step, terms)
+            for role, named in terms.items():
+                for name, value in named.items():
+                    values[f"{name}_{role}"] = values.get(f"{name}_{role}", 0) + value.detach() / self.accumulate
+        return step, values
+
     def _of_all_processes(self, values: Tensor, wishes: Sequence[bool]) -> tuple[Tensor, list[bool]]:
         """The means of values, and which wishes any process has."""
         if process_count() == 1:
@@ -163,10 +183,18 @@ class SegmentationModule(lightning.LightningModule):
         return shared[: len(values)], [share > 0 for share in shared[len(values) :].tolist()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them."""
+        """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them.
+
+        Raises:
+            UserError: Gradients are not finite. (Mixed precision takes no step then, and scales less from there on.)
+        """
+        norms = {}
         for role in self.method.trained:
-            norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.gradient_clip)
-            self.log(f"train/gradient_norm_{role}", norm, batch_size=1)
+            norms[role] = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.gradient_clip)
+            self.log(f"train/gradient_norm_{role}", norms[role], batch_size=1)
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not is_scaled and not torch.stack(list(norms.values())).isfinite().all():
+            raise self.fault(self, *self._of_step)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         """Check at the end of an epoch, before it is validated and saved, that training has not diverged.
@@ -212,9 +240,6 @@ class SegmentationModule(lightning.LightningModule):
     def _trained(self) -> list[nn.Module]:
         return [self.networks[role] for role in self.method.trained]
 
-    def _in_force(self, loss: nn.Module) -> DeepSupervisionLoss:
-        return DeepSupervisionLoss(loss_at(loss, self.current_epoch))
-
     def _average(self) -> None:
         for role, average in self.method.averaged.items():
             cast(AveragedModel, self.networks[role]).update_parameters(self.networks[average.of])
@@ -223,9 +248,6 @@ class SegmentationModule(lightning.LightningModule):
         """Compute the gradients of the networks that the method has only returned terms of."""
         rest = {role: named for role, named in terms.items() if role not in step.learnt}
         step.learn(lambda _, named: named, list(rest), list(rest.values()))
-
-    def _backward(self, loss: Tensor) -> None:
-        self.manual_backward(loss / self.accumulate)
 
     @property
     def _scheduler(self) -> LambdaLR:
@@ -250,6 +272,10 @@ class SegmentationModule(lightning.LightningModule):
 
 def _no_wishes(step: int) -> Sequence[bool]:
     return (False, False)
+
+
+def _fault(module: SegmentationModule, batch: Batch, step: int, values: dict[str, Tensor]) -> UserError:
+    return UserError(f"step {step}: gradients are not finite")
 
 
 def _batches(patches: Batch, count: int) -> list[Batch]:

@@ -37,6 +37,9 @@ from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
+#: Parts of the messages with which PyTorch says that memory is short, on a GPU and on a CPU.
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
+
 #: Seconds in which a process that was asked to stop finishes its step and writes a checkpoint.
 STEP_PATIENCE = 60.0
 
@@ -110,14 +113,17 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
                 raise
             raise UserError(message.strip()) from None
         except RuntimeError as error:
+            if any(text in str(error) for text in OUT_OF_MEMORY):
+                raise _out_of_memory(error, config) from None
             if "DataLoader worker (pid" not in str(error):  # another error, of the step or in a worker
                 raise
             time.sleep(SIGNAL_DELAY)  # a signal sent to all processes takes precedence
             if request.number is not None:
                 raise _stopped(Stopped(request.number), folder) from None
             raise UserError(
-                f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}); use "
-                "fewer: sampling.num_workers=0; add resume=auto to continue from the last checkpoint"
+                f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}), when "
+                f"the next patches were of {_in_words(datamodule.awaited_cases)}; use fewer: sampling.num_workers=0; "
+                "add resume=auto to continue from the last checkpoint"
             ) from None
         finally:
             datamodule.teardown()
@@ -138,6 +144,20 @@ def _stopped(error: BaseException, folder: RunFolder) -> BaseException:
     done = folder.done()
     log.info("%s: %d finished steps are kept; add resume=auto to continue from there", folder.path, done.steps)
     return error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+
+
+def _out_of_memory(error: RuntimeError, config: DictConfig) -> UserError:
+    found = f"plan.patch_size={list(config.plan.patch_size)} sampling.batch_size={config.sampling.batch_size}"
+    return UserError(
+        f"out of memory ({str(error).splitlines()[0]}); found {found} trainer.precision={config.trainer.precision}; "
+        "set a smaller batch (sampling.accumulate_grad_batches makes one step of several), a smaller patch, or "
+        "trainer.precision=16-mixed on a GPU"
+    )
+
+
+def _in_words(cases: dict[str, list[str]]) -> str:
+    """The cases of a step, by stream."""
+    return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in cases.items())
 
 
 def _log_execution(config: DictConfig, module: SegmentationModule) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dlunet.errors import UserError
 from dlunet.signals import StopRequest
 from dlunet.training.checkpoint import LastCheckpoint, MovableCheckpoint, WholeCheckpointIO
+from dlunet.training.faults import Faults
 from dlunet.training.launch import launch_settings
 from dlunet.training.loggers import build_loggers
 from dlunet.training.run_folder import RunFolder
@@ -61,4 +62,5 @@ def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, 
     last = LastCheckpoint(folder, request, checkpoint.every_n_steps, checkpoint.every_n_minutes)
     best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
     # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
-    return [*([best] if has_validation else []), last, LearningRateMonitor("step"), RichProgressBar(leave=False)]
+    checkpoints = [*([best] if has_validation else []), last]
+    return [*checkpoints, Faults(folder), LearningRateMonitor("step"), RichProgressBar(leave=False)]

@@ -1,0 +1,89 @@
+"""Steps that cannot be taken: they stop the run, name their cases, and can be repeated."""
+
+import os
+import re
+
+import pytest
+import torch
+
+from tests.commands import TINY
+
+WORDS = ("train", *TINY, "experiment=ssl_light", "augmentation=none", "sampling.steps_per_epoch=4")
+
+#: An augmentation that spoils the patches of one unlabelled case, and one whose process ends.
+SPOILING = """
+import os
+from dlunet.sampling import Augmentation
+
+class Spoiling(Augmentation):
+    def __init__(self, case, deadly=False):
+        super().__init__()
+        self.case, self.deadly = case, deadly
+        self.after = self.spoil
+
+    def spoil(self, subject):
+        if subject["case"] == self.case:
+            if self.deadly:
+                os._exit(3)
+            subject["image"].data[..., 0, 0, 0] = float("inf")
+        return subject
+"""
+
+
+@pytest.fixture
+def spoil(place, dlunet_process):
+    """``spoil(output, case, …)`` trains with a case that is spoilt, which must fail, and returns the message."""
+    (place / "spoiling.py").write_text(SPOILING)
+    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+
+    def run(output, case, *words):
+        spoiling = ("augmentation._target_=spoiling.Spoiling", f"+augmentation.case={case}")
+        return dlunet_process(
+            *WORDS, *spoiling, f"output={output}", *words, cwd=place, fails=True, PYTHONPATH=path
+        ).stderr
+
+    return run
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_can_be_repeated(place, spoil, dlunet):
+    message = spoil("spoilt", "Case_00002")
+    step, file = re.search(r"step (\d+), in epoch 0: gradients are not finite .*batch=(\S+);", message).groups()
+    named = dict(re.findall(r"(\w+) \(weak(?:, label)?\): (\S+?)[;)]", message))
+    assert "Case_00002" in {named["unlabelled_i"], named["unlabelled_j"]}
+    saved = torch.load(place / file, weights_only=True)
+    assert saved["step"] == int(step) and {k: v[0] for k, v in saved["cases"].items()} == named
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())  # as they were before the step
+    wrong = {name for name, views in saved["batch"].items() if not views["weak"].isfinite().all()}
+    assert {named[name] for name in wrong} == {"Case_00002"}
+
+    printed = dlunet("debug", f"batch={file}", cwd=place).stdout
+    for name, views in saved["batch"].items():
+        line = next(line for line in printed.splitlines() if f"{name}, weak:" in line)
+        assert (", 1 values not finite" in line) == (name in wrong) and named[name] in line
+        assert "×".join(map(str, views["weak"].shape)) in line
+    assert "weights of a: all finite" in printed and "whose input is not finite either" in printed
+    assert "norm of the gradients of a: nan" in printed or "backward: " in printed
+    (place / file).rename(place / "alone.pt")
+    assert "config.yaml" in dlunet("debug", "batch=alone.pt", cwd=place, fails=True).stderr
+
+
+def test_what_cannot_be_debugged(place, dlunet):
+    (place / "text.pt").write_text("no tensors")
+    assert "text.pt: is not a step" in dlunet("debug", "batch=text.pt", cwd=place, fails=True).stderr
+    assert "none.pt: no such file" in dlunet("debug", "batch=none.pt", cwd=place, fails=True).stderr
+
+
+def test_a_reader_of_patches_that_ends_is_named_with_its_cases(spoil):
+    message = spoil("deadly", "Case_00003", "+augmentation.deadly=true", "sampling.num_workers=1")
+    assert "a process that reads patches was killed" in message and "labelled: FLARE22_Tr_" in message
+    assert "Traceback" not in message and "sampling.num_workers=0" in message
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2.00 GiB", "DefaultCPUAllocator: not enough"])
+def test_too_little_memory_names_the_settings(place, dlunet, monkeypatch, words):
+    def fail(*_):
+        raise torch.OutOfMemoryError(words) if words.startswith("CUDA") else RuntimeError(words)
+
+    monkeypatch.setattr("dlunet.training.module.SegmentationModule.gradients", fail)
+    message = dlunet(*WORDS, f"output={words[:4]}", cwd=place, fails=True).stderr
+    assert words in message and "plan.patch_size=[16, 32, 32]" in message and "accumulate_grad_batches" in message
