@@ -40,7 +40,7 @@ def train(config: DictConfig) -> Path:
     run = RunFolder(Path(config.output))
     with training.closing_loggers(config.logger):
         best = training.train(config)
-        if not training.is_first(config.trainer):
+        if config.dry_run or not training.is_first(config.trainer):
             return best
         print(f"best checkpoint: {best}")
         if cases:

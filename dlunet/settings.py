@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
     "logger.checkpoints": SWITCH,
     "shard": (is_shard, "K/N, the K-th of N shards, such as 2/8"),
     "strict": SWITCH,
+    "dry_run": SWITCH,
     "volumes": SWITCH,
     "overlay": SWITCH,
     "report": SWITCH,

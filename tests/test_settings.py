@@ -76,6 +76,7 @@ WRONG = [
     "+agreement=null",
     "logger.checkpoints=maybe",
     "strict=maybe",
+    "dry_run=1",
     "+volumes=maybe",
     "+overlay=1",
     "+report=1",

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
-from dlunet.methods import Method
+from dlunet.methods import Batch, Method
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.ahead import Ahead
 from dlunet.sampling.augmentation import Augmentation
@@ -96,6 +96,10 @@ class PatchDataModule(lightning.LightningDataModule):
             self._ahead = Ahead(self._streams.batches, self.steps_per_epoch, self.num_workers)
         done = self.trainer.global_step % self.steps_per_epoch
         return CombinedLoader(self._ahead.epoch(self.trainer.current_epoch, done), mode="min_size")
+
+    def patches_of(self, epoch: int, step: int) -> Batch:
+        """The patches of a step of an epoch, made by this process, whatever the workers do."""
+        return next(self._streams.batches(epoch, range(step, step + 1)))
 
     def cases_of(self, epoch: int, step: int) -> dict[str, list[str]]:
         """The names of the cases in this process's patches of a step of an epoch, by stream."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -33,6 +34,7 @@ from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import Done, RunFolder
+from dlunet.training.run_plan import RunPlan
 from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -99,9 +101,11 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         _silence_lightning()
-        shown = dashboard_callbacks(plain(config), prepared, dataset) if has_dashboard(config.logger) else []
+        callbacks: list[Callback] = [RunPlan(config, prepared)]
+        if has_dashboard(config.logger):
+            callbacks += dashboard_callbacks(plain(config), prepared, dataset)
         request = StopRequest()
-        trainer = build_trainer(config, folder, can_choose(prepared), done.steps, request, shown)
+        trainer = build_trainer(config, folder, can_choose(prepared), done.steps, request, callbacks)
         datamodule.check_cases()
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)

@@ -31,6 +31,7 @@ FREE_ON_RESUME = (
     "output",
     "logger",
     "strict",
+    "dry_run",
     "test",
     "checkpoint",
     "trainer.max_epochs",

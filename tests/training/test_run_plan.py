@@ -1,0 +1,39 @@
+"""The plan of a run is said before it starts, measured, and measuring changes nothing."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+from dlunet.training import run_plan
+from tests.commands import TINY
+
+#: A method with a state of its own, and one with random numbers for each patch.
+METHODS = ("dhc", "unimatch")
+
+
+def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
+    words = ("train", *TINY, "experiment=ssl_light", "method.supervised_epochs=1", "output=dry")
+    printed = dlunet(*words, "dry_run=true", "sampling.accumulate_grad_batches=2", cwd=place).all
+    plan = dict(re.findall(r"^(\w[\w ]*?)  +(.*)$", printed, re.MULTILINE))
+    assert plan["data"] == "flare22: 3 labelled, 4 unlabelled, 1 validation"
+    assert plan["voxels"] == "8×8×8 mm, patches of 16×32×32 (z, y, x)"
+    assert plan["patches of a case per epoch"] == "labelled: 2.67, unlabelled_i: 2, unlabelled_j: 2"
+    parameters = int(re.search(r"a: LightUNet, ([\d,]+) parameters", plan["networks"])[1].replace(",", ""))
+    assert plan["steps"] == "8 left of 2 epochs with 4 steps"
+    assert float(plan["time of a step"].split()[0]) > 0 and float(plan["memory of a step"].split()[0]) > 0.1
+    assert not (place / "dry" / "checkpoints").exists() and not (place / "dry" / "scores").exists()
+    dlunet(*words, "sampling.accumulate_grad_batches=2", cwd=place)  # is no run to be resumed
+    state = torch.load(place / "dry" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert sum(value.numel() for name, value in state.items() if name.startswith("networks.a.")) == parameters
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_measuring_changes_nothing(place, dlunet, monkeypatch, method):
+    words = ("train", *TINY, f"method={method}", "trainer.log_every_n_steps=1")
+    dlunet(*words, f"output={method}-measured", cwd=place)
+    monkeypatch.setattr(run_plan, "try_steps", lambda *_: run_plan.Cost(1.0, 2**30))
+    dlunet(*words, f"output={method}-not", cwd=place)
+    tables = [pd.read_csv(place / f"{method}-{part}" / "metrics.csv") for part in ("measured", "not")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
