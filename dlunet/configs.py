@@ -28,7 +28,7 @@ CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / 
 WANDB_MODE = "WANDB_MODE"
 
 #: Overrides that determine how and where a run is executed, not what is trained.
-RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output")
+RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output", "checkpoint.", "dry_run")
 
 #: Characters of overrides that are replaced in the name of a folder.
 FOR_FOLDERS = str.maketrans({",": "-", "/": "_", "'": None, '"': None})

@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "agreement": FRACTION,
     "logger.checkpoints": SWITCH,
     "shard": (is_shard, "K/N, the K-th of N shards, such as 2/8"),
+    "sampling.repeat": SWITCH,
     "strict": SWITCH,
     "dry_run": SWITCH,
     "volumes": SWITCH,

@@ -76,6 +76,7 @@ WRONG = [
     "+agreement=null",
     "logger.checkpoints=maybe",
     "strict=maybe",
+    "sampling.repeat=2",
     "dry_run=1",
     "+volumes=maybe",
     "+overlay=1",
@@ -109,7 +110,9 @@ def test_no_run_to_report(compose):
 
 GROUPS = (
     "augmentation",
+    "callback",
     "data",
+    "debug",
     "experiment",
     "loss",
     "method",

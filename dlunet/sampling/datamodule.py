@@ -39,6 +39,7 @@ class PatchDataModule(lightning.LightningDataModule):
             :func:`worker_count`.
         seed: Random seed.
         accumulate_grad_batches: Batches per step.
+        repeat: Whether every epoch has the patches of the first one.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PatchDataModule(lightning.LightningDataModule):
         num_workers: int | None = 0,
         seed: int = 0,
         accumulate_grad_batches: int = 1,
+        repeat: bool = False,
     ) -> None:
         super().__init__()
         self.prepared = prepared
@@ -62,6 +64,7 @@ class PatchDataModule(lightning.LightningDataModule):
         self.num_workers = worker_count(num_workers)
         self.seed = seed
         self.accumulate_grad_batches = accumulate_grad_batches
+        self.repeat = repeat
         self.sampler = ClassBalancedSampler(prepared.plan.patch_size, foreground_fraction)
         self._ahead: Ahead | None = None
 
@@ -133,6 +136,7 @@ class PatchDataModule(lightning.LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.accumulate_grad_batches,
+            self.repeat,
         )
 
     @staticmethod

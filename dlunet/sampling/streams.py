@@ -37,6 +37,7 @@ class Streams:
         rank: Rank of the process.
         world_size: Number of processes.
         accumulate: Batches per step.
+        repeat: Whether every epoch has the patches of the first one.
     """
 
     prepared: PreparedDataset
@@ -49,6 +50,7 @@ class Streams:
     rank: int
     world_size: int
     accumulate: int = 1
+    repeat: bool = False
 
     def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
         """Yield the patches of some steps of an epoch, those of all their batches together."""
@@ -75,7 +77,7 @@ class Streams:
         return draw_order(
             num_cases,
             items=self.steps_per_epoch * self.accumulate * self.world_size * self.batch_size * stream.times,
-            seed=[self.seed, names.index(group[0]), epoch],
+            seed=[self.seed, names.index(group[0]), self._seed_of(epoch)],
             shift=group.index(name) * (num_cases // len(group)),
         )
 
@@ -91,7 +93,7 @@ class Streams:
             self.prepared.plan.spacing,
             with_labels=stream.has_label,
             views=[view for view in stream.views if view != WEAK],
-            seed=[self.seed, names.index(name), epoch, 0],  # the last one was a rank in earlier versions
+            seed=[self.seed, names.index(name), self._seed_of(epoch), 0],  # the last one was a rank in earlier versions
         )
         # An item is a finished patch, already in random order: one sample per item, no shuffling.
         queue = tio.Queue(
@@ -104,6 +106,9 @@ class Streams:
             shuffle_patches=False,
         )
         return tio.SubjectsLoader(queue, batch_size=self.accumulate * batch_size)
+
+    def _seed_of(self, epoch: int) -> int:
+        return 0 if self.repeat else epoch
 
     def _own_items(self, steps: range, batch_size: int) -> list[int]:
         """The items of this process, among those of all processes."""

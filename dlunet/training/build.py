@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -84,6 +85,7 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
         if not all(0 <= factor < math.inf for factor in factors):
             raise ValueError(f"gives the factors {factors}; expected numbers of at least 0")
     augmentation_of(config)
+    callbacks_of(config)
 
 
 def losses_of(config: DictConfig) -> dict[str, nn.Module]:
@@ -112,6 +114,15 @@ def augmentation_of(config: DictConfig) -> Augmentation:
         UserError: It does not accept its settings.
     """
     return cast(Augmentation, _instantiated(config, "augmentation"))
+
+
+def callbacks_of(config: DictConfig) -> list[Callback]:
+    """The callbacks that the config adds.
+
+    Raises:
+        UserError: One does not accept its settings.
+    """
+    return [cast(Callback, _instantiated(config, f"callbacks.{name}")) for name in config.callbacks or {}]
 
 
 def _instantiated(config: DictConfig, name: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -95,7 +96,7 @@ def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[An
     Raises:
         UserError: Settings for several processes cannot be met.
     """
-    settings = dict(trainer)
+    settings = dict(instantiate(trainer, _convert_="all"))
     strategy = settings.pop("strategy", "ddp_spawn")
     if strategy not in START_METHODS:
         raise UserError(

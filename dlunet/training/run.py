@@ -26,7 +26,7 @@ from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
 from dlunet.sampling import PatchDataModule, check_workers, worker_count
 from dlunet.signals import ASKING, Stopped, StopRequest
-from dlunet.training.build import augmentation_of, build_module, check_parts, plain
+from dlunet.training.build import augmentation_of, build_module, callbacks_of, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.launch import is_first
@@ -101,7 +101,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         _silence_lightning()
-        callbacks: list[Callback] = [RunPlan(config, prepared)]
+        callbacks: list[Callback] = [RunPlan(config, prepared), *callbacks_of(config)]
         if has_dashboard(config.logger):
             callbacks += dashboard_callbacks(plain(config), prepared, dataset)
         request = StopRequest()

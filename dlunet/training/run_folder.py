@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "dry_run",
     "test",
     "checkpoint",
+    "callbacks",
     "trainer.max_epochs",
     "data.pseudo_labels",  # they may be moved: see keep_pseudo_labels
     "data.workers",
