@@ -6,23 +6,25 @@ Every command accepts Hydra overrides. Its config is in ``conf/``, which is incl
 from __future__ import annotations
 
 import atexit
-import errno
 import io
 import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dlunet import sweeps
 from dlunet.configs import (
     CONFIGS,
     choices_that_are_no_names,
@@ -33,7 +35,7 @@ from dlunet.configs import (
     without_hydra,
 )
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
-from dlunet.errors import UserError
+from dlunet.errors import UserError, message_for_users
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
@@ -46,16 +48,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dlunet.reporting import Run
-
-#: Error numbers of the file system when a result cannot be written.
-OUT_OF_PLACE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-)
 
 #: Overrides that concern self-training as a whole; all others apply to each of its trainings.
 SELF_TRAINING = ("experiment=", "output=", "teacher=", "rounds=", "agreement=", "final=")
@@ -92,13 +84,15 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     if wrong := choices_that_are_no_names(sys.argv[1:]):
         _fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")
-    register_resolvers(swept_settings(sys.argv[1:]) if sweep else ())
-    task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(_for_users(VERBS[verb]))
+    command = Task(verb, swept_settings(sys.argv[1:]) if sweep else (), plug_ins)
+    task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(command)
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them itself
     try:
         with signals_raise():
             task()
+        if failed := sweeps.failures():
+            _fail(failed)
     except Stopped as stop:
         again = "rerun the command" if verb != "train" or "resume=auto" in arguments else "add resume=auto"
         _fail(f"stopped by {stop.name}; finished work is kept; {again} to resume", stop.exit_code)
@@ -128,11 +122,13 @@ def doctor(config: DictConfig) -> None:
     print(f"{config.data.root}: no problems found")
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> float | None:
     """Train: experiment=ssl_light data=… scale=…"""
     from dlunet import pipelines
+    from dlunet.training.metrics_file import best_value
 
     pipelines.train(config)
+    return best_value(Path(config.output), "val/dsc")
 
 
 def self_train(config: DictConfig) -> None:
@@ -245,7 +241,7 @@ def report(config: DictConfig) -> None:
         reporting.print_paper_table(reporting.write_paper_table(contents, config.table, output))
 
 
-VERBS: dict[str, Callable[[DictConfig], None]] = {
+VERBS: dict[str, Callable[[DictConfig], float | None]] = {
     "doctor": doctor,
     "prepare": prepare,
     "train": train,
@@ -337,23 +333,55 @@ def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     return labels_of(path, read_dataset_json(path))
 
 
-def _for_users(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Turn errors that a user can act on into one message and exit code 1."""
+class Task:
+    """A command as Hydra calls it, in this process or in one that a launcher has started.
 
-    def guarded(config: DictConfig) -> None:
+    Errors that a user can act on end in one message and exit code 1. In a sweep, they are noted in the run's folder,
+    and the other runs go on, see :mod:`dlunet.sweeps`.
+
+    Args:
+        verb: The command.
+        swept: The settings that the command line sweeps over.
+        plug_ins: The folder with the user's own configs and Python files.
+    """
+
+    def __init__(self, verb: str, swept: Collection[str], plug_ins: Path | None) -> None:
+        self.verb = verb
+        self.swept = swept
+        self.plug_ins = plug_ins
+        self.prepare_process()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.prepare_process()
+
+    def prepare_process(self) -> None:
+        """Register what configs and plug-ins need in this process."""
+        if self.plug_ins is not None:
+            load_plugins(self.plug_ins)
+        register_resolvers(self.swept)
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Run the command; returns its score, by which a sweep may search."""
         logging.captureWarnings(True)
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports on its own caches
-        try:
+        with sweeps.noting_failures() if HydraConfig.get().mode is RunMode.MULTIRUN else failures_exit():
             check_config(config)  # a pipeline checks too, but only after imports that take seconds
-            task(config)
-        except UserError as error:
-            _fail(str(error))
-        except OSError as error:
-            if error.errno not in OUT_OF_PLACE:
-                raise
-            _fail(f"{error.filename or config.get('output', '')}: {error.strerror}; check permissions and free space")
+            if "joblib" in HydraConfig.get().launcher["_target_"]:
+                sweeps.claim_gpu()
+            return VERBS[self.verb](config)
+        return None
 
-    return guarded
+
+@contextmanager
+def failures_exit() -> Iterator[None]:
+    """End the process with a message and exit code 1 if the block fails in a way that a user can act on."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if (message := message_for_users(error)) is None:
+            raise
+        _fail(message)
 
 
 def _print_whatever_comes() -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError
 from dlunet.overrides import quote_literals
+from dlunet.parallel import available_cores
 from dlunet.plugins import load_plugins, search_path, take_folder
 
 PACKAGE = Path(__file__).parent
@@ -28,10 +29,26 @@ CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / 
 WANDB_MODE = "WANDB_MODE"
 
 #: Overrides that determine how and where a run is executed, not what is trained.
-RUN_SETTINGS = ("data", "scale", "sweep", "logger", "test=", "resume", "trainer.", "output", "checkpoint.", "dry_run")
+RUN_SETTINGS = (
+    "data",
+    "scale",
+    "sweep",
+    "logger",
+    "test=",
+    "resume",
+    "trainer.",
+    "output",
+    "checkpoint.",
+    "dry_run",
+    "launcher",
+    "hydra",
+)
 
 #: Characters of overrides that are replaced in the name of a folder.
 FOR_FOLDERS = str.maketrans({",": "-", "/": "_", "'": None, '"': None})
+
+#: CPU cores of a run where several run at once.
+CORES_A_RUN = 2
 
 #: The parts of an experiment, in the order in which they appear in its name.
 PARTS = ("method", "network", "loss")
@@ -91,7 +108,15 @@ def register_resolvers(swept: Collection[str] = ()) -> None:
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("readable", partial(_readable_name, swept), replace=True)
     OmegaConf.register_new_resolver("stem", _folder_stem, replace=True)
+    OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", lambda: os.environ.get(WANDB_MODE) != "online", replace=True)
+
+
+def _runs_at_once() -> int:
+    """How many runs of a sweep this machine has room for."""
+    import torch  # only here, see with_default_scale
+
+    return torch.cuda.device_count() or max(1, available_cores() // CORES_A_RUN)
 
 
 def swept_settings(arguments: Sequence[str]) -> set[str]:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
+
+#: Error numbers of the file system when a result cannot be written.
+OUT_OF_PLACE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
 
 
 class UserError(Exception):
@@ -36,3 +47,12 @@ class NotReadable(Exception):
 def few(names: Sequence[object], count: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")
+
+
+def message_for_users(error: Exception) -> str | None:
+    """What to say of an error that a user can act on; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OUT_OF_PLACE:
+        return f"{error.filename or 'output'}: {error.strerror}; check permissions and free space"
+    return None

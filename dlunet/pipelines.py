@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dlunet.inference import Extras, Predictor, find_images, load_engine, predic
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
 from dlunet.rounds import keep_agreeing, summarize_rounds
-from dlunet.run_layout import KeptLayout, SelfTrainingLayout
+from dlunet.run_layout import KeptLayout, ScoresLayout, SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.shards import Shard
 from dlunet.training import RunFolder
@@ -38,11 +39,14 @@ def train(config: DictConfig) -> Path:
     check_config(config)
     cases = _cases_to_score(config) if config.test and training.is_first(config.trainer) else []
     run = RunFolder(Path(config.output))
+    finished = config.resume == "auto" and run.done().epochs >= config.trainer.max_epochs
     with training.closing_loggers(config.logger):
         best = training.train(config)
         if config.dry_run or not training.is_first(config.trainer):
             return best
         print(f"best checkpoint: {best}")
+        if finished and (not cases or _is_scored(run, cases)):
+            return best
         if cases:
             _score(cases, run, config.data.workers, config.strict)
         training.log_results(config.logger, run, scored=bool(cases))
@@ -182,6 +186,16 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     if not cases:
         raise UserError(f"{config.data.root}: no test or validation case has a label map; train with test=false")
     return cases
+
+
+def _is_scored(run: RunFolder, cases: Sequence[Case]) -> bool:
+    """Whether all cases have been scored with the checkpoint that is there."""
+    scores = ScoresLayout(run.scores)
+    try:
+        scored = json.loads(scores.references.read_text()).keys()
+        return scored == {case.name for case in cases} and scores.table.stat().st_mtime >= run.trained.stat().st_mtime
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
         logger.experiment.metrics.extend(kept)
     logger.save()
     return logger
+
+
+def best_value(output: Path, name: str) -> float | None:
+    """The largest value of a metric of a run; None if it has none."""
+    values = [float(row[name]) for row in _read_rows(RunLayout(output).metrics) if row.get(name)]
+    return max((value for value in values if not math.isnan(value)), default=None)
 
 
 def _read_rows(path: Path) -> list[dict]:

@@ -82,6 +82,9 @@ def train(config: DictConfig) -> Path:
         if first:
             labels = {case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label}
             folder.keep_pseudo_labels(labels)
+        if done.epochs >= config.trainer.max_epochs:
+            print(f"{folder.path}: all {done.epochs} epochs were trained before")
+            return folder.trained
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from dlunet import stamps
 from dlunet.errors import UserError, few
-from dlunet.files import link_or_copy, remove_leftovers, write_text
+from dlunet.files import link_or_copy, remove_leftovers, write_if_changed, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
@@ -127,7 +127,7 @@ class RunFolder(RunLayout):
                 f"{self.path}: another run is writing to this folder; wait for it to end, or choose another folder: "
                 "output=FOLDER"
             )
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler = logging.FileHandler(self.log, encoding="utf-8", delay=True)  # a finished run is left untouched
         logging.getLogger().addHandler(handler)
         try:
             yield
@@ -153,7 +153,7 @@ class RunFolder(RunLayout):
             )
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
-        write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
+        write_if_changed(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
         if done.checkpoint == self.previous:
             self.last.replace(self.last.with_name("damaged.ckpt"))
             link_or_copy(self.previous, self.last)
@@ -198,7 +198,7 @@ class RunFolder(RunLayout):
                     f"{self.path}: contains a run on other pseudo-labels ({len(changed)} changed: {few(changed, 4)}); "
                     "restore them, or remove the folder to train anew"
                 )
-        write_text(self.pseudo_labels, json.dumps(now, indent=2))
+        write_if_changed(self.pseudo_labels, json.dumps(now, indent=2))
 
     def check_same_settings(self, now: dict[str, Any], only: Collection[str] | None = None) -> None:
         """Check the settings with which the run of the folder, if there is one, would be resumed.

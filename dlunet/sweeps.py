@@ -1,0 +1,95 @@
+"""Sweeps: a run that fails does not stop the others, whatever launches them, and is named at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from dlunet.errors import UserError, few, message_for_users
+from dlunet.files import write_text
+from dlunet.locks import FileLock
+from dlunet.signals import Stopped
+
+#: The file in the folder of a run that says why it failed.
+FAILURE = "failed.txt"
+
+
+class RememberFolder(Callback):
+    """Hydra's callback of this process: remembers the folder of the sweep that it starts."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember it, without the failures of an earlier command."""
+        RememberFolder.folder = Path(config.hydra.sweep.dir)
+        for failure in _failures_in(RememberFolder.folder):
+            failure.unlink(missing_ok=True)
+
+
+@contextmanager
+def noting_failures() -> Iterator[None]:
+    """Note in the folder of the run why the block failed, if a user can act on it, and go on with the sweep.
+
+    A signal that has stopped the run is passed on to submitit, whose handler requeues the job.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        if "submitit" in HydraConfig.get().launcher["_target_"] and callable(signal.getsignal(stop.number)):
+            signal.raise_signal(stop.number)
+        raise
+    except (UserError, OSError) as error:
+        if (message := message_for_users(error)) is None:
+            raise
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        print(f"dlunet: {folder.name}: {message}", file=sys.stderr)
+        write_text(folder / FAILURE, message)
+
+
+def failures() -> str | None:
+    """A message about the runs that failed in the sweep of this process; None if there are none."""
+    folder, RememberFolder.folder = RememberFolder.folder, None
+    if folder is None or not (failed := _failures_in(folder)):
+        return None
+    names = [failure.parent.name for failure in failed]
+    return (
+        f"{folder}: {len(failed)} runs failed: {few(names, 5)}; {FAILURE} in their folders says why; rerun the command "
+        "with resume=auto to finish what is missing"
+    )
+
+
+def _failures_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*/{FAILURE}"))
+
+
+def claim_gpu() -> None:
+    """Of several GPUs, let this process see one that no other process of a sweep has claimed, until it ends.
+
+    For launchers that run several processes on one machine. Does nothing if there is no choice.
+    """
+    import torch  # only here: most commands do without it
+
+    if _CLAIMED or torch.cuda.device_count() < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    for device in visible.split(","):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"dlunet-gpu-{device}.lock")
+        if lock.take():
+            _CLAIMED.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+            return
+        lock.release()
+
+
+#: The lock of the GPU that this process has claimed; kept as long as it lives.
+_CLAIMED: list[FileLock] = []
