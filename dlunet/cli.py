@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import atexit
 import io
-import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,20 +26,19 @@ from dlunet.configs import (
     CONFIGS,
     choices_that_are_no_names,
     in_short,
-    register_resolvers,
     swept_settings,
     with_default_scale,
     without_hydra,
 )
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
-from dlunet.errors import UserError, message_for_users
+from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
 from dlunet.run_layout import SelfTrainingLayout
-from dlunet.settings import check_config
 from dlunet.shards import Shard
 from dlunet.signals import Stopped, signals_raise
+from dlunet.task import Task, fail
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,12 +75,12 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if plug_ins is not None:
             load_plugins(plug_ins)
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     if wrong := choices_that_are_no_names(sys.argv[1:]):
-        _fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")
-    command = Task(verb, swept_settings(sys.argv[1:]) if sweep else (), plug_ins)
+        fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")
+    command = Task(VERBS[verb], swept_settings(sys.argv[1:]) if sweep else (), plug_ins)
     task = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=verb)(command)
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them itself
@@ -92,14 +88,14 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         with signals_raise():
             task()
         if failed := sweeps.failures():
-            _fail(failed)
+            fail(failed)
     except Stopped as stop:
         again = "rerun the command" if verb != "train" or "resume=auto" in arguments else "add resume=auto"
-        _fail(f"stopped by {stop.name}; finished work is kept; {again} to resume", stop.exit_code)
+        fail(f"stopped by {stop.name}; finished work is kept; {again} to resume", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
-        _fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
+        fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]
@@ -333,57 +329,6 @@ def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     return labels_of(path, read_dataset_json(path))
 
 
-class Task:
-    """A command as Hydra calls it, in this process or in one that a launcher has started.
-
-    Errors that a user can act on end in one message and exit code 1. In a sweep, they are noted in the run's folder,
-    and the other runs go on, see :mod:`dlunet.sweeps`.
-
-    Args:
-        verb: The command.
-        swept: The settings that the command line sweeps over.
-        plug_ins: The folder with the user's own configs and Python files.
-    """
-
-    def __init__(self, verb: str, swept: Collection[str], plug_ins: Path | None) -> None:
-        self.verb = verb
-        self.swept = swept
-        self.plug_ins = plug_ins
-        self.prepare_process()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.prepare_process()
-
-    def prepare_process(self) -> None:
-        """Register what configs and plug-ins need in this process."""
-        if self.plug_ins is not None:
-            load_plugins(self.plug_ins)
-        register_resolvers(self.swept)
-
-    def __call__(self, config: DictConfig) -> float | None:
-        """Run the command; returns its score, by which a sweep may search."""
-        logging.captureWarnings(True)
-        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports on its own caches
-        with sweeps.noting_failures() if HydraConfig.get().mode is RunMode.MULTIRUN else failures_exit():
-            check_config(config)  # a pipeline checks too, but only after imports that take seconds
-            if "joblib" in HydraConfig.get().launcher["_target_"]:
-                sweeps.claim_gpu()
-            return VERBS[self.verb](config)
-        return None
-
-
-@contextmanager
-def failures_exit() -> Iterator[None]:
-    """End the process with a message and exit code 1 if the block fails in a way that a user can act on."""
-    try:
-        yield
-    except (UserError, OSError) as error:
-        if (message := message_for_users(error)) is None:
-            raise
-        _fail(message)
-
-
 def _print_whatever_comes() -> None:
     """Replace characters that the terminal or output file cannot encode, instead of failing on them."""
     for stream in (sys.stdout, sys.stderr):
@@ -402,11 +347,6 @@ def _find_a_home() -> None:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     os.environ["HOME"] = home
     os.environ.setdefault("USER", f"user{os.getuid()}")
-
-
-def _fail(message: str, exit_code: int = 1) -> None:
-    print(f"dlunet: {message}", file=sys.stderr)
-    sys.exit(exit_code)
 
 
 def _help() -> str:
