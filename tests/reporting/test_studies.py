@@ -13,7 +13,7 @@ from experiments.recipes import study as studies
 
 #: A link to the results of a study and the table below it, and figures with decimals or percentages.
 TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
-FIGURE = re.compile(r"[+-]?\d+\.\d+|\d+%")
+FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
 STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
 
