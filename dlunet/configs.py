@@ -41,7 +41,6 @@ RUN_SETTINGS = (
     "checkpoint.",
     "dry_run",
     "launcher",
-    "hydra",
 )
 
 #: Characters of overrides that are replaced in the name of a folder.

@@ -82,5 +82,4 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        everywhere = total(gradients[0].contiguous())
-        return everywhere.chunk(process_count())[distributed.get_rank()]
+        return own_part(total(gradients[0].contiguous()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -13,6 +14,25 @@ except ImportError:  # not a Unix system
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Hold an exclusive lock while the block runs; the lock file is removed afterwards.
+
+    Args:
+        path: The lock file.
+        waiting: Logged if another process must be waited for.
+    """
+    lock = FileLock(path, remove=True)
+    try:
+        if waiting is None or not lock.take():
+            if waiting is not None:
+                logger.info(waiting)
+            lock.take(wait=True)
+        yield
+    finally:
+        lock.release()
 
 
 class FileLock:

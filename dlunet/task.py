@@ -38,14 +38,11 @@ class Task:
         self.command = command
         self.swept = swept
         self.plug_ins = plug_ins
-        self.prepare_process()
+        register_resolvers(swept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare a process that a launcher has started as this one was, where the plug-ins are loaded already."""
         self.__dict__.update(state)
-        self.prepare_process()
-
-    def prepare_process(self) -> None:
-        """Register what configs and plug-ins need in this process."""
         if self.plug_ins is not None:
             load_plugins(self.plug_ins)
         register_resolvers(self.swept)

@@ -57,7 +57,6 @@ def evaluate_folder(
         SomeCasesFailed: A case cannot be read, or its grids differ; all other cases are scored and written first.
         UserError: A folder is missing or has no volumes, a reference has no prediction, or no case can be scored.
     """
-
     console = Console(stderr=True)
     pairs = match_pairs(predictions, references, console)
     shown = None

@@ -15,7 +15,7 @@ from dlunet.evaluation.metrics import Metric
 from dlunet.evaluation.pairs import Pair, Rows, match_pairs, score_pairs
 from dlunet.files import write_text
 from dlunet.labels import LabelSet
-from dlunet.locks import FileLock
+from dlunet.locks import alone
 from dlunet.run_layout import ScoresLayout
 from dlunet.shards import Shard
 
@@ -61,23 +61,20 @@ def evaluate_shard(
     rows, failures = score_pairs(mine, labels, metrics, None, workers, console)
     settings = {"labels": labels.to_dict(), "metrics": list(metrics), "cases": [pair.case for pair in pairs]}
     record = {"settings": settings, "files": {pair.case: _stamps(pair) for pair in mine}, "rows": rows}
-    lock, scores = FileLock(output / ".writing", remove=True), None
-    lock.take(wait=True)
-    try:
+    scores = None
+    with alone(output / ".writing"):
         write_text(layout.part(shard), json.dumps(record))
         parts = {each: layout.part(each) for each in (Shard(k, shard.count) for k in range(1, shard.count + 1))}
         found = {each: _read(path, settings, each.of(pairs)) for each, path in parts.items()}
-        missing = [str(each) for each, part in found.items() if part is None]
+        missing = [str(each) for each, rows_of in found.items() if rows_of is None]
         if missing:
             of_shards = f"shard {shard} is scored; the tables are written when all are; missing: {', '.join(missing)}"
             console.print(of_shards, markup=False, highlight=False)
         else:
-            every = {case: part for parts in found.values() if parts is not None for case, part in parts.items()}
+            every = {case: of_case for rows_of in found.values() if rows_of for case, of_case in rows_of.items()}
             scores = write_tables(every, pairs, output, labels, metrics)
             for path in parts.values():
                 path.unlink()
-    finally:
-        lock.release()
     if failures:
         raise failure(failures, len(rows), "the others are scored")
     return scores

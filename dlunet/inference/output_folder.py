@@ -15,7 +15,7 @@ from dlunet.errors import UserError
 from dlunet.files import remove_leftovers, write_text
 from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
-from dlunet.locks import FileLock
+from dlunet.locks import alone
 from dlunet.run_layout import PredictionsLayout
 from dlunet.volumes import case_name
 
@@ -132,12 +132,8 @@ class OutputFolder(PredictionsLayout):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Lock the folder's tables and record against other commands while the block runs."""
-        lock = FileLock(self.path / ".writing", remove=True)
-        lock.take(wait=True)
-        try:
+        with alone(self.path / ".writing"):
             yield
-        finally:
-            lock.release()
 
 
 def _difference(setting: str, before: Any, now: Any) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -17,11 +16,9 @@ from dlunet import stamps
 from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
 from dlunet.files import write_text
-from dlunet.locks import FileLock
+from dlunet.locks import alone
 from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
-
-logger = logging.getLogger(__name__)
 
 #: Maximum number of foreground voxels sampled per case; more do not change the percentiles.
 VOXELS_A_CASE = 200_000
@@ -95,21 +92,9 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
     Raises:
         UserError: No case is fit, or none contains a class.
     """
-    with _alone(cache):
+    waiting = f"{cache.parent}: another job is reading the labelled cases; waiting for it"
+    with alone(cache.with_name(f".{cache.name}.lock"), waiting):
         return _read_cache(cache, cases, num_classes) or _take_fingerprint(cases, num_classes, cache, workers)
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """During the block, no other job takes the same fingerprint."""
-    lock = FileLock(cache.with_name(f".{cache.name}.lock"), remove=True)
-    try:
-        if not lock.take():
-            logger.info("%s: another job is reading the labelled cases; waiting for it", cache.parent)
-            lock.take(wait=True)
-        yield
-    finally:
-        lock.release()
 
 
 def _take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, workers: int | None) -> Fingerprint:

@@ -20,7 +20,7 @@ from dlunet.datasets import Case, Dataset, read_case
 from dlunet.errors import UserError, WriteError
 from dlunet.files import remove_leftovers
 from dlunet.labels import LabelSet
-from dlunet.locks import FileLock
+from dlunet.locks import alone
 from dlunet.parallel import for_each_case
 from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
@@ -216,13 +216,9 @@ class _Preparation:
 
     def prepare_beside_others(self, case: Case) -> None:
         """The same while other jobs prepare cases here: of two with the same case, the second one finds it finished."""
-        lock = FileLock(self.place(case).with_name(f".{case.name}.preparing"), remove=True)
-        try:
-            lock.take(wait=True)
+        with alone(self.place(case).with_name(f".{case.name}.preparing")):
             if not (self.case_is_up_to_date(case) and self.index_is_up_to_date(case)):
                 self.prepare(case)
-        finally:
-            lock.release()
 
     def remove_outdated(self, case: Case) -> None:
         """Remove what is prepared of a case but out of date."""
@@ -301,7 +297,8 @@ def _prepare_all(
         for case in todo:
             preparation.remove_outdated(case)
         shared.let_others_prepare()
-        todo, prepare = shard.of(cases), preparation.prepare_beside_others
+        outdated = set(todo)
+        todo, prepare = [case for case in shard.of(cases) if case in outdated], preparation.prepare_beside_others
     places = (place for case in todo for place in (preparation.place(case), preparation.index_place(case)))
     for part in {place.parent for place in places if place is not None}:
         remove_leftovers(part)

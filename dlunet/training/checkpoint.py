@@ -77,7 +77,7 @@ class LastCheckpoint(Checkpoint):
         self.request = request
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self._saved = 0.0  # when, and the next signal handlers
+        self._saved = 0.0  # when the last checkpoint was written
         self._noting = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
