@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -124,7 +125,8 @@ def train(config: DictConfig) -> float | None:
     from dlunet.training.metrics_file import best_value
 
     pipelines.train(config)
-    return best_value(Path(config.output), "val/dsc")
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    return best_value(Path(config.output), "val/dsc") if in_sweep else None
 
 
 def self_train(config: DictConfig) -> None:

@@ -39,13 +39,13 @@ def train(config: DictConfig) -> Path:
     check_config(config)
     cases = _cases_to_score(config) if config.test and training.is_first(config.trainer) else []
     run = RunFolder(Path(config.output))
-    finished = config.resume == "auto" and run.done().epochs >= config.trainer.max_epochs
+    before = _changed_at(run.last)
     with training.closing_loggers(config.logger):
         best = training.train(config)
         if config.dry_run or not training.is_first(config.trainer):
             return best
         print(f"best checkpoint: {best}")
-        if finished and (not cases or _is_scored(run, cases)):
+        if _changed_at(run.last) == before and (not cases or _is_scored(run, cases)):  # it was finished before
             return best
         if cases:
             _score(cases, run, config.data.workers, config.strict)
@@ -186,6 +186,11 @@ def _cases_to_score(config: DictConfig) -> list[Case]:
     if not cases:
         raise UserError(f"{config.data.root}: no test or validation case has a label map; train with test=false")
     return cases
+
+
+def _changed_at(path: Path) -> int | None:
+    """When a file was written last; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _is_scored(run: RunFolder, cases: Sequence[Case]) -> bool:

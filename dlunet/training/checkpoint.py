@@ -17,12 +17,9 @@ from dlunet.errors import WriteError
 from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
-from dlunet.training.module import SegmentationModule
+from dlunet.training.module import SegmentationModule, Wishes
 
 log = logging.getLogger(__name__)
-
-#: The place of the wish to stop among those on which the processes of a run agree.
-STOP = 0
 
 #: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -90,7 +87,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """End the run if it is to: only now, the metrics of the last step are logged."""
-        if cast(SegmentationModule, module).agreed[STOP]:
+        if cast(SegmentationModule, module).agreed.stop:
             raise Stopped(self.request.number or signal.SIGTERM)
 
     def on_train_batch_end(
@@ -119,14 +116,12 @@ class LastCheckpoint(Checkpoint):
         """The same."""
         self._noting.close()
 
-    def _asked(self, step: int) -> list[bool]:
-        """Whether this process is to stop after a step, and whether it is to write a checkpoint."""
+    def _asked(self, step: int) -> Wishes:
+        """What this process wishes after a step."""
         by_steps = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
         minutes = (time.monotonic() - self._saved) / 60
-        return [
-            self.request.number is not None,
-            by_steps or (self.every_n_minutes is not None and minutes >= self.every_n_minutes),
-        ]
+        by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        return Wishes(stop=self.request.number is not None, save=by_steps or by_time)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero and self.folder.last.exists():

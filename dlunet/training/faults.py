@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dlunet.errors import UserError, few
 from dlunet.files import save_tensors
-from dlunet.methods import Batch
+from dlunet.methods import Batch, Progress
 from dlunet.networks import describe
 from dlunet.run_layout import RunLayout
+from dlunet.sampling import PatchDataModule
 from dlunet.training.module import SegmentationModule
 
 
@@ -34,28 +35,31 @@ class Faults(Callback):
         self._trainer = trainer
         cast(SegmentationModule, module).fault = self._fault
 
-    def _fault(self, module: SegmentationModule, batch: Batch, step: int, values: Mapping[str, Tensor]) -> UserError:
+    def _fault(
+        self, module: SegmentationModule, batch: Batch, progress: Progress, values: Mapping[str, Tensor]
+    ) -> UserError:
         """Save a step, before it has changed the networks, and return the error that stops the run."""
-        steps = int(self._trainer.num_training_batches)
-        fraction = step / (steps * int(self._trainer.max_epochs or 1))
-        cases = cast(Any, self._trainer).datamodule.cases_of(self._trainer.current_epoch, step % steps)
-        rank = f"-process-{module.global_rank}" if self._trainer.world_size > 1 else ""
-        path = self.folder.faults / f"step-{step}{rank}.pt"
-        described = describe(module.network_description, module.plan, module.labels)
+        step, epoch, processes = progress.step, progress.epoch, self._trainer.world_size
+        datamodule = cast(PatchDataModule, cast(Any, self._trainer).datamodule)
+        cases = datamodule.cases_of(epoch, step % datamodule.steps_per_epoch)
+        path = self.folder.faults / f"step-{step}{f'-process-{module.global_rank}' * (processes > 1)}.pt"
         saved = {
-            **{"step": step, "epoch": self._trainer.current_epoch, "fraction": fraction, "cases": cases},
-            **{"batch": {stream: dict(views) for stream, views in batch.items()}, "described": described},
-            **{"state_dict": module.state_dict(), "processes": self._trainer.world_size},
+            "step": step,
+            "epoch": epoch,
+            "fraction": progress.fraction,
+            "processes": processes,
+            "cases": cases,
+            "batch": {stream: dict(views) for stream, views in batch.items()},
+            "described": describe(module.network_description, module.plan, module.labels),
+            "state_dict": module.state_dict(),
         }
         save_tensors(saved, path)
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-        patches = "; ".join(
-            f"{stream} ({', '.join(views)}): {few(cases[stream])}" for stream, views in saved["batch"].items()
-        )
+        patches = "; ".join(f"{stream} ({', '.join(views)}): {few(cases[stream])}" for stream, views in batch.items())
         return UserError(
-            f"step {step}, in epoch {self._trainer.current_epoch}: gradients are not finite (losses: {terms}; patches: "
-            f"{patches}); the step is saved, repeat it with: dlunet debug batch={path}; if the training diverged, "
-            "train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
+            f"step {step}, in epoch {epoch}: gradients are not finite (losses: {terms}; patches: {patches}); the step "
+            f"is saved, repeat it with: dlunet debug batch={path}; if the training diverged, train anew, with another "
+            "output=FOLDER, with a lower optimizer.algorithm.lr"
         )
 
 

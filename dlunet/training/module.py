@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning
 import torch
@@ -28,6 +28,18 @@ from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
 from dlunet.training.schedules import Schedule
+
+
+class Wishes(NamedTuple):
+    """What is to be done after a step, besides the next one.
+
+    Attributes:
+        stop: Whether the run is to end.
+        save: Whether a checkpoint is to be written.
+    """
+
+    stop: bool = False
+    save: bool = False
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -86,11 +98,11 @@ class SegmentationModule(lightning.LightningModule):
         self.seed = seed
         self.accumulate = accumulate
         # What this process wishes after a step, and what all do: see dlunet.training.checkpoint.LastCheckpoint.
-        self.asked: Callable[[int], Sequence[bool]] = _no_wishes
-        self.agreed: Sequence[bool] = _no_wishes(0)
-        # The error about a step, of which it has the patches, number and losses: see dlunet.training.faults.Faults.
-        self.fault: Callable[[SegmentationModule, Batch, int, dict[str, Tensor]], UserError] = _fault
-        self._of_step: tuple[Batch, int, dict[str, Tensor]] = {}, 0, {}
+        self.asked: Callable[[int], Wishes] = _no_wishes
+        self.agreed = Wishes()
+        # The error about a step, of which it has the patches, progress and losses: see dlunet.training.faults.Faults.
+        self.fault: Callable[[SegmentationModule, Batch, Progress, dict[str, Tensor]], UserError] = _fault
+        self._of_step: tuple[Batch, Progress, dict[str, Tensor]] = {}, Progress(0, 0, 0.0), {}
         self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
@@ -131,7 +143,7 @@ class SegmentationModule(lightning.LightningModule):
         optimizer.zero_grad()
         step, values = self.gradients(batch, progress, self.manual_backward)
         average_gradients(weight for network in self._trained for weight in network.parameters())
-        self._of_step = batch, progress.step, values
+        self._of_step = batch, progress, values
         optimizer.step()
         self._scheduler.step()
         self._average()
@@ -175,12 +187,12 @@ class SegmentationModule(lightning.LightningModule):
                     values[f"{name}_{role}"] = values.get(f"{name}_{role}", 0) + value.detach() / self.accumulate
         return step, values
 
-    def _of_all_processes(self, values: Tensor, wishes: Sequence[bool]) -> tuple[Tensor, list[bool]]:
+    def _of_all_processes(self, values: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
         """The means of values, and which wishes any process has."""
         if process_count() == 1:
-            return values, list(wishes)
+            return values, wishes
         shared = mean(torch.cat([values, values.new_tensor(list(map(float, wishes)))]))
-        return shared[: len(values)], [share > 0 for share in shared[len(values) :].tolist()]
+        return shared[: len(values)], Wishes(*(share > 0 for share in shared[len(values) :].tolist()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them.
@@ -270,12 +282,12 @@ class SegmentationModule(lightning.LightningModule):
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096)
 
 
-def _no_wishes(step: int) -> Sequence[bool]:
-    return (False, False)
+def _no_wishes(step: int) -> Wishes:
+    return Wishes()
 
 
-def _fault(module: SegmentationModule, batch: Batch, step: int, values: dict[str, Tensor]) -> UserError:
-    return UserError(f"step {step}: gradients are not finite")
+def _fault(module: SegmentationModule, batch: Batch, progress: Progress, values: dict[str, Tensor]) -> UserError:
+    return UserError(f"step {progress.step}: gradients are not finite")
 
 
 def _batches(patches: Batch, count: int) -> list[Batch]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import nn
 
@@ -43,8 +43,8 @@ class Cost:
     bytes: int
 
 
-class RunPlan(Checkpoint):
-    """Says the plan of a run before its first step. (Lightning calls checkpoint callbacks last, when all is set up.)
+class RunPlan(Callback):
+    """Says the plan of a run before its first step.
 
     Args:
         config: The composed config.
