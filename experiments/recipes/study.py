@@ -6,8 +6,11 @@
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
-study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. With ``command: self_train``, every round of a
-run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of another study, and trained there.
+study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. Runs whose folders are not here, since they
+were trained elsewhere or deleted, keep the scores that they have in these files.
+
+With ``command: self_train``, every round of a run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of
+another study, and trained there.
 """
 
 from __future__ import annotations
@@ -146,11 +149,34 @@ def train(name: str, study, run: str, seed: int) -> bool:
 def finished_runs(name: str, study) -> dict[str, list[Run]]:
     """All finished runs of a study by the names of their rows, in its order, also those of earlier commands."""
     runs: dict[str, list[Run]] = {}
+    elsewhere = collected_scores(name)
     for run, seed in product(study.runs, study.seeds):
         for row, folder in trainings(study, name, run, seed).items():
             if is_finished(folder):
                 runs.setdefault(row, []).append(read_run(folder))
+            elif (row, seed) in elsewhere:
+                runs.setdefault(row, []).append(run_elsewhere(folder, seed, elsewhere[row, seed]))
     return runs
+
+
+def collected_scores(name: str) -> dict[tuple[str, int], pd.DataFrame]:
+    """The scores in the results of a study, by row and seed."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return {}
+    groups = pd.read_csv(path, dtype={"case": str}).groupby(["run", "seed"])
+    return {(row, seed): scores[["case", "organ", "dsc", "nsd"]] for (row, seed), scores in groups}
+
+
+def run_elsewhere(folder: Path, seed: int, scores: pd.DataFrame) -> Run:
+    """A run of which only the scores are here."""
+    return Run(folder, OmegaConf.create({"seed": seed}), pd.DataFrame(), {}, scores, {}, {})
+
+
+def collected_summary(name: str) -> dict[str, dict]:
+    """What the results of a study say of each row."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["dsc"] if path.exists() else {}
 
 
 def cpu_minutes(folder: Path) -> float | None:
@@ -176,18 +202,22 @@ def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
 
 
 def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
-    """Write the means by run, seed and organ, and the provenance."""
-    summary, table = {}, score_table(runs, "dsc").mean
+    """Write the means by run, seed and organ, and the provenance; what only folders tell is kept for runs elsewhere."""
+    summary, table, earlier = {}, score_table(runs, "dsc").mean, collected_summary(name)
     for group, members in runs.items():
+        before = earlier.get(group, {})
+        here = [run for run in members if run.provenance]
+        commits = {run.provenance["git"]["commit"] for run in here}
         minutes = [spent for run in members if (spent := cpu_minutes(run.folder)) is not None]
         summary[group] = {
             "seeds": {run.seed: round(organ_means(run.scores, "dsc")[MEAN], 4) for run in members},
             "mean": table.loc[group, MEAN].round(4),
             "organs": table.loc[group].drop(MEAN).round(4).to_dict(),
-            "cpu_minutes": round(median(minutes), 1) if minutes else None,
-            "commits": sorted({run.provenance["git"]["commit"] for run in members}),
+            "cpu_minutes": round(median(minutes), 1) if minutes else before.get("cpu_minutes"),
+            "commits": sorted(commits.union(before.get("commits", ()) if len(here) < len(members) else ())),
         }
-        if kept := {run.seed: count for run in members if (count := kept_cases(run.folder)) is not None}:
+        kept = {run.seed: count for run in members if (count := kept_cases(run.folder)) is not None}
+        if kept := before.get("kept", {}) | kept:
             summary[group]["kept"] = kept
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
 

@@ -84,6 +84,30 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
     assert paired.loc["ours", "difference"] == pytest.approx(means["ours"] - means["floor"], abs=2e-4)
 
 
+def test_scores_of_runs_that_are_not_here_are_kept(place, finish):
+    study = OmegaConf.create(
+        {"seeds": [0, 1], "settings": {}, "runs": {"floor": {}, "ours": {}}, "comparisons": [{"floor": "floor"}]}
+    )
+    for number, run in enumerate(study.runs):
+        for seed in study.seeds:
+            folder = studies.run_folder("some", run, seed)
+            finish(folder, seed, 3.0 - number - seed / 4)
+            (folder / studies.CPU_SECONDS).write_text("start\n90.0\n")
+    collect("some", study)
+    results = sorted((place / "results").iterdir())
+    before = [path.read_bytes() for path in results]
+    for run in study.runs:
+        shutil.rmtree(studies.run_folder("some", run, 0))  # one seed of each is trained elsewhere
+    collect("some", study)
+    assert len(results) == 4 and [path.read_bytes() for path in results] == before
+    shutil.rmtree(studies.run_folder("some", "ours", 1))
+    finish(studies.run_folder("some", "ours", 0), 0, 0.1)  # and one is trained again, better than before
+    collect("some", study)
+    means = json.loads((place / "results" / "some.json").read_text())["dsc"]["ours"]["seeds"]
+    earlier = json.loads(before[results.index(place / "results" / "some.json")])["dsc"]["ours"]["seeds"]
+    assert means["0"] > earlier["0"] and means["1"] == earlier["1"]
+
+
 def test_a_comparison_waits_for_its_floor_and_ceiling(place, finish):
     study = OmegaConf.create(
         {
