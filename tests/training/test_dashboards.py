@@ -152,12 +152,15 @@ def test_the_probe_says_what_the_networks_of_the_last_epoch_do(place, runs, trut
             p = [network(torch.from_numpy(image)[None, None]).double().softmax(1)[0].numpy() for image in images]
         found[role], confidence[role] = np.stack(p).argmax(1), np.stack(p).max(1)
     history = wandb_history(wandb_file(runs[name]))
-    logged = {panel.removeprefix("probe/"): values[-1] for panel, values in history.items() if "probe/" in panel}
+    probed = {panel.removeprefix("probe/"): values for panel, values in history.items() if "probe/" in panel}
+    first, last = ({panel: values[epoch] for panel, values in probed.items()} for epoch in (0, -1))
     expected = dice("_".join(["agreement", *found]), *found.values(), both=True)
     for role in ("a", "b") if name == "cross_pseudo" else ("teacher",):
         expected |= dice(f"pseudo_dsc_{role}", found[role], known, both=False)
         expected |= {f"confidence_{role}": confidence[role].mean(), f"kept_{role}": (confidence[role] >= 0.95).mean()}
-    assert logged == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # A voxel whose two largest logits are equal to rounding may have either class.
+    close = pytest.approx(expected, rel=5e-3, abs=1e-4)
+    assert last == close and first != close
     assert len(expected) > 20
 
 
