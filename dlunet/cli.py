@@ -36,6 +36,7 @@ from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
+from dlunet.requeue import requeue
 from dlunet.run_layout import SelfTrainingLayout
 from dlunet.shards import Shard
 from dlunet.signals import Stopped, signals_raise
@@ -91,8 +92,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if failed := sweeps.failures():
             fail(failed)
     except Stopped as stop:
-        again = "rerun the command" if verb != "train" or "resume=auto" in arguments else "add resume=auto"
-        fail(f"stopped by {stop.name}; finished work is kept; {again} to resume", stop.exit_code)
+        fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb, arguments)}", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -100,6 +100,15 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]
+
+
+def _how_to_resume(stop: Stopped, verb: str, arguments: Sequence[str]) -> str:
+    if verb == "train" and "resume=auto" not in arguments:
+        return "add resume=auto to resume"
+    requeued = requeue(stop.number)
+    if requeued is None:
+        return "rerun the command to resume"
+    return str(requeued) if requeued.why_not is None else f"{requeued}; rerun the command to resume"
 
 
 def doctor(config: DictConfig) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "experiments" / "paper_tables" / "results" / "expected_cost.json").read_text())
-PAGE = (ROOT / "docs" / "reproduce.md").read_text()
+PAGE, SCALING = ((ROOT / "docs" / name).read_text() for name in ("reproduce.md", "scaling.md"))
 
 
 def test_the_page_has_the_figures_of_the_results():
@@ -21,6 +21,22 @@ def test_the_page_has_the_figures_of_the_results():
     }
     assert rows == expected
     assert f"{RESULTS['prepared_gb']} GB of prepared cases" in PAGE
+
+
+def test_the_page_on_scaling_has_the_figures_of_the_results():
+    of_one = RESULTS["hours_of_one_training"]
+    for kind in ("sup", "ssl"):
+        gpus, hours = (", ".join(map(str, numbers)) for numbers in (of_one["gpus"], of_one[kind]))
+        assert f"| `{kind}_light scale=paper` | {gpus} GPUs | {hours} hours |" in SCALING
+        assert of_one[kind][0] == 2 * of_one[kind][1]
+    assert of_one["ssl"][1] == 276  # Table 2: on two GPUs
+    for study, scale, runs in (("demo", "demo", ("sup_light", "ssl_light")), ("gap", "cpu", ("floor-4", "ssl-4"))):
+        known = json.loads((ROOT / "experiments" / "recipes" / "results" / f"{study}.json").read_text())["dsc"]
+        for experiment, run in zip(("sup_light", "ssl_light"), runs, strict=True):
+            row = re.search(rf"^\| `{experiment} scale={scale}`.*?\| one CPU core \| ([\d.]+) minutes", SCALING, re.M)
+            assert float(row[1]) == known[run]["cpu_minutes"]
+    memory = json.loads((ROOT / "benchmarks" / "results" / "compiled_training.json").read_text())
+    assert f"{memory['peak GiB, step of two networks']['56x160x160']:.1f} GiB for both networks" in SCALING
 
 
 def test_the_step_of_the_paper_on_one_gpu_is_twice_that_on_two():

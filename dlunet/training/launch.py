@@ -109,7 +109,7 @@ def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[An
     if settings.get("num_nodes", 1) != 1:
         raise UserError(
             f"trainer.num_nodes: found {settings['num_nodes']}, but this process was not started together with others; "
-            "start one process for each device with torchrun or srun, see docs/clusters.md"
+            "start one process for each device with torchrun or srun, see docs/scaling.md"
         )
     # This process starts all others itself, so the task environment of a batch system does not apply to them.
     rank_zero_only.rank = 0  # type: ignore[attr-defined]

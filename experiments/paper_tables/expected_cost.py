@@ -7,8 +7,9 @@ The step is that of ``ssl_light`` at ``scale=paper`` on one GPU; ``benchmarks/tr
 paper states 276 hours on two GPUs. Other experiments are estimated by their passes through a network: a step of cross
 pseudo supervision has, for each of two networks, two forward and backward passes and two forward passes for
 pseudo-labels; a supervised one has one forward and backward pass of one network. A backward pass counts as two forward
-ones. nnU-Net's network is counted like the light one: it has more arithmetic, but fewer layers that are slow. Prints
-the table; that of the authors' GPUs is in ``docs/reproduce.md`` and written to ``results/expected_cost.json``.
+ones. nnU-Net's network is counted like the light one: it has more arithmetic, but fewer layers that are slow. GPUs that
+share a training are counted as if they lost no time to each other. Prints the tables; those of the authors' GPUs are in
+``docs/reproduce.md`` and ``docs/scaling.md`` and written to ``results/expected_cost.json``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ RESULTS = Path(__file__).parent / "results" / "expected_cost.json"
 #: Table 2 of the paper: hours of ``ssl_light``, on this many GPUs.
 HOURS, AUTHORS_GPUS = 276, 2
 SEEDS, GPUS = 3, (1, 4)
+#: GPUs that share one training.
+SHARING = (1, 2, 4, 8)
 #: Passes of a step, in forward passes of one network.
 PASSES = {"sup": 3, "ssl": 2 * (2 * 3 + 2)}
 #: FLARE22's cases, and a large field of view in mm (z, y, x).
@@ -49,8 +52,21 @@ def main() -> None:
     rows["all"] = hours(set().union(*of_tables.values()), steps, step)
     voxels = math.prod(mm / size for mm, size in zip(FIELD_OF_VIEW, config.plan.spacing, strict=True))
     disk = sum(CASES[part] * VOXEL_BYTES[part] for part in CASES) * voxels / 1e9
-    result = {"step_seconds": round(step, 3), "steps": steps, "seeds": SEEDS, "hours": rows, "prepared_gb": round(disk)}
+    one = {
+        kind: [round(steps * step / 3600 * passes / PASSES["ssl"] / count) for count in SHARING]
+        for kind, passes in PASSES.items()
+    }
+    result = {
+        "step_seconds": round(step, 3),
+        "steps": steps,
+        "seeds": SEEDS,
+        "hours": rows,
+        "hours_of_one_training": {"gpus": SHARING, **one},
+        "prepared_gb": round(disk),
+    }
     print(as_markdown(rows))
+    for kind, of_kind in one.items():
+        print(f"one training, {kind}, on {_list(SHARING)} GPUs: {_list(of_kind)} hours")
     print(f"prepared cases: {disk:.0f} GB; step of ssl_light on one GPU: {step:.2f} s")
     if arguments.step is None:
         RESULTS.parent.mkdir(exist_ok=True)
@@ -80,6 +96,10 @@ def as_markdown(rows: dict[str, dict[str, float]]) -> str:
         days = " | ".join(f"{row[f'gpus_{count}'] / 24:.0f}" for count in GPUS)
         lines.append(f"| {name} | {row['trainings']:.0f} | {days} |")
     return "\n".join(lines)
+
+
+def _list(numbers: Collection[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 if __name__ == "__main__":
