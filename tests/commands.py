@@ -1,11 +1,10 @@
 """Fixtures that run commands, in the test process (no repeated import of PyTorch) or in a new one."""
 
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from dlunet import cli
+from tests.forked import TIMEOUT, ForkedCommand
 
 ROOT = Path(__file__).parents[1]
-
-#: Seconds after which a process counts as hanging.
-TIMEOUT = 300
 
 #: Settings of a short training on the dataset in ``place``.
 TINY = ("scale=tiny", "data=flare22", "data.root=flare22", "data.prepared=prepared", "logger=csv", "data.workers=1")
@@ -101,14 +98,20 @@ def as_a_new_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def start_dlunet():
     """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a new process with environment variables;
-    ``start_dlunet("train.py", …)`` starts ``python train.py``."""
+    ``start_dlunet("train.py", …)`` starts ``python train.py``. With ``fresh``, the process does all imports itself:
+    for settings of the interpreter, and for libraries that start processes in ways of their own."""
 
-    def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
-        program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", "dlunet", words[0]]
+    def start(*words: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.Popen | ForkedCommand:
+        environment["OMP_NUM_THREADS"] = "1"
+        own = words[0].endswith(".py")
+        if not fresh:
+            program, words = (str(ROOT / words[0]), words[1:]) if own else ("dlunet", words)
+            return ForkedCommand(program, words, cwd, environment)
+        program = [str(ROOT / words[0])] if own else ["-m", "dlunet", words[0]]
         return subprocess.Popen(
             [sys.executable, *program, *words[1:]],
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -122,8 +125,8 @@ def start_dlunet():
 def dlunet_process(start_dlunet):
     """Like ``dlunet``, but in a new process, with the arguments of ``start_dlunet``."""
 
-    def run(*words: str, cwd: Path, fails: bool = False, **environment: str) -> Output:
-        with start_dlunet(*words, cwd=cwd, **environment) as process:
+    def run(*words: str, cwd: Path, fails: bool = False, fresh: bool = False, **environment: str) -> Output:
+        with start_dlunet(*words, cwd=cwd, fresh=fresh, **environment) as process:
             try:
                 printed = process.communicate(timeout=TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -132,14 +135,3 @@ def dlunet_process(start_dlunet):
         return checked(process.returncode, *printed, fails)
 
     return run
-
-
-def exit_code_of(function: Callable[..., None], *arguments: object) -> int:
-    """Call a function in a process of its own, which it may kill, and return the exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dlunet.pipelines"])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    process.join(TIMEOUT)
-    assert process.exitcode is not None, "hangs"
-    return process.exitcode

@@ -216,7 +216,7 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
 )
 def test_output_that_is_not_utf8(place, dlunet_process, encoding, words, fails):
     """Characters that cannot be encoded do not stop a command."""
-    assert dlunet_process(*words, cwd=place, fails=fails, PYTHONIOENCODING=encoding).all
+    assert dlunet_process(*words, cwd=place, fails=fails, fresh=True, PYTHONIOENCODING=encoding).all
 
 
 def no_home():

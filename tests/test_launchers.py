@@ -11,7 +11,8 @@ import yaml
 
 from dlunet import sweeps
 from dlunet.training.metrics_file import best_value
-from tests.commands import TIMEOUT, TINY
+from tests.commands import TINY
+from tests.forked import TIMEOUT
 
 #: Settings with strings that contain a path are given once, so that they do not appear in the names of runs.
 SWEEP = ("train", "-m", *TINY, "experiment=sup_light", "hydra.sweep.dir=sweep", "resume=auto", "test=true")
@@ -41,7 +42,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_named(place, dlunet):
 
 def test_a_run_that_is_killed_is_finished_by_the_next_command(place, start_dlunet, dlunet_process):
     words = (*SWEEP, "launcher=local", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", "trainer.max_epochs=3")
-    with start_dlunet(*words, cwd=place) as process:
+    with start_dlunet(*words, cwd=place, fresh=True) as process:
         while not finished(place / "sweep"):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -53,7 +54,7 @@ def test_a_run_that_is_killed_is_finished_by_the_next_command(place, start_dlune
     done = finished(place / "sweep")
     before = {name: times(place / "sweep" / name) for name in done}
     assert 0 < len(done) < 4
-    dlunet_process(*words, cwd=place)
+    dlunet_process(*words, cwd=place, fresh=True)
     assert finished(place / "sweep") == {f"sup_light_seed{seed}" for seed in range(4)}
     assert {name: times(place / "sweep" / name) for name in done} == before
 

@@ -16,7 +16,8 @@ from dlunet import cli
 from dlunet.errors import UserError
 from dlunet.labels import label_set
 from dlunet.rounds import keep_agreeing
-from tests.commands import TINY, exit_code_of
+from tests.commands import TINY
+from tests.forked import exit_code_of
 
 SHORT = ("trainer.max_epochs=1", "sampling.num_workers=0")
 LABELS = label_set("two", {1: "a", 2: "b"})

@@ -24,7 +24,7 @@ from dlunet.networks import load_bundle
 from dlunet.preparation import Intensity, Plan
 from dlunet.training import SegmentationModule, train
 from dlunet.training.build import build_module
-from tests.commands import exit_code_of
+from tests.forked import exit_code_of
 from tests.methods.equations import EQUATIONS, SETTINGS, expected_terms
 
 PATCH, CLASSES, BATCH, SEED = (4, 6, 8), 3, 2, 5

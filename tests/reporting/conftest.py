@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import yaml
+from matplotlib.figure import Figure
 
 from dlunet.evaluation import evaluate_folder
 from dlunet.labels import FLARE22
+from dlunet.reporting import figures
 from dlunet.volumes import Geometry, write_labels
 
 TABLE_3 = ("sup_nnunet", "ssl_nnunet", "sup_light", "ssl_light")
@@ -51,6 +53,16 @@ def write_ct(labels, path, seed):
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(GRID.apply_to(sitk.GetImageFromArray(hounsfield.astype(np.int16))), str(path))
+
+
+#: An empty picture.
+BLANK = figures.png(Figure(figsize=(0.1, 0.1)))
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Figures are made but not drawn, which takes most of the time of a report: for tests of the rest of it."""
+    monkeypatch.setattr(figures, "png", lambda figure: BLANK)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.runs import read_run
 from tests.reporting.html_page import Page
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TABLE_3 = {
     "sup_nnunet": "nnU-Net w/o SSL",
     "ssl_nnunet": "nnU-Net w SSL",

@@ -13,7 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.commands import ROOT, TIMEOUT, TINY
+from tests.commands import ROOT, TINY
+from tests.forked import TIMEOUT
 from tests.training.wandb_files import wandb_records
 
 KILLS, EPOCHS, STEPS = 10, 4, 40

@@ -12,7 +12,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dlunet.errors import UserError
 from dlunet.training.launch import device_count, is_first, joint_launch, launch_settings
-from tests.commands import TIMEOUT, TINY
+from tests.commands import TINY
+from tests.forked import TIMEOUT
 
 #: A training of two steps of two patches, in double precision: sums over patches are in another order.
 SHORT = (

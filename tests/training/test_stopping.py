@@ -11,7 +11,8 @@ import torch
 from dlunet.errors import WriteError
 from dlunet.training.checkpoint import WholeCheckpointIO
 from dlunet.training.run_folder import RunFolder
-from tests.commands import TIMEOUT, TINY
+from tests.commands import TINY
+from tests.forked import TIMEOUT
 
 STEPS = 40
 LONG = ("train", *TINY, "trainer.max_epochs=2", f"sampling.steps_per_epoch={STEPS}", "trainer.log_every_n_steps=1")
