@@ -95,7 +95,7 @@ def test_what_a_process_holds_does_not_grow(place, start_dlunet):
     """Memory, open files and threads at the end of 300 epochs are those of the 30th."""
     epochs, held = 300, {}
     words = ("train", *TINY, "experiment=ssl_light", "output=held", f"trainer.max_epochs={epochs}")
-    with start_dlunet(*words, "sampling.steps_per_epoch=2", cwd=place, PYTHONUNBUFFERED="1") as process:
+    with start_dlunet(*words, "sampling.steps_per_epoch=2", cwd=place) as process:
         known = psutil.Process(process.pid)
         while process.poll() is None:
             epoch = steps_logged(place / "held") // 2
