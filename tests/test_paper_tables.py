@@ -54,9 +54,10 @@ def test_other_settings_have_another_folder():
 
 
 @pytest.mark.parametrize("words", [[], ["8"], ["three"]])
-def test_another_number_is_refused(words):
-    made = subprocess.run([sys.executable, tables.__file__, *words], capture_output=True, text=True, cwd=ROOT)
-    assert made.returncode == 1 and "expected the number of a table, from 3 to 7" in made.stderr
+def test_another_number_is_refused(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_table.py", *words])
+    with pytest.raises(SystemExit, match="expected the number of a table, from 3 to 7"):
+        tables.main()
 
 
 @pytest.fixture
