@@ -132,8 +132,8 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Recompute the learning rate of a resumed run: it may have more epochs, or its checkpoint no schedule."""
-        if self.current_epoch:
-            self._scheduler.last_epoch = self._progress(0).step - 1
+        if self.global_step:
+            self._scheduler.last_epoch = self.global_step - 1
             self._scheduler.step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -44,6 +44,8 @@ def check_same_end(run, whole):
     assert of_steps["step"].tolist() == list(range(2 * STEPS))  # no gap, no double
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, run)]
+    for state in states:
+        del state["lr_schedulers"][0]["_step_count"]  # the number of its calls, one more in a run that was resumed
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         before, after = (torch.utils._pytree.tree_leaves(state[part]) for state in states)
         for a, b in zip(before, after, strict=True):
@@ -78,10 +80,10 @@ def test_a_signal_ends_a_training_after_a_step_with_a_checkpoint(place, method, 
 
 
 def test_a_training_that_is_killed_goes_on_from_the_last_checkpoint(place, whole, start_dlunet, dlunet_process):
-    """Twice, the second time with a last checkpoint that was damaged."""
+    """Twice, once in each epoch, the second time with a last checkpoint that was damaged."""
     run = RunFolder(place / "killed")
     words = (*LONG, "method=supervised", "output=killed", "checkpoint.every_n_steps=7", "resume=auto")
-    for least in (7, 21):
+    for least in (7, STEPS + 14):
         with start_dlunet(*words, cwd=place) as process:
             while not (run.last.exists() and run.done().steps >= least):
                 assert process.poll() is None, process.communicate()
