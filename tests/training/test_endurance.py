@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 
 import pandas as pd
@@ -39,10 +40,11 @@ def steps_logged(run):
         return 0
 
 
-def kill_all(process):
-    """Kill a command and all that it has started at once, as a batch system does."""
-    for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        one.kill()
+def kill_all(process, started):
+    """Kill a command and what it has started, as a batch system does."""
+    for one in [process, *started]:
+        with suppress(psutil.NoSuchProcess):  # it has ended with its parent
+            one.kill()
 
 
 def wait_for(condition, process):
@@ -59,6 +61,7 @@ def test_a_training_that_is_killed_ten_times_ends_like_one_that_is_not(
 ):
     """Every third time while a checkpoint is written, else at a random moment, that of the start included."""
     words = (*LONG, f"method={method}", f"trainer.devices={devices}", "checkpoint.every_n_steps=3", "resume=auto")
+    words += ("network.features=[32,64,128]",)  # a checkpoint that takes a moment to write
     dlunet_process(*words, f"output={method}-{devices}-whole", cwd=place)
     run, draws, partial = place / f"{method}-{devices}", random.Random(f"{method} {devices}"), 0
     for number in range(KILLS):
@@ -68,11 +71,11 @@ def test_a_training_that_is_killed_ten_times_ends_like_one_that_is_not(
             else:
                 least = steps_logged(run) + draws.randrange(1, EPOCHS * STEPS // KILLS)
                 wait_for(lambda least=least: steps_logged(run) >= least, process)
-                if number % 3 == 0:
-                    wait_for(lambda: any(run.glob(PARTIAL)), process)
-                else:
-                    time.sleep(draws.uniform(0, 0.1))
-            kill_all(process)
+                time.sleep(draws.uniform(0, 0.1))
+            started = psutil.Process(process.pid).children(recursive=True)
+            if number % 3 == 1:
+                wait_for(lambda: any(run.glob(PARTIAL)), process)
+            kill_all(process, started)
             process.communicate(timeout=TIMEOUT)
         partial += any(run.glob(PARTIAL))
     assert partial  # some were killed while they wrote
