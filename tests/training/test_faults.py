@@ -87,3 +87,14 @@ def test_too_little_memory_names_the_settings(place, dlunet, monkeypatch, words)
     monkeypatch.setattr("dlunet.training.module.SegmentationModule.gradients", fail)
     message = dlunet(*WORDS, f"output={words[:4]}", cwd=place, fails=True).stderr
     assert words in message and "plan.patch_size=[16, 32, 32]" in message and "accumulate_grad_batches" in message
+
+
+def test_a_prepared_case_that_cannot_be_read_is_prepared_again(place, dlunet):
+    words = ("train", *TINY, "data.prepared=unreadable", "experiment=sup_light")
+    dlunet(*words, "output=readable", cwd=place)
+    damaged, missing, _ = sorted((place / "unreadable").glob("*/labelled/*/image.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    missing.unlink()
+    dlunet(*words, "output=unreadable-run", cwd=place)
+    before, after = ((place / run / "metrics.csv").read_text() for run in ("readable", "unreadable-run"))
+    assert before == after and damaged.is_file() and missing.is_file()
