@@ -92,7 +92,7 @@ def test_too_little_memory_names_the_settings(place, dlunet, monkeypatch, words)
 def test_a_prepared_case_that_cannot_be_read_is_prepared_again(place, dlunet):
     words = ("train", *TINY, "data.prepared=unreadable", "experiment=sup_light")
     dlunet(*words, "output=readable", cwd=place)
-    damaged, missing, _ = sorted((place / "unreadable").glob("*/labelled/*/image.npy"))
+    damaged, missing, *_ = sorted((place / "unreadable").glob("*/labelled/*/image.npy"))
     damaged.write_bytes(damaged.read_bytes()[:-1000])
     missing.unlink()
     dlunet(*words, "output=unreadable-run", cwd=place)
