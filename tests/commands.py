@@ -102,7 +102,7 @@ def start_dlunet():
     for settings of the interpreter, and for libraries that start processes in ways of their own."""
 
     def start(*words: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.Popen | ForkedCommand:
-        environment["OMP_NUM_THREADS"] = "1"
+        environment = {"OMP_NUM_THREADS": "1", **environment}
         own = words[0].endswith(".py")
         if not fresh:
             program, words = (str(ROOT / words[0]), words[1:]) if own else ("dlunet", words)

@@ -59,6 +59,7 @@ def test_a_run_that_is_killed_is_finished_by_the_next_command(place, start_dlune
     assert {name: times(place / "sweep" / name) for name in done} == before
 
 
+@pytest.mark.slow
 def test_a_job_of_submitit_with_two_processes(place, dlunet_process):
     """As in a cluster, but on this machine; the network is that of one process with the same patches."""
     short = ("trainer.max_epochs=1", "sampling.steps_per_epoch=2", "trainer.precision=64-true")
