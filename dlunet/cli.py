@@ -105,10 +105,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
 def _how_to_resume(stop: Stopped, verb: str, arguments: Sequence[str]) -> str:
     if verb == "train" and "resume=auto" not in arguments:
         return "add resume=auto to resume"
-    requeued = requeue(stop.number)
-    if requeued is None:
-        return "rerun the command to resume"
-    return str(requeued) if requeued.why_not is None else f"{requeued}; rerun the command to resume"
+    return requeue(stop.number) or "rerun the command to resume"
 
 
 def doctor(config: DictConfig) -> None:

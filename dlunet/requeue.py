@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
 
 #: Sent some time before the time limit, where they exist.
 TIME_IS_OVER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -18,32 +17,14 @@ TIME_IS_OVER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if
 PATIENCE = 60
 
 
-@dataclass(frozen=True)
-class Requeued:
-    """What became of the wish to requeue a job.
-
-    Attributes:
-        job: The job's number, with that of its task if it is one of an array.
-        why_not: Why it failed, or None.
-    """
-
-    job: str
-    why_not: str | None = None
-
-    def __str__(self) -> str:
-        if self.why_not is None:
-            return f"job {self.job} is requeued"
-        return f"job {self.job} could not be requeued ({self.why_not})"
-
-
-def requeue(number: int) -> Requeued | None:
+def requeue(number: int) -> str | None:
     """Requeue the job of SLURM that this process is the first task of, if a signal says that its time is over.
 
     Args:
         number: The signal.
 
     Returns:
-        What became of it; None: there is nothing to requeue.
+        What became of it, in words; None: there is nothing to requeue.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if number not in TIME_IS_OVER or job is None or os.environ.get("SLURM_PROCID", "0") != "0":
@@ -54,6 +35,9 @@ def requeue(number: int) -> Requeued | None:
         done = subprocess.run(
             ["scontrol", "requeue", job], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
+        why_not = None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Requeued(job, f"scontrol: {error}")
-    return Requeued(job, None if done.returncode == 0 else done.stderr.strip() or f"scontrol: {done.returncode}")
+        why_not = str(error)
+    if why_not is None:
+        return f"job {job} is requeued"
+    return f"job {job} could not be requeued (scontrol: {why_not}); rerun the command to resume"

@@ -55,7 +55,7 @@ def test_a_task_of_an_array(scontrol, monkeypatch):
     called = scontrol()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert requeue(signal.SIGUSR1).why_not is None and called.read_text() == "requeue 15_2\n"
+    assert requeue(signal.SIGUSR1) == "job 15_2 is requeued" and called.read_text() == "requeue 15_2\n"
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,10 @@ def test_why_a_job_is_not_requeued_is_said(scontrol, monkeypatch, capfd):
     scontrol(1)
     words = ["data=flare22", "data.root=FLARE22"]
     _, printed = stop_by(signal.SIGUSR1, "prepare", words, monkeypatch, capfd)
-    assert "job 17 could not be requeued (Invalid job id specified); rerun the command to resume" in printed
+    assert "job 17 could not be requeued (scontrol: Invalid job id specified); rerun the command to resume" in printed
 
 
 def test_a_machine_without_scontrol(scontrol, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "scontrol" in requeue(signal.SIGUSR1).why_not
+    message = requeue(signal.SIGUSR1)
+    assert "job 17 could not be requeued (scontrol: " in message and "No such file" in message
