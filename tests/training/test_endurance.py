@@ -115,7 +115,7 @@ def test_what_a_process_holds_does_not_grow(place, start_dlunet):
     memory, files, threads = zip(map(statistics.median, early), map(statistics.median, late), strict=True)
     print(f"MiB: {memory[0] / 2**20:.1f}, {memory[1] / 2**20:.1f}; files: {files}; threads: {threads}")
     assert memory[1] <= 1.05 * memory[0]
-    assert files[1] <= files[0] and threads[1] <= threads[0]
+    assert files[0] == files[1] and threads[0] == threads[1]
 
 
 def with_mount(folder, size, script, *words, cwd):
