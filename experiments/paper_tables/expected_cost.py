@@ -52,10 +52,7 @@ def main() -> None:
     rows["all"] = hours(set().union(*of_tables.values()), steps, step)
     voxels = math.prod(mm / size for mm, size in zip(FIELD_OF_VIEW, config.plan.spacing, strict=True))
     disk = sum(CASES[part] * VOXEL_BYTES[part] for part in CASES) * voxels / 1e9
-    one = {
-        kind: [round(steps * step / 3600 * passes / PASSES["ssl"] / count) for count in SHARING]
-        for kind, passes in PASSES.items()
-    }
+    one = {kind: [round(hours_of(kind, steps, step) / count) for count in SHARING] for kind in PASSES}
     result = {
         "step_seconds": round(step, 3),
         "steps": steps,
@@ -73,10 +70,14 @@ def main() -> None:
         RESULTS.write_text(json.dumps({**result, "provenance": provenance()}, indent=2) + "\n")
 
 
+def hours_of(kind: str, steps: int, step: float) -> float:
+    """The hours of one training on one GPU, of a kind in ``PASSES``."""
+    return steps * step / 3600 * PASSES[kind] / PASSES["ssl"]
+
+
 def hours(experiments: Collection[str], steps: int, step: float) -> dict[str, float]:
     """Trainings, and hours by the number of GPUs, each of which trains one experiment at a time."""
-    of_supervised = PASSES["sup"] / PASSES["ssl"]
-    each = [steps * step / 3600 * (1 if name.startswith("ssl") else of_supervised) for name in experiments]
+    each = [hours_of("ssl" if name.startswith("ssl") else "sup", steps, step) for name in experiments]
     trainings = [hour for hour in each for _ in range(SEEDS)]
     return {"trainings": len(trainings)} | {f"gpus_{count}": round(makespan(trainings, count)) for count in GPUS}
 
