@@ -16,9 +16,12 @@ namespace dlunet {
 
 constexpr int TAPS_X = 3;  // size of every kernel along x; kernels of size 1 are padded with zeros
 
-// Voxels along x that are computed together; their sums stay in registers.
+// Sums that stay in registers: half of them, since AVX-512 has 32 registers and AVX2 16.
+constexpr int SUMS = FULL;
+
+// Voxels along x that are computed together: enough sums that do not wait for each other.
 template <int W>
-constexpr int TILE = FULL == 16 ? 128 / W : 4;
+constexpr int TILE = 8 * FULL / W;
 
 inline int padded(int channels, int width) { return (channels + width - 1) / width * width; }
 
@@ -100,11 +103,12 @@ INLINE void multiply(const float* in, size_t apart, const float* matrix, int dep
     }
 }
 
-// Call f(blocks, n) for the blocks of W of `rows` outputs, two at a time where the registers allow it.
-template <int W, class Function>
+// Call f(blocks, n) for the blocks of W of `rows` outputs, two at a time if the sums of `TOGETHER` voxels or channels
+// for both stay in registers.
+template <int W, int TOGETHER, class Function>
 INLINE void for_blocks(int rows, Function f) {
     int n = 0;
-    if constexpr (W == FULL)
+    if constexpr (W == FULL && 2 * TOGETHER <= SUMS)
         for (; n + 2 * W <= rows; n += 2 * W) f(std::integral_constant<int, 2>{}, n);
     for (; n < rows; n += W) f(std::integral_constant<int, 1>{}, n);
 }
@@ -112,7 +116,7 @@ INLINE void for_blocks(int rows, Function f) {
 // Store the products of VOXELS voxels and a packed matrix (rows / W, depth, W), as (rows / W, VOXELS, W).
 template <int W, int VOXELS>
 INLINE void store_products(const float* in, size_t apart, const float* matrix, int depth, int rows, float* to) {
-    for_blocks<W>(rows, [&](auto blocks, int n) {
+    for_blocks<W, VOXELS>(rows, [&](auto blocks, int n) {
         constexpr int BLOCKS = decltype(blocks)::value;
         Lanes<W> sum[VOXELS][BLOCKS] = {};
         multiply<W, VOXELS, BLOCKS>(in, apart, matrix + size_t(n) * depth, depth, sum);
@@ -132,8 +136,8 @@ struct Tiles {
 // gradient of a matrix.
 template <int W, int VOXELS>
 INLINE void add_products(const Tiles& left, const Tiles& right, int count, float* to) {
-    constexpr int TOGETHER = 8;
-    for_blocks<W>(right.channels, [&](auto blocks, int n) {
+    constexpr int TOGETHER = SUMS / 2;
+    for_blocks<W, TOGETHER>(right.channels, [&](auto blocks, int n) {
         constexpr int BLOCKS = decltype(blocks)::value;
         for (int c = 0; c < left.channels; c += TOGETHER) {
             Lanes<W> sum[TOGETHER][BLOCKS] = {};

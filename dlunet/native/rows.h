@@ -87,7 +87,7 @@ class Rows {
     INLINE void upsample(const float* in, const float* of_row, float* to, size_t apart) const {
         const Values& values = *source.values;
         const int step = source.upsampling->step[2];
-        for_blocks<W>(step * channels, [&](auto blocks, int n) {
+        for_blocks<W, VOXELS>(step * channels, [&](auto blocks, int n) {
             constexpr int BLOCKS = decltype(blocks)::value;
             Lanes<W> sum[VOXELS][BLOCKS] = {};
             multiply<W, VOXELS, BLOCKS>(in, size_t(values.shape[2]) * W, of_row + size_t(n) * values.channels,

@@ -89,7 +89,7 @@ class Forward {
                 depthwise<VOXELS, STRIDE_X>(window.rows_for(y - block.y_begin), window.apart(), x, between);
                 const size_t row = size_t(z) * out.shape[1] + y;
                 const size_t first = (row * out.shape[2] + x) * out.stored;
-                for_blocks<W>(out.stored, [&](auto blocks, int n) {
+                for_blocks<W, VOXELS>(out.stored, [&](auto blocks, int n) {
                     pointwise<VOXELS, decltype(blocks)::value>(between, first + n, n, sums);
                 });
             }

@@ -197,7 +197,7 @@ class Backward {
                 for (int c = 0; c < all; c += W, to += apart()) std::memset(to, 0, VOXELS * W * sizeof(float));
                 return;
             }
-            for_blocks<W>(all, [&](auto blocks, int c) {
+            for_blocks<W, VOXELS>(all, [&](auto blocks, int c) {
                 constexpr int BLOCKS = decltype(blocks)::value;
                 Lanes<W> sum[VOXELS][BLOCKS] = {};
                 multiply<W, VOXELS, BLOCKS>(result, size_t(out.shape[2]) * W, pass.matrix.get() + size_t(c) * out.channels,
