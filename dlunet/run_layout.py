@@ -79,6 +79,11 @@ class RunLayout:
         return self.checkpoints / "previous.ckpt"
 
     @property
+    def unlogged(self) -> Path:
+        """The next last checkpoint, until the metrics of its step are logged."""
+        return self.checkpoints / "unlogged.ckpt"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best epoch; missing if there is no validation to determine it."""
         return self.checkpoints / "best.ckpt"

@@ -56,6 +56,9 @@ class LastCheckpoint(Checkpoint):
     in which a signal comes. The one before it is kept. All processes of a run write, and end, after the same step.
     (Lightning calls its checkpoint callbacks after all others, in their order.)
 
+    Lightning logs the metrics of a step after all callbacks. A checkpoint is therefore the last one only from the next
+    step on: a run that is killed in between repeats the step, otherwise its metrics would be missing.
+
     Args:
         folder: The run folder.
         request: Notes the first signal; a second one stops at once.
@@ -86,7 +89,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End the run if it is to: only now, the metrics of the last step are logged."""
+        """Only now, the metrics of the last step are logged: let its checkpoint count, and end the run if it is to."""
+        self._let_count(trainer)
         if cast(SegmentationModule, module).agreed.stop:
             raise Stopped(self.request.number or signal.SIGTERM)
 
@@ -95,7 +99,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Write a checkpoint if there is to be one after this step; after the last one of an epoch, the epoch does."""
         if any(cast(SegmentationModule, module).agreed) and not trainer.is_last_batch:
-            self._save(trainer)
+            self._write(trainer)
 
     def on_validation_batch_start(self, trainer: lightning.Trainer, *arguments: Any) -> None:
         """End the run if a signal has come: a validation may take minutes, and is repeated."""
@@ -104,7 +108,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Write the checkpoint of the epoch."""
-        self._save(trainer)
+        self._write(trainer)
+        self._let_count(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """From here on, a signal stops at once again."""
@@ -123,11 +128,15 @@ class LastCheckpoint(Checkpoint):
         by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
         return Wishes(stop=self.request.number is not None, save=by_steps or by_time)
 
-    def _save(self, trainer: lightning.Trainer) -> None:
+    def _write(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero and self.folder.last.exists():
             link_or_copy(self.folder.last, self.folder.previous)
-        trainer.save_checkpoint(self.folder.last)
+        trainer.save_checkpoint(self.folder.unlogged)
         self._saved = time.monotonic()
+
+    def _let_count(self, trainer: lightning.Trainer) -> None:
+        if trainer.is_global_zero and self.folder.unlogged.exists():
+            self.folder.unlogged.replace(self.folder.last)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -153,6 +153,7 @@ class RunFolder(RunLayout):
             )
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
+        self.unlogged.unlink(missing_ok=True)
         write_if_changed(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
         if done.checkpoint == self.previous:
             self.last.replace(self.last.with_name("damaged.ckpt"))

@@ -2,17 +2,20 @@
 
 import os
 import signal
+import sys
 import time
 
 import pandas as pd
 import pytest
 import torch
 
+from dlunet.cli import main
 from dlunet.errors import WriteError
 from dlunet.training.checkpoint import WholeCheckpointIO
+from dlunet.training.module import SegmentationModule
 from dlunet.training.run_folder import RunFolder
 from tests.commands import TINY
-from tests.forked import TIMEOUT
+from tests.forked import TIMEOUT, exit_code_of
 
 STEPS = 40
 LONG = ("train", *TINY, "trainer.max_epochs=2", f"sampling.steps_per_epoch={STEPS}", "trainer.log_every_n_steps=1")
@@ -93,6 +96,24 @@ def test_a_training_that_is_killed_goes_on_from_the_last_checkpoint(place, whole
     run.last.write_bytes(run.last.read_bytes()[:1000])
     printed = dlunet_process(*words, cwd=place).all
     assert "continuing from the one before" in printed
+    check_same_end(run.path, whole("supervised"))
+
+
+def train_until_a_checkpoint_is_written(run, words):
+    """Train, and end at once when the first checkpoint is written, whose step is not logged yet."""
+    os.chdir(run.path.parent)
+    SegmentationModule.on_train_batch_end = lambda *_: os._exit(7) if any(run.checkpoints.glob("[!.]*")) else None
+    sys.argv[1:] = words
+    main()
+
+
+def test_a_checkpoint_counts_when_its_step_is_logged(place, whole, dlunet_process):
+    """A training that is killed between the two repeats the step instead of leaving it out of metrics.csv."""
+    words = [*LONG, "method=supervised", "output=unlogged", "checkpoint.every_n_steps=7", "resume=auto"]
+    run = RunFolder(place / "unlogged")
+    assert exit_code_of(train_until_a_checkpoint_is_written, run, words) == 7
+    assert run.done().steps == 0 and metrics(run.path)["train/loss"].count() == 6
+    dlunet_process(*words, cwd=place)
     check_same_end(run.path, whole("supervised"))
 
 
