@@ -126,7 +126,7 @@ def test_losses_and_gradients(settings, shape, flags):
     x = torch.randn(shape)
     network = random_network(x, **settings)
     assert Sensitivity.of(network, x).kink > 5e-5
-    assert_trains_as_written_out(network, x)
+    assert_trains_as_written_out(network, x, is_sensitive=True)
 
 
 @pytest.mark.parametrize("features", CHANNELS, ids=str)
@@ -192,7 +192,8 @@ def test_gradients_are_finite_differences(flags):
             assert not gradient.any()
             gradient = torch.randn_like(gradient)
         start, length, losses = tensor.detach().clone(), gradient.norm(), []
-        step = 2e-3 * start.abs().max() * gradient / length
+        # Also where all values are small: the change of the loss has to be larger than its rounding.
+        step = 2e-3 * start.abs().max().clamp(min=1) * gradient / length
         with torch.no_grad():
             for sign in (1, -1):
                 tensor.copy_(start + sign * step)
@@ -202,7 +203,7 @@ def test_gradients_are_finite_differences(flags):
         if is_zero_by_construction(name):
             assert abs(change) < 1e-4
         else:
-            assert change == pytest.approx(length.item(), rel=0.01), name
+            assert change == pytest.approx(length.item(), rel=0.005), name
 
 
 def test_a_single_voxel_at_the_coarsest_level(flags):
