@@ -211,7 +211,7 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
     [
         ("ascii", ("--help",), False),
         ("cp1252", ("doctor", *TINY[:3]), False),
-        ("latin-1", ("predict", "checkpoint=gone", "input=x", "output=y"), True),
+        ("latin-1", ("evaluate", "predictions=gone", "references=x", "output=y"), True),
     ],
 )
 def test_output_that_is_not_utf8(place, dlunet_process, encoding, words, fails):

@@ -40,6 +40,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_named(place, dlunet):
     dlunet(*words, cwd=place)  # without what failed: no failure of an earlier command is named
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_finished_by_the_next_command(place, start_dlunet, dlunet_process):
     words = (*SWEEP, "launcher=local", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", "trainer.max_epochs=3")
     with start_dlunet(*words, cwd=place, fresh=True) as process:

@@ -126,6 +126,7 @@ def mean_dice(first, second):
     )
 
 
+@pytest.mark.slow
 def test_three_rounds(place, self_train):
     """Large networks learn from all, then from the kept pseudo-labels; the last student is a small one."""
     words = ("output=chain", "experiment=pseudo_nnunet", "test=true")

@@ -49,6 +49,7 @@ def test_processes_started_by_the_training(place, alone, dlunet_process):
     check_same(place / "spawned", alone)
 
 
+@pytest.mark.slow
 def test_processes_started_by_torchrun(place, alone):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlunet"]
     words = (*SHORT, "output=by_torchrun", "sampling.batch_size=1")

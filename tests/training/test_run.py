@@ -86,6 +86,7 @@ def test_sweep_makes_readable_folders_and_scores(place, train):
         assert len(rows) == 1 + 2 * 13
 
 
+@pytest.mark.slow
 def test_table_sweep_continues_and_a_finished_run_can_be_made_longer(place, train):
     train("+sweep=table4", "-m")
     run = place / "sweeps" / "table4-flare22-tiny" / "loss_dice_ce"
@@ -163,7 +164,7 @@ def test_an_optimiser_whose_form_is_chosen_is_not_fused(place, train):
     assert (place / "foreach" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_that_diverges_ends_with_a_message(place, train_process, devices):
     words = ("experiment=sup_light", "output=diverged", f"trainer.devices={devices}", "trainer.accelerator=cpu")
     message = train_process(*words, "optimizer.algorithm.lr=1e30", fails=True).all

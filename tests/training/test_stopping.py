@@ -63,7 +63,7 @@ def begun(run, steps):
         return False
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher"])
+@pytest.mark.parametrize("method", ["supervised", pytest.param("mean_teacher", marks=pytest.mark.slow)])
 def test_a_signal_ends_a_training_after_a_step_with_a_checkpoint(place, method, whole, start_dlunet, dlunet_process):
     run, words = place / f"{method}-stopped", (*LONG, f"method={method}", f"output={method}-stopped")
     with start_dlunet(*words, cwd=place) as process:
