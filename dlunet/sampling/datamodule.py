@@ -114,8 +114,12 @@ class PatchDataModule(lightning.LightningDataModule):
         return {} if self._ahead is None else self.cases_of(*divmod(self._ahead.next_step, self.steps_per_epoch))
 
     def val_dataloader(self) -> DataLoader:
-        """Complete prepared cases, one at a time."""
-        return DataLoader(_WholeCases(self.prepared.validation), batch_size=None)
+        """Complete prepared cases, one at a time. Several processes share them, in order, if each gets at least one."""
+        assert self.trainer is not None
+        cases, rank, count = self.prepared.validation, self.trainer.global_rank, self.trainer.world_size
+        if len(cases) >= count:
+            cases = cases[len(cases) * rank // count : len(cases) * (rank + 1) // count]
+        return DataLoader(_WholeCases(cases), batch_size=None)
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers."""

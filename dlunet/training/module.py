@@ -233,7 +233,7 @@ class SegmentationModule(lightning.LightningModule):
         return prediction
 
     def on_validation_epoch_end(self) -> None:
-        """Log the DSC of each class over the cases that contain it, and the mean over classes."""
+        """Log the DSC of each class over the cases of all processes that contain it, and the mean over classes."""
         scores = self.dice.compute()
         self.dice.reset()
         by_organ = {f"val/dsc/{organ.abbreviation}": score for organ, score in zip(self.labels, scores, strict=True)}

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from dataclasses import replace
+from itertools import chain
 from types import SimpleNamespace
 
 import lightning
@@ -26,14 +27,15 @@ PATCH, STEPS, BATCH = (4, 6, 6), 12, 2
 def make_prepared(make_case):
     """A dataset whose voxels contain the number of their case: 1, 2, … if labelled, 101, 102, … if unlabelled."""
 
-    def make(labelled=5, unlabelled=7):
+    def make(labelled=5, unlabelled=7, validation=1):
         plan = Plan((2.5, 1.5, 1.5), PATCH, Intensity(0, 1, 0, 1))
 
         def part(count, start, has_label):
             label = np.ones(PATCH, np.uint8) if has_label else None
             return tuple(make_case(f"{start + k}", np.full(PATCH, start + k), label) for k in range(count))
 
-        return PreparedDataset(FLARE22, plan, part(labelled, 1, True), part(unlabelled, 101, False), part(1, 201, True))
+        parts = (part(labelled, 1, True), part(unlabelled, 101, False), part(validation, 201, True))
+        return PreparedDataset(FLARE22, plan, *parts)
 
     return make
 
@@ -176,6 +178,26 @@ def test_processes_share_the_patches_of_a_step(make_prepared, accumulated):
                 found = [part[stream][view].chunk(accumulated) for part in parts]
                 expected = torch.cat([half for batch in zip(*found, strict=True) for half in batch])
                 torch.testing.assert_close(values, expected, rtol=0, atol=0, msg=f"{step}, {stream}, {view}")
+
+
+@pytest.mark.parametrize(("cases", "processes"), [(1, 1), (5, 1), (5, 2), (3, 3), (7, 4)])
+def test_processes_share_the_validation_cases(make_prepared, cases, processes):
+    prepared = make_prepared(validation=cases)
+
+    def numbers(rank):
+        module = make_module(prepared, Supervised(), rank=rank, world_size=processes)
+        return [int(case["image"][0, 2, 3, 3]) for case in module.val_dataloader()]
+
+    shares = [numbers(rank) for rank in range(processes)]
+    assert [*chain.from_iterable(shares)] == list(range(201, 201 + cases))  # in order: the mean is that of one process
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_processes_that_are_more_than_the_validation_cases_all_have_all(make_prepared):
+    prepared = make_prepared(validation=2)
+    for rank in range(3):
+        module = make_module(prepared, Supervised(), rank=rank, world_size=3)
+        assert len(module.val_dataloader()) == 2  # a process without a case would not wait for the others
 
 
 @pytest.mark.parametrize(

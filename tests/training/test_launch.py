@@ -27,6 +27,14 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
+def place(tiny_flare22, tmp_path_factory):
+    """A dataset whose validation cases two processes cannot share equally."""
+    folder = tmp_path_factory.mktemp("launch")
+    tiny_flare22(folder / "flare22", validation=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def alone(place, dlunet_process):
     """The run of one process with all patches."""
     dlunet_process(*SHORT, "output=alone", "sampling.batch_size=2", cwd=place)
@@ -40,6 +48,9 @@ def check_same(run, alone):
     tables = [pd.read_csv(folder / "metrics.csv") for folder in (alone, run)]
     losses = [table.loc[table["train/loss"].notna(), "train/loss"].tolist() for table in tables]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6) and len(losses[0]) == 2
+    scores = [table.filter(like="val/dsc").dropna().reset_index(drop=True) for table in tables]
+    pd.testing.assert_frame_equal(scores[1], scores[0], rtol=0, atol=1e-6)
+    assert len(scores[0]) == 1
     files = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (alone, run)]
     assert files[0] == files[1]
 
