@@ -117,6 +117,24 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def leave_signals_to_parent() -> None:
+    """In a child process: exit at a SIGTERM of the parent alone.
+
+    Ctrl-C and batch systems send signals to all processes of a job, and a parent that first finishes its step needs its
+    children for that.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while True:
+        found = signal.sigwaitinfo(ASKING)
+        if (found.si_signo, found.si_pid) == (signal.SIGTERM, os.getppid()):
+            os._exit(0)
+
+
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     for process in active_children():
         process.kill()

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dlunet.errors import UserError
 from dlunet.parallel import end_with_parent
 from dlunet.sampling.workers import PREFETCHED
+from dlunet.signals import leave_signals_to_parent
 
 #: Seconds within which the signal of a killed worker arrives.
 SIGNAL_DELAY = 1.0
@@ -140,6 +141,7 @@ class _Steps(IterableDataset):
 
 
 def _begin_worker(number: int) -> None:
+    leave_signals_to_parent()
     end_with_parent()
     sys.excepthook = _report_unless_hung_up
     # PyTorch limits only its own threads; SimpleITK's would take cores from the step.

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,8 @@ STEPS = 40
 LONG = ("train", *TINY, "trainer.max_epochs=2", f"sampling.steps_per_epoch={STEPS}", "trainer.log_every_n_steps=1")
 #: Seconds that a step of these trainings takes at most, and those after it within which the command ends.
 STEP, AFTER = 5, 10
+#: Signals that are tried besides SIGTERM.
+FURTHER = (signal.SIGINT, signal.SIGUSR1)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,26 @@ def test_a_training_that_is_killed_goes_on_from_the_last_checkpoint(place, whole
     printed = dlunet_process(*words, cwd=place).all
     assert "continuing from the one before" in printed
     check_same_end(run.path, whole("supervised"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in FURTHER)])
+def test_a_signal_to_all_processes_lets_the_reader_of_patches_go_on(place, number, whole, start_dlunet, dlunet_process):
+    """As Ctrl-C and SLURM send it: the step and its checkpoint are finished though the reader gets the signal first."""
+    run = place / f"to-all-{number}"
+    words = (*LONG, "method=supervised", "sampling.num_workers=1", f"output={run.name}")
+    with start_dlunet(*words, cwd=place) as process:
+        while not begun(run, 5):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        readers = psutil.Process(process.pid).children()
+        for one in (*readers, process):
+            one.send_signal(number)
+        printed = "".join(process.communicate(timeout=TIMEOUT))
+    assert process.returncode == 128 + number and "Traceback" not in printed, printed
+    assert readers and not psutil.wait_procs(readers, timeout=AFTER)[1]
+    assert 0 < RunFolder(run).done().steps < STEPS
+    dlunet_process(*words, "resume=auto", cwd=place)
+    check_same_end(run, whole("supervised"))
 
 
 def train_until_a_checkpoint_is_written(run, words):
