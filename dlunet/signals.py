@@ -125,10 +125,10 @@ def leave_signals_to_parent() -> None:
     """
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
+        threading.Thread(target=_end_when_parent_asks, daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _end_when_parent_asks() -> None:
     while True:
         found = signal.sigwaitinfo(ASKING)
         if (found.si_signo, found.si_pid) == (signal.SIGTERM, os.getppid()):

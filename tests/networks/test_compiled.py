@@ -40,13 +40,12 @@ THREE_LEVELS = {
     "kernel_sizes": (ONE, CUBE, CUBE),
     "num_classes": 2,
 }
+#: Rounding exceeds 1e-5 with some inputs, whichever way sums are ordered.
+MANY_CLASSES = {**THREE_LEVELS, "num_classes": 35, "deep_supervision": False}
 NETWORKS = {
     "two levels": (TWO_LEVELS, (2, 1, 4, 6, 10)),
     "as for two cores": (FOR_TWO_CORES, (1, 1, 16, 48, 64)),
-    "two channels, many classes, sizes that nothing divides": (
-        {**THREE_LEVELS, "num_classes": 35, "deep_supervision": False},
-        (3, 2, 6, 20, 46),
-    ),
+    "two channels, many classes, sizes that nothing divides": (MANY_CLASSES, (3, 2, 6, 20, 46)),
     "one class": ({**THREE_LEVELS, "num_classes": 1}, (3, 2, 4, 8, 6)),
     "odd strides and kernels": (
         {"features": (8, 40), "strides": ((2, 1, 2),), "kernel_sizes": ((5, 3, 3), (1, 3, 1))},
@@ -126,7 +125,7 @@ def test_losses_and_gradients(settings, shape, flags):
     x = torch.randn(shape)
     network = random_network(x, **settings)
     assert Sensitivity.of(network, x).kink > 5e-5
-    assert_trains_as_written_out(network, x, is_sensitive=True)
+    assert_trains_as_written_out(network, x, is_sensitive=settings is MANY_CLASSES)
 
 
 @pytest.mark.parametrize("features", CHANNELS, ids=str)
