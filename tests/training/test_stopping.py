@@ -66,13 +66,17 @@ def begun(run, steps):
         return False
 
 
+def wait_until_begun(run, process):
+    while not begun(run, 5):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("method", ["supervised", pytest.param("mean_teacher", marks=pytest.mark.slow)])
 def test_a_signal_ends_a_training_after_a_step_with_a_checkpoint(place, method, whole, start_dlunet, dlunet_process):
     run, words = place / f"{method}-stopped", (*LONG, f"method={method}", f"output={method}-stopped")
     with start_dlunet(*words, cwd=place) as process:
-        while not begun(run, 5):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_until_begun(run, process)
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
         printed = "".join(process.communicate(timeout=TIMEOUT))
@@ -108,9 +112,7 @@ def test_a_signal_to_all_processes_lets_the_reader_of_patches_go_on(place, numbe
     run = place / f"to-all-{number}"
     words = (*LONG, "method=supervised", "sampling.num_workers=1", f"output={run.name}")
     with start_dlunet(*words, cwd=place) as process:
-        while not begun(run, 5):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_until_begun(run, process)
         readers = psutil.Process(process.pid).children()
         for one in (*readers, process):
             one.send_signal(number)
@@ -147,9 +149,7 @@ def test_a_training_of_two_processes_ends_after_a_step(place, number, start_dlun
     dlunet_process(*words, "output=two-whole", "resume=auto", cwd=place)
     run = place / f"two-{number}"
     with start_dlunet(*words, f"output={run.name}", cwd=place) as process:
-        while not begun(run, 5):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_until_begun(run, process)
         process.send_signal(number)
         printed = "".join(process.communicate(timeout=TIMEOUT))
     assert process.returncode == 128 + number and "Traceback" not in printed, printed
