@@ -129,7 +129,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check every setting in :data:`RULES`.
+    """Check every setting in :data:`RULES`, and that a semi-supervised run gets to its unlabelled cases.
 
     Raises:
         UserError: A setting is invalid.
@@ -142,6 +142,17 @@ def check_settings(config: DictConfig) -> None:
         is_exempt = value is ... or (value is None and name in MAY_BE_NULL)
         if not is_exempt and not fits(value):
             raise UserError(f"{name}: found {value}; expected {expected}")
+    _check_unlabelled_part(config)
+
+
+def _check_unlabelled_part(config: DictConfig) -> None:
+    """A run that was made shorter may end before its unlabelled part begins."""
+    on_labels = OmegaConf.select(config, "method.supervised_epochs", default=0)
+    if on_labels and on_labels >= (epochs := config.trainer.max_epochs):
+        raise UserError(
+            f"trainer.max_epochs: found {epochs}, of which {on_labels} are on labels alone (method.supervised_epochs); "
+            f"expected more, or unlabelled cases would never be used; add scale.supervised_epochs={epochs // 6}"
+        )
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -108,6 +108,19 @@ def test_no_run_to_report(compose):
         check_settings(compose("report", ["runs=[]"]))
 
 
+def test_a_run_that_ends_before_its_unlabelled_part_is_refused(compose):
+    with pytest.raises(UserError, match=r"^trainer.max_epochs: found 6, of which 6 are on labels alone .*_epochs=1$"):
+        check_settings(compose("train", ["scale=cpu", "trainer.max_epochs=6"]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["debug=fast"], ["debug=profile"], ["trainer.max_epochs=7"], ["method=supervised", "trainer.max_epochs=1"]],
+)
+def test_a_short_run_may_have_an_unlabelled_part_or_no_need_of_it(compose, words):
+    check_settings(compose("train", ["scale=cpu", *words]))
+
+
 GROUPS = (
     "augmentation",
     "callback",

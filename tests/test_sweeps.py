@@ -87,7 +87,7 @@ def test_the_study_of_methods_trains_the_runs_of_the_sweep(methods_sweep):
     [
         (["experiment=sup_light", "seed=0"], {"sup_light_seed0"}),
         (["seed=0,1", "scale=tiny", "experiment=sup_light"], {"sup_light_seed0", "sup_light_seed1"}),
-        (["trainer.max_epochs=2,3", "data=gap", "seed=1"], {"seed1_trainer.max_epochs2", "seed1_trainer.max_epochs3"}),
+        (["trainer.max_epochs=7,8", "data=gap", "seed=1"], {"seed1_trainer.max_epochs7", "seed1_trainer.max_epochs8"}),
         (["data.root=some/where,else"], {"data.rootsome_where", "data.rootelse"}),
         (["data=gap"], {"run"}),
         (["network.features=[8,16],[4,8]"], {"network.features[8-16]", "network.features[4-8]"}),
