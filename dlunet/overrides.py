@@ -13,6 +13,7 @@ from pathlib import Path
 #: The settings that are paths or names of cases, or lists of these, ``[A,B]``, or names of experiments.
 LITERALS = frozenset(
     {
+        "batch",
         "cases",
         "ceiling",
         "checkpoint",

@@ -94,6 +94,9 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
         )
     print(f"round 0 of {len(students)}: training the teacher, {teacher.name}, in {teacher.output}")
     best = train(teacher)
+    if teacher.dry_run:
+        print("dry run: the plan of a student is that of dlunet train with the student's experiment, and dry_run=true")
+        return best
     for number, student in enumerate(students, start=1):
         labels, now = layout.round(number).pseudo_labels, f"round {number} of {len(students)}"
         print(f"{now}: labelling {len(dataset.unlabelled)} unlabelled CTs in {labels}")

@@ -19,7 +19,7 @@ def values(argument, sweep=False):
 
 
 @pytest.mark.parametrize("path", ODD)
-@pytest.mark.parametrize("key", ["input", "+data.root", "++output", "floor"])
+@pytest.mark.parametrize("key", ["input", "+data.root", "++output", "floor", "batch"])
 def test_a_path_is_taken_as_it_stands(key, path):
     assert values(f"{key}={path}") == path
     assert OverridesParser.create().parse_override(override("output", path)).value() == path

@@ -47,6 +47,12 @@ def test_self_training_goes_through_and_goes_on(place, dlunet):
     assert (metrics.read_bytes(), (place / "chain" / "teacher" / "metrics.csv").read_bytes()) == before
 
 
+def test_a_dry_run_of_self_training_says_the_plan_of_the_teacher(place, dlunet):
+    printed = dlunet("self_train", "dry_run=true", "output=dry")
+    assert printed.count("expected end") == 1 and "the plan of a student is that of dlunet train" in printed
+    assert not list((place / "dry").rglob("*.ckpt"))
+
+
 def test_what_a_pseudo_label_says_changes_no_loss(place, dlunet):
     """Another class at the same voxels gives the same crops and identical losses; without pseudo-labels the losses
     differ, which shows that the comparison can fail."""

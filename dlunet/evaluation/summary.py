@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlunet.errors import few
 from dlunet.evaluation import bootstrap
 from dlunet.evaluation.bootstrap import Estimate
 from dlunet.evaluation.metrics import read_metrics
@@ -54,11 +55,11 @@ def summarize_scores(
         shown: The names of the classes that get a row; by default all.
 
     Returns:
-        Columns ``organ,abbreviation``, four per metric such as ``dsc_mean,dsc_std,dsc_low,dsc_high``, and ``cases``.
-        Metrics are summarised over the cases where they have a value. The last row, ``Mean``, summarises each case's
-        mean over classes. Standard deviations are population values (divided by the number of cases); ``low`` and
-        ``high`` are the ends of the mean's 95 % interval by a percentile bootstrap over cases, NaN with fewer than
-        two. Values are rounded to 4 decimals.
+        Columns ``organ,abbreviation``, five per metric such as ``dsc_mean,dsc_std,dsc_low,dsc_high,dsc_cases``, and
+        ``cases``. Metrics are summarised over the cases where they have a value, ``dsc_cases``. The last row, ``Mean``,
+        summarises each case's mean over classes. Standard deviations are population values (divided by the number of
+        cases); ``low`` and ``high`` are the ends of the mean's 95 % interval by a percentile bootstrap over cases, NaN
+        with fewer than two. Values are rounded to 4 decimals.
     """
     import pandas as pd
 
@@ -97,6 +98,8 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
     summary = pd.read_csv(ScoresLayout(folder).summary, keep_default_na=False, na_values=[""])  # a class may be NA
     cases = scores["case"].nunique()
     title = f"Means over {cases} cases, with 95 % bootstrap intervals" if cases > 1 else "Scores of one case"
+    if 1 < cases < bootstrap.FEW:
+        title += ", which are too narrow for so few cases"
     table = Table(title=title, title_justify="left", title_style="")
     table.add_column("")
     for metric in metrics.values():
@@ -106,10 +109,20 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
             table.add_section()
         table.add_row(Text(row["organ"]), *(_estimate(row, name) for name in metrics))
     console.print(table)
+    for name, metric in metrics.items():
+        if without := _classes_without(scores, name):
+            line = f"{metric.title}: no value for {few(without)}; the mean leaves out what has none"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for low in low_cases(scores):
         organs = ", ".join(f"{organ} {dsc:.3f}" for organ, dsc in low.organs.items())
         line = f"low: {low.case}, mean DSC {low.dsc:.3f} (all others {low.others:.3f}): {organs}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _classes_without(scores: pd.DataFrame, name: str) -> list[str]:
+    """The classes that have no value of a metric in any case; none if no class has one."""
+    counts = scores.groupby("organ", sort=False)[name].count()
+    return [str(organ) for organ in counts.index[counts == 0]] if counts.any() else []
 
 
 def _low_case(case: str, table: pd.DataFrame, means: pd.Series) -> LowCase:
@@ -136,6 +149,7 @@ def _summary_row(organ: str, abbreviation: str, values: pd.DataFrame) -> dict[st
             "high": high,
         }
         row |= {f"{score}_{name}": round(float(value), DECIMALS) for name, value in estimates.items()}
+        row[f"{score}_cases"] = len(known)
     return {**row, "cases": len(values)}
 
 
@@ -152,5 +166,7 @@ def _case_weights(cases: int) -> np.ndarray:
 
 
 def _estimate(row: dict, name: str) -> Text:
-    mean = Estimate(*(row[f"{name}_{part}"] for part in ("mean", "low", "high")))
-    return Text("–" if math.isnan(mean.value) else mean.text(".3f"))
+    mean, known = Estimate(*(row[f"{name}_{part}"] for part in ("mean", "low", "high"))), row[f"{name}_cases"]
+    if not known:
+        return Text("–")
+    return Text(mean.text(".3f") + f" (n={known})" * (known < row["cases"]))

@@ -62,12 +62,19 @@ class Report:
         return len({frozenset(cases) for cases in self._scored_cases()}) > 1
 
     @property
+    def has_validation_scores(self) -> bool:
+        """Whether a run was scored on its validation cases, which flatters it: they chose its checkpoint."""
+        return any(set(run.scores["case"]) <= run.validated for run in self.runs if run.scores is not None)
+
+    @property
     def data_note(self) -> str:
         """The data behind the scores, and what they may not be compared with."""
         data, scale = ", ".join(self.distinct("data")), ", ".join(self.distinct("scale"))
         note = "Label maps of unknown training." if self.of_label_maps else f"Data: {data}, scale {scale}."
         if self.is_synthetic:
             note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
+        if self.has_validation_scores:
+            note += " No test case has labels: the validation cases are scored, by which the checkpoints were chosen."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
 
     @property

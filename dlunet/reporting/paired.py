@@ -86,6 +86,8 @@ class PairedTable:
         ]
         if any(row.cases == 1 for row in self.rows):
             sentences.append("From one case there is no interval.")
+        if any(1 < row.cases < bootstrap.FEW for row in self.rows):
+            sentences.append(f"From fewer than {bootstrap.FEW} cases, intervals are too narrow.")
         if self.ceiling is not None:
             sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")
             if any(row.share is None for row in self.rows):

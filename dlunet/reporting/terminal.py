@@ -27,6 +27,8 @@ def print_report(report: Report, page: Path, console: Console | None = None) -> 
     """
     console = console or Console()
     console.print(_scores_layout(report))
+    for note in filter(None, (scores.note for scores in report.scores.values())):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     tables = tables_of_experiments(report.groups, report.labels)
     for table in tables:
         console.print(_paper_layout(table, report.ours))

@@ -51,7 +51,7 @@ def test_the_tables(folders):
     assert [tuple(row[1:]) for row in written[written["case"] == "b"].itertuples(index=False)] == expected
 
     summary = pd.read_csv(folders / "output" / "summary.csv")
-    estimates = [f"{score}_{name}" for score in ("dsc", "nsd") for name in ("mean", "std", "low", "high")]
+    estimates = [f"{score}_{name}" for score in ("dsc", "nsd") for name in ("mean", "std", "low", "high", "cases")]
     assert list(summary.columns) == ["organ", "abbreviation", *estimates, "cases"]
     assert list(summary["abbreviation"]) == [label.abbreviation for label in FLARE22] + ["Mean"]
     assert (summary["cases"] == 3).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlunet.evaluation import low_cases, print_summary, summarize_scores
+from dlunet.evaluation import bootstrap, low_cases, print_summary, summarize_scores
 from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
 from dlunet.labels import label_set
 
@@ -50,6 +50,14 @@ def test_the_interval_of_few_cases():
     assert two.loc["Aorta", ["dsc_low", "dsc_high"]].isna().all()  # one value
 
 
+@pytest.mark.parametrize(("cases", "is_enough"), [(bootstrap.FEW, True), (bootstrap.FEW // 2, False)])
+def test_intervals_of_few_cases_miss_the_true_mean_too_often(cases, is_enough):
+    resampled = bootstrap.weights(np.random.default_rng(0), cases) @ np.random.default_rng(1).normal(size=(cases, 2000))
+    low, high = np.quantile(resampled, bootstrap.QUANTILES, axis=0)
+    covered = ((low < 0) & (high > 0)).mean()
+    assert covered > 0.89 if is_enough else covered < 0.86
+
+
 def test_cases_that_hold_the_mean_down():
     scores = table([[0.9, 0.8, 0.7], [0.9, 0.1, 0.4], [0.9, 0.8, 0.8], [0.5, 0.8, 0.0], [0.9, 0.9, 0.9]])
     first, second = low_cases(scores)
@@ -75,6 +83,20 @@ def test_the_printed_summary(tmp_path, capsys):
     assert found["Duodenum"] == ["–", "–", "–"]
     assert "3 cases" in printed and "[bold]" in printed
     assert "low: c2, mean DSC 0.367 (all others 0.783): Spleen 0.000, Aorta 0.200\n" in printed
+
+
+def test_cases_without_a_value_are_counted_and_classes_without_one_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    far = [3.0, math.nan, math.nan, 5.0, 8.0, math.nan]  # liver, spleen and aorta of two cases: no value for the aorta
+    scores = table([[0.9, 0.0, 0.7], [0.9, 0.8, 0.6]]).assign(far=far)
+    summary = summarize_scores(scores)
+    summary.to_csv(tmp_path / "summary.csv", index=False)
+    assert summary.set_index("organ").loc[["Liver", "Spleen", "Aorta", "Mean"], "far_cases"].tolist() == [2, 1, 0, 2]
+    write_metrics({**ALWAYS, "far": Metric("Far [mm]", higher_is_better=False)}, tmp_path)
+    print_summary(scores, tmp_path)
+    printed = capsys.readouterr().out
+    assert "8.000 (n=1)" in printed and "4.000 [3.000, 5.000]" in printed and "too narrow" in printed
+    assert "Far [mm]: no value for Aorta; the mean leaves out what has none\n" in printed and "DSC: no" not in printed
 
 
 def test_a_class_may_be_called_na(tmp_path, capsys):

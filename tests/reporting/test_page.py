@@ -82,6 +82,26 @@ def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_
         assert "recipe=best: other losses than the paper's" in " ".join(text.split())
 
 
+def test_scores_of_validation_cases_are_called_so(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    (run / "cases.json").write_text(json.dumps({"validation": [f"case_{number}" for number in range(1, 5)]}))
+    page = written([run], tmp_path / "report")
+    print_report(read_report([run]), page)
+    for text in (Page(page).text, capsys.readouterr().out):
+        assert "the validation cases are scored, by which the checkpoints were chosen" in " ".join(text.split())
+
+
+def test_classes_without_a_tolerance_are_left_out_of_the_mean_nsd(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    scores = pd.read_csv(run / "scores" / "scores.csv")
+    scores.loc[scores["organ"] == "Aorta", "nsd"] = float("nan")
+    scores.to_csv(run / "scores" / "scores.csv", index=False)
+    page = written([run], tmp_path / "report")
+    print_report(read_report([run]), page)
+    for text in (Page(page).text, capsys.readouterr().out, (tmp_path / "report" / "scores.md").read_text()):
+        assert "NSD: No value for AT; the mean leaves out what has none." in " ".join(text.split())
+
+
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     text = Page(written([run], tmp_path / "report")).text.lower()
@@ -108,6 +128,7 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
         (run / "scores" / "metrics.json").write_text(json.dumps(described))
     written(runs, tmp_path / "report")
     markdown = (tmp_path / "report" / "scores.md").read_text()
+    assert "Far [mm]: Means are over the cases in which reference and prediction have the class." in markdown
     dsc, _, far = (part for part in markdown.split("\n\n") if part.startswith("| run"))
     assert "**3.000**" in far and "**7.000**" not in far
     best = {row.split("|")[1].strip() for row in dsc.splitlines()[2:] if "**" in row.split("|")[2]}
