@@ -103,7 +103,6 @@ class SegmentationModule(lightning.LightningModule):
         # The error about a step, of which it has the patches, progress and losses: see dlunet.training.faults.Faults.
         self.fault: Callable[[SegmentationModule, Batch, Progress, dict[str, Tensor]], UserError] = _fault
         self._of_step: tuple[Batch, Progress, dict[str, Tensor]] = {}, Progress(0, 0, 0.0), {}
-        self._any_finite: Tensor | bool = False  # whether a loss of the epoch was; a tensor, for a GPU not to wait
         self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
 
     def train(self, mode: bool = True) -> SegmentationModule:
@@ -137,7 +136,11 @@ class SegmentationModule(lightning.LightningModule):
             self._scheduler.step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Minimise the sum of the method's losses, averaged over the batches that make one step."""
+        """Minimise the sum of the method's losses, averaged over the batches that make one step.
+
+        Raises:
+            UserError: A loss is not finite.
+        """
         optimizer = cast(LightningOptimizer, self.optimizers())
         progress = self._progress(batch_idx)
         optimizer.zero_grad()
@@ -152,7 +155,8 @@ class SegmentationModule(lightning.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in zip(values, logged, strict=True)}, batch_size=1)
         loss = logged.sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
-        self._any_finite = loss.isfinite() | (self._any_finite if batch_idx else False)
+        if not logged.isfinite().all():  # in mixed precision, gradients that overflow leave the losses finite
+            raise self.fault(self, *self._of_step)
 
     def gradients(
         self, batch: Batch, progress: Progress, backward: Callable[[Tensor], None]
@@ -212,14 +216,14 @@ class SegmentationModule(lightning.LightningModule):
         """Check at the end of an epoch, before it is validated and saved, that training has not diverged.
 
         Raises:
-            UserError: It has: weights are not finite; or, in mixed precision, which takes no step then, no loss is.
+            UserError: It has: weights are not finite.
         """
         if not self.trainer.is_last_batch:
             return
         weights = (weight for network in self._trained for weight in network.parameters())
-        if not self._any_finite or not all(weight.isfinite().all() for weight in weights):
+        if not all(weight.isfinite().all() for weight in weights):
             raise UserError(
-                f"training diverged in epoch {self.current_epoch}: found losses or weights that are not finite; "
+                f"training diverged in epoch {self.current_epoch}: found weights that are not finite; "
                 "train anew, with another output=FOLDER, with a lower optimizer.algorithm.lr"
             )
 

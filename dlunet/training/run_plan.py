@@ -81,7 +81,8 @@ def try_steps(trainer: lightning.Trainer, module: SegmentationModule) -> Cost:
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(module.device)
             begin = time.perf_counter()
-            module.gradients(batch, progress, module.manual_backward)
+            with trainer.precision_plugin.train_step_context():  # as Lightning does around a step
+                module.gradients(batch, progress, module.manual_backward)
             if on_gpu:
                 torch.cuda.synchronize(module.device)
             seconds = time.perf_counter() - begin

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from dlunet.errors import UserError
 from dlunet.inference import export_bundle, load_engine
@@ -67,13 +68,14 @@ def earlier(tmp_path):
     return write
 
 
-def fit(module, folder):
-    """Train three steps on one patch."""
+def fit(module, folder, spoilt=0.0, **settings):
+    """Train three steps on one patch, to a voxel of which ``spoilt`` is added."""
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, default_root_dir=folder, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, **settings,
     )  # fmt: skip
     labelled = {"weak": torch.randn(1, 1, *PATCH), "label": torch.randint(0, 14, (1, *PATCH))}
+    labelled["weak"][..., 0] += spoilt
     trainer.fit(module, torch.utils.data.DataLoader([{"labelled": labelled}] * 3, batch_size=None))
     return trainer
 
@@ -89,6 +91,23 @@ def test_a_fixed_network_stays_as_it_is(compose, earlier, tmp_path):
     assert all(torch.equal(module.networks["old"].state_dict()[name], value) for name, value in before.items())
     assert [step for step, _ in module.method.steps] == [0, 1, 2]
     assert not torch.equal(module.method.steps[0][1], module.method.steps[1][1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**100])
+def test_mixed_precision_skips_steps_that_overflow_but_not_losses_that_are_not_finite(compose, tmp_path, scale):
+    config = compose("train", ["scale=tiny", "experiment=sup_light", "output=x"])
+    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    before = [weight.detach().clone() for weight in module.networks["a"].parameters()]
+
+    def precision():
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+    fit(module, tmp_path, plugins=precision())
+    same = [torch.equal(*weights) for weights in zip(before, module.networks["a"].parameters(), strict=True)]
+    assert all(same) == (scale > 2.0**99)
+    with pytest.raises(UserError, match="step 0: gradients are not finite"):
+        fit(module, tmp_path, spoilt=float("nan"), plugins=precision())
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from dlunet.errors import UserError
 from dlunet.training import run_plan
+from dlunet.training.module import SegmentationModule
 from tests.commands import TINY
 
 #: A method with a state of its own, and one with random numbers for each patch.
@@ -27,6 +29,20 @@ def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
     dlunet(*words, "sampling.accumulate_grad_batches=2", cwd=place)  # is no run to be resumed
     state = torch.load(place / "dry" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(value.numel() for name, value in state.items() if name.startswith("networks.a.")) == parameters
+
+
+def test_a_step_is_measured_in_the_precision_of_training(place, dlunet, monkeypatch):
+    seen = []
+
+    def gradients(self, *arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        raise UserError("seen")
+
+    monkeypatch.setattr(SegmentationModule, "gradients", gradients)
+    words = ("train", *TINY, "output=precise", "dry_run=true")
+    for precision in ("bf16-mixed", "32-true"):
+        dlunet(*words, f"trainer.precision={precision}", cwd=place, fails=True)
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize("method", METHODS)
