@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from types import FrameType
 
 #: Sent by Ctrl-C, by a batch system at its time limit, and by a closing terminal.
@@ -49,7 +49,11 @@ class StopRequest:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """While the block runs, the first signal is only noted; a second one has the effect that it had before."""
+        """While the block runs, the first signal is only noted; a second one has the effect that it had before.
+
+        In a process that another one has started, a further SIGTERM has none: signals to all processes of a job are
+        passed on by the parent, which decides when to wait no longer.
+        """
         process = os.getpid()
         before = {number: signal.getsignal(number) for number in ASKING}
         noted = [number for number, handler in before.items() if handler != signal.SIG_IGN]
@@ -57,8 +61,9 @@ class StopRequest:
             noted = []  # only the main thread can set handlers
 
         def note(number: int, frame: FrameType | None) -> None:
-            if os.getpid() == process and self.number is None:
-                self.number = number
+            is_passed_on = number == signal.SIGTERM and parent_process() is not None  # by the parent, which got it too
+            if os.getpid() == process and (self.number is None or is_passed_on):
+                self.number = self.number or number
                 return
             signal.signal(number, before[number] if os.getpid() == process else signal.SIG_DFL)
             os.kill(os.getpid(), number)

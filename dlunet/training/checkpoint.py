@@ -52,9 +52,10 @@ class MovableCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Writes the last checkpoint, and ends the run where a signal asks for it.
 
-    A checkpoint is written at the end of every epoch, every few steps or minutes if wanted, and at the end of the step
-    in which a signal comes. The one before it is kept. All processes of a run write, and end, after the same step.
-    (Lightning calls its checkpoint callbacks after all others, in their order.)
+    A checkpoint is written at the end of every epoch, one step before a validation, which may take minutes, every few
+    steps or minutes if wanted, and at the end of the step in which a signal comes. The one before it is kept. All
+    processes of a run write, and end, after the same step. (Lightning calls its checkpoint callbacks after all others,
+    in their order.)
 
     Lightning logs the metrics of a step after all callbacks. A checkpoint is therefore the last one only from the next
     step on: a run that is killed in between repeats the step, otherwise its metrics would be missing.
@@ -78,12 +79,14 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self._saved = 0.0  # when the last checkpoint was written
+        self._between_validations = 0  # steps
         self._noting = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """From here on, a signal waits for the end of a step. Lightning sets handlers of its own just before."""
         self._noting.enter_context(self.request.noting())
         self._saved = time.monotonic()
+        self._between_validations = int(trainer.num_training_batches) * (trainer.check_val_every_n_epoch or 1)
         cast(SegmentationModule, module).asked = self._asked
 
     def on_train_batch_start(
@@ -124,6 +127,7 @@ class LastCheckpoint(Checkpoint):
     def _asked(self, step: int) -> Wishes:
         """What this process wishes after a step."""
         by_steps = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
+        by_steps |= (step + 2) % self._between_validations == 0
         minutes = (time.monotonic() - self._saved) / 60
         by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
         return Wishes(stop=self.request.number is not None, save=by_steps or by_time)

@@ -87,6 +87,12 @@ def is_first(trainer: Mapping[str, Any]) -> bool:
     return launch is None or launch.environment.global_rank() == 0
 
 
+def processes_here(trainer: Mapping[str, Any]) -> int:
+    """How many processes of the training there are on this machine."""
+    launch = joint_launch(trainer)
+    return device_count(trainer) if launch is None else launch.devices
+
+
 def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """The settings and plugins of Lightning's trainer, with which a training has the processes that it should have.
 
@@ -115,6 +121,8 @@ def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[An
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
     os.environ.pop("LOCAL_RANK", None)
     if device_count(settings) > 1:
+        if strategy == "ddp_fork" and torch.cuda.is_available():
+            raise UserError("trainer.strategy: found ddp_fork, whose processes cannot use GPUs; leave it out")
         settings["strategy"] = SharedSteps(start_method=START_METHODS[strategy])
     return settings, [LightningEnvironment()]
 

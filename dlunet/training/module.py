@@ -119,6 +119,11 @@ class SegmentationModule(lightning.LightningModule):
         chosen = getattr(self.make_optimizer, "keywords", {}).keys() & {"foreach", "fused", "differentiable"}
         can_fuse = "fused" in inspect.signature(self.make_optimizer).parameters and not chosen
         is_fused = can_fuse and self.device.type == "cpu"
+        if self._is_scaled and getattr(self.make_optimizer, "keywords", {}).get("fused"):
+            raise UserError(
+                "optimizer.algorithm.fused: found true with mixed precision, where scaled gradients would be clipped; "
+                "leave it out"
+            )
         optimizer = self.make_optimizer(weights, fused=True) if is_fused else self.make_optimizer(weights)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "name": "train/lr"}}
@@ -208,8 +213,7 @@ class SegmentationModule(lightning.LightningModule):
         for role in self.method.trained:
             norms[role] = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.gradient_clip)
             self.log(f"train/gradient_norm_{role}", norms[role], batch_size=1)
-        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not is_scaled and not torch.stack(list(norms.values())).isfinite().all():
+        if not self._is_scaled and not torch.stack(list(norms.values())).isfinite().all():
             raise self.fault(self, *self._of_step)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
@@ -251,6 +255,11 @@ class SegmentationModule(lightning.LightningModule):
         prefixes = [f"networks.{role}.{'module.' * (role in self.method.averaged)}" for role in roles]
         described = describe(self.network_description, self.plan, self.labels)
         checkpoint[KEY] = {**described, WEIGHTS: prefixes if len(roles) > 1 else prefixes[0]}
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether losses are scaled, in mixed precision of 16 bits."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     @property
     def _trained(self) -> list[nn.Module]:

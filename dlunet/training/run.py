@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import time
 import warnings
@@ -29,8 +30,9 @@ from dlunet.signals import ASKING, Stopped, StopRequest
 from dlunet.training.build import augmentation_of, build_module, callbacks_of, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
-from dlunet.training.launch import is_first
+from dlunet.training.launch import is_first, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
+from dlunet.training.logs import be_silent, silence_lightning
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import Done, RunFolder
@@ -39,8 +41,12 @@ from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
-#: Parts of the messages with which PyTorch says that memory is short, on a GPU and on a CPU.
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
+#: How PyTorch says that a reader of patches was killed, and that memory is short, on a GPU and on a CPU.
+KILLED_READER = "DataLoader worker (pid"
+FAULTS = (KILLED_READER, "out of memory", "DefaultCPUAllocator", "can't allocate memory")
+
+#: What stands before the message of a UserError in the traceback of a process that was started.
+USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.\w+: ", re.MULTILINE)
 
 #: Seconds in which a process that was asked to stop finishes its step and writes a checkpoint.
 STEP_PATIENCE = 60.0
@@ -72,11 +78,11 @@ def train(config: DictConfig) -> Path:
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
     workers = worker_count(config.sampling.num_workers)
-    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches
+    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes_here(config.trainer)
     check_workers(workers, patches, config.plan.patch_size, images)
     first = is_first(config.trainer)
     if not first:
-        logging.getLogger("dlunet").setLevel(logging.ERROR)  # the first process says the same
+        be_silent()
     with folder.writing() if first else nullcontext():
         done = folder.begin(plain(config)) if first else folder.done()
         if first:
@@ -84,6 +90,9 @@ def train(config: DictConfig) -> Path:
             folder.keep_pseudo_labels(labels)
         if done.epochs >= config.trainer.max_epochs:
             print(f"{folder.path}: all {done.epochs} epochs were trained before")
+            return folder.trained
+        if done.stopped_early and "early_stopping" in config.callbacks:
+            print(f"{folder.path}: was trained before, and stopped early after {done.epochs} epochs")
             return folder.trained
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -103,7 +112,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     _log_execution(config, module)
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
-        _silence_lightning()
+        silence_lightning()
         callbacks: list[Callback] = [RunPlan(config, prepared), *callbacks_of(config)]
         if has_dashboard(config.logger):
             callbacks += dashboard_callbacks(plain(config), prepared, dataset)
@@ -114,24 +123,13 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
             trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)
         except (Stopped, SIGTERMException, ProcessExitedException) as stop:
             raise _stopped(stop, folder) from None
-        except ProcessRaisedException as error:  # of a process started by Lightning; only its text is known
-            _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")
-            if not found:
-                raise
-            raise UserError(message.strip()) from None
-        except RuntimeError as error:
-            if any(text in str(error) for text in OUT_OF_MEMORY):
-                raise _out_of_memory(error, config) from None
-            if "DataLoader worker (pid" not in str(error):  # another error, of the step or in a worker
+        except (RuntimeError, ProcessRaisedException) as error:  # the latter of a process that was started
+            if (message := _for_users(str(error), config, datamodule)) is None:
                 raise
             time.sleep(SIGNAL_DELAY)  # a signal sent to all processes takes precedence
             if request.number is not None:
                 raise _stopped(Stopped(request.number), folder) from None
-            raise UserError(
-                f"a process that reads patches was killed, probably out of memory ({str(error).splitlines()[0]}), when "
-                f"the next patches were of {_in_words(datamodule.awaited_cases)}; use fewer: sampling.num_workers=0; "
-                "add resume=auto to continue from the last checkpoint"
-            ) from None
+            raise UserError(message) from None
         finally:
             datamodule.teardown()
         request.obey()
@@ -153,18 +151,33 @@ def _stopped(error: BaseException, folder: RunFolder) -> BaseException:
     return error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
 
 
-def _out_of_memory(error: RuntimeError, config: DictConfig) -> UserError:
+def _for_users(text: str, config: DictConfig, datamodule: PatchDataModule) -> str | None:
+    """A message about an error of the training, or of a process that it has started; None for an unknown one.
+
+    Args:
+        text: The error as text; of a process that was started, this is all there is, with its traceback.
+        config: The config.
+        datamodule: The patches of this process.
+    """
+    _, *of_users = USER_ERROR.split(text)
+    if of_users:
+        return of_users[-1].strip()
+    line = next((line.strip() for line in text.splitlines() if any(known in line for known in FAULTS)), None)
+    if line is None:
+        return None
+    if KILLED_READER in line:
+        cases = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in datamodule.awaited_cases.items())
+        return (
+            f"a process that reads patches was killed, probably out of memory ({line})"
+            f"{f', when the next patches were of {cases}' * bool(cases)}; use fewer: sampling.num_workers=0; add "
+            "resume=auto to continue from the last checkpoint"
+        )
     found = f"plan.patch_size={list(config.plan.patch_size)} sampling.batch_size={config.sampling.batch_size}"
-    return UserError(
-        f"out of memory ({str(error).splitlines()[0]}); found {found} trainer.precision={config.trainer.precision}; "
-        "set a smaller batch (sampling.accumulate_grad_batches makes one step of several), a smaller patch, or "
-        "trainer.precision=16-mixed on a GPU"
+    return (
+        f"out of memory ({line}); found {found} trainer.precision={config.trainer.precision}; set a smaller batch "
+        "(sampling.accumulate_grad_batches makes one step of several), a smaller patch, or trainer.precision=16-mixed "
+        "on a GPU"
     )
-
-
-def _in_words(cases: dict[str, list[str]]) -> str:
-    """The cases of a step, by stream."""
-    return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in cases.items())
 
 
 def _log_execution(config: DictConfig, module: SegmentationModule) -> None:
@@ -188,17 +201,3 @@ def _device_name(config: DictConfig) -> str:
 
 def _uses_gpu(config: DictConfig) -> bool:
     return config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-
-
-def _silence_lightning() -> None:
-    """Suppress Lightning's banners and its advice on settings that are deliberate here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*exists and is not empty.*",  # a resumed run
-        ".*in eval mode at the start of training.*",  # fixed networks
-        ".*LeafSpec.*",
-        r".*`lr_scheduler\.step\(\)` before",  # mixed precision skips a first step whose gradients overflow
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -51,11 +51,13 @@ class Done:
         checkpoint: The checkpoint to continue from; None: nothing is done.
         epochs: Finished epochs.
         steps: Finished steps, also of an epoch that is not finished.
+        stopped_early: Whether Lightning's ``EarlyStopping`` ended it.
     """
 
     checkpoint: Path | None
     epochs: int
     steps: int
+    stopped_early: bool = False
 
     @classmethod
     def of(cls, checkpoint: Path) -> Done:
@@ -68,7 +70,11 @@ class Done:
         try:
             # Lightning counts an epoch as processed after its last step and validation.
             epochs = values["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            return cls(checkpoint, int(epochs), int(values["global_step"]))
+            callbacks = values.get("callbacks", {}).items()
+            stopped_early = any(
+                name.startswith("EarlyStopping") and state["stopped_epoch"] for name, state in callbacks
+            )
+            return cls(checkpoint, int(epochs), int(values["global_step"]), stopped_early)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{checkpoint}: has no training state ({type(error).__name__}: {error}); expected a checkpoint that "

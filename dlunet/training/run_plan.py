@@ -64,7 +64,7 @@ class RunPlan(Callback):
         for name, value in lines:
             log.info("%s  %s", name.ljust(width), value)
         if self.config.dry_run:
-            trainer.fit_loop.max_epochs = trainer.current_epoch  # so that no epoch is left
+            trainer.should_stop = True
 
 
 def try_steps(trainer: lightning.Trainer, module: SegmentationModule) -> Cost:

@@ -15,6 +15,7 @@ from dlunet.training.checkpoint import LastCheckpoint, MovableCheckpoint, WholeC
 from dlunet.training.faults import Faults
 from dlunet.training.launch import launch_settings
 from dlunet.training.loggers import build_loggers
+from dlunet.training.logs import LogOfProcesses
 from dlunet.training.run_folder import RunFolder
 
 
@@ -63,4 +64,10 @@ def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, 
     best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
     # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
     checkpoints = [*([best] if has_validation else []), last]
-    return [*checkpoints, Faults(folder), LearningRateMonitor("step"), RichProgressBar(leave=False)]
+    return [
+        LogOfProcesses(folder),
+        *checkpoints,
+        Faults(folder),
+        LearningRateMonitor("step"),
+        RichProgressBar(leave=False),
+    ]

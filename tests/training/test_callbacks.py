@@ -21,6 +21,11 @@ def test_early_stopping_and_the_norms_of_weights(place, dlunet):
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     weights = torch.cat([value.flatten() for name, value in state.items() if name.startswith("networks.a.")])
     assert rows(run, "train/weight_norm_a")[-1] == pytest.approx(float(weights.norm()), rel=1e-5)
+    before = {path: path.read_bytes() for path in run.rglob("*.c*")}
+    assert "stopped early after 2 epochs" in dlunet("train", *TINY, *words, *chosen, "resume=auto", cwd=place).stdout
+    assert before == {path: path.read_bytes() for path in run.rglob("*.c*")}
+    dlunet("train", *TINY, *words, "trainer.max_epochs=3", "callback=[weight_norms]", "resume=auto", cwd=place)
+    assert len(rows(run, "val/dsc")) == 3
 
 
 def test_a_callback_that_does_not_accept_its_settings(place, dlunet):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from tests.commands import TINY
 
@@ -87,6 +88,28 @@ def test_too_little_memory_names_the_settings(place, dlunet, monkeypatch, words)
     monkeypatch.setattr("dlunet.training.module.SegmentationModule.gradients", fail)
     message = dlunet(*WORDS, f"output={words[:4]}", cwd=place, fails=True).stderr
     assert words in message and "plan.patch_size=[16, 32, 32]" in message and "accumulate_grad_batches" in message
+
+
+KILLED = "RuntimeError: DataLoader worker (pid(s) 17) exited unexpectedly"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory (torch.Out"),
+        (KILLED, f"a process that reads patches was killed, probably out of memory ({KILLED}); use fewer"),
+        ("dlunet.errors.WriteError: run/last.ckpt: No space left", "run/last.ckpt: No space left"),
+    ],
+)
+def test_errors_of_processes_that_were_started_are_said_in_the_same_words(place, dlunet, monkeypatch, error, words):
+    text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  …\n{error}\n"
+
+    def fail(*_, **__):
+        raise ProcessRaisedException(text, 1, 4711)
+
+    monkeypatch.setattr("lightning.Trainer.fit", fail)
+    message = dlunet(*WORDS, f"output=started-{len(error)}", cwd=place, fails=True).stderr
+    assert words in message and "Process 1" not in message
 
 
 def test_a_prepared_case_that_cannot_be_read_is_prepared_again(place, dlunet):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dlunet.errors import UserError
-from dlunet.training.launch import device_count, is_first, joint_launch, launch_settings
+from dlunet.training.launch import device_count, is_first, joint_launch, launch_settings, processes_here
 from tests.commands import TINY
 from tests.forked import TIMEOUT
 
@@ -56,8 +56,11 @@ def check_same(run, alone):
 
 
 def test_processes_started_by_the_training(place, alone, dlunet_process):
-    dlunet_process(*SHORT, "output=spawned", "sampling.batch_size=1", "trainer.devices=2", cwd=place)
+    printed = dlunet_process(*SHORT, "output=spawned", "sampling.batch_size=1", "trainer.devices=2", cwd=place).stdout
     check_same(place / "spawned", alone)
+    log = (place / "spawned" / "train.log").read_text()
+    for said in ("expected end", "scale=tiny"):  # by a process that was started, and by the one that started it
+        assert printed.count(said) == log.count(said) == 1
 
 
 @pytest.mark.slow
@@ -71,6 +74,15 @@ def test_processes_started_by_torchrun(place, alone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("best checkpoint:") == 1
     check_same(place / "by_torchrun", alone)
+
+
+@pytest.mark.parametrize(("devices", "here"), [(1, 1), (3, 3), ([0, 1], 2)])
+def test_processes_of_a_training_on_this_machine(monkeypatch, devices, here):
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    assert processes_here({"devices": devices}) == here
+    for name, value in {"STEP_NUM_TASKS": 8, "NTASKS": 8, "NTASKS_PER_NODE": 4, "PROCID": 3, "LOCALID": 3}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert processes_here({"devices": 4, "num_nodes": 2}) == 4
 
 
 def test_a_process_that_was_started_alone(monkeypatch):

@@ -31,6 +31,16 @@ def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
     assert sum(value.numel() for name, value in state.items() if name.startswith("networks.a.")) == parameters
 
 
+def test_a_dry_run_of_a_run_that_was_stopped_in_its_first_epoch(place, dlunet, monkeypatch):
+    words = ("train", *TINY, "output=begun", "optimizer/schedule=poly")
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_validation_epoch_end", lambda *_: (_ for _ in ()).throw(UserError("end")))
+        dlunet(*words, cwd=place, fails=True)
+    before = (place / "begun" / "checkpoints" / "last.ckpt").read_bytes()
+    printed = dlunet(*words, "dry_run=true", "resume=auto", cwd=place).all
+    assert "5 left of 2 epochs" in printed and (place / "begun" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
 def test_a_step_is_measured_in_the_precision_of_training(place, dlunet, monkeypatch):
     seen = []
 

@@ -143,14 +143,16 @@ def test_a_checkpoint_counts_when_its_step_is_logged(place, whole, dlunet_proces
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_of_two_processes_ends_after_a_step(place, number, start_dlunet, dlunet_process):
+def test_a_training_of_two_processes_ends_after_a_step(place, number, to_all, start_dlunet, dlunet_process):
     words = (*LONG, "method=supervised", "trainer.devices=2", "trainer.accelerator=cpu")
     dlunet_process(*words, "output=two-whole", "resume=auto", cwd=place)
-    run = place / f"two-{number}"
+    run = place / f"two-{number}-{to_all}"
     with start_dlunet(*words, f"output={run.name}", cwd=place) as process:
         wait_until_begun(run, process)
-        process.send_signal(number)
+        for one in (*(psutil.Process(process.pid).children() if to_all else ()), process):
+            one.send_signal(number)
         printed = "".join(process.communicate(timeout=TIMEOUT))
     assert process.returncode == 128 + number and "Traceback" not in printed, printed
     assert 0 < RunFolder(run).done().steps < STEPS
