@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from dlunet.datasets import read_flare22
+from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics
 from dlunet.labels import FLARE22
@@ -15,6 +16,7 @@ from dlunet.networks import build_network, describe
 from dlunet.preparation import Intensity, Plan, prepare_dataset
 from dlunet.shards import ALL, Shard, is_shard
 from dlunet.volumes import Geometry, write_labels
+from tests.forked import TIMEOUT, forking
 
 COUNT = 3
 SHARDS = [Shard(number, COUNT) for number in range(1, COUNT + 1)]
@@ -91,8 +93,20 @@ def test_what_cannot_be_a_shard_is_refused(place, dlunet):
 # Preparation.
 
 
-def prepare(root, folder, shard=ALL):
-    return prepare_dataset(read_flare22(root), folder, (8.0, 8.0, 8.0), (8, 16, 16), workers=1, shard=shard)
+def prepare(root, folder, shard=ALL, spacing=(8.0, 8.0, 8.0)):
+    return prepare_dataset(read_flare22(root), folder, spacing, (8, 16, 16), workers=1, shard=shard)
+
+
+def prepare_slowly(root, folder, shard, begun, may_go_on):
+    """Say when the first case has begun, and wait in the middle of it."""
+
+    def read(*arguments):
+        begun.set()
+        assert may_go_on.wait(TIMEOUT)
+        return read_case(*arguments)
+
+    with patch("dlunet.preparation.prepare.read_case", read):
+        prepare(root, folder, shard)
 
 
 def test_a_shard_prepares_its_cases_only(tiny_root, tmp_path):
@@ -103,6 +117,23 @@ def test_a_shard_prepares_its_cases_only(tiny_root, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     prepare(tiny_root, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == before
+
+
+def test_shards_are_prepared_at_the_same_time(tiny_root, tmp_path):
+    """A job begins and ends while another one, which had outdated cases to remove, is in the middle of a case."""
+    folder, begun, may_go_on = tmp_path / "prepared", forking().Event(), forking().Event()
+    prepare(tiny_root, folder, spacing=(9.0, 8.0, 8.0))
+    slow = forking().Process(target=prepare_slowly, args=(tiny_root, folder, SHARDS[0], begun, may_go_on))
+    slow.start()
+    assert begun.wait(TIMEOUT)
+    for shard in SHARDS[1:]:
+        prepare(tiny_root, folder, shard)
+    assert slow.is_alive()
+    may_go_on.set()
+    slow.join(TIMEOUT)
+    assert slow.exitcode == 0
+    prepare(tiny_root, tmp_path / "anew")
+    assert files_of(folder) == files_of(tmp_path / "anew")
 
 
 def test_jobs_with_the_same_shard_do_no_harm(place, start_dlunet):

@@ -93,7 +93,7 @@ def prepare_dataset(
         raise UserError(_all_problems(dataset.problems))
     own = SharedFolder(folder) if shared is None else shared
     try:
-        with own.preparing():
+        with own.preparing(alone=shard.is_all):
             if found is None:
                 found = take_fingerprint(
                     dataset.fingerprinted, dataset.labels.num_classes, folder / FINGERPRINT, workers
@@ -196,7 +196,7 @@ class _Preparation:
         )
 
     def prepare(self, case: Case) -> None:
-        """Prepare a case if it is out of date, and the index of its pseudo-labels if it has any."""
+        """Prepare a case and the index of its pseudo-labels, those that are out of date."""
         image, label = read_case(case, self.num_classes)
         shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
         _check_size(case, image.spacing, shape, self.plan)
@@ -210,7 +210,7 @@ class _Preparation:
             classes = set() if case.label is None or label is None else _classes(label.array)
             save_prepared(self.place(case), prepared, own, made_from, image.warnings, classes)
         index_place = self.index_place(case)
-        if index_place is not None and labels is not None:
+        if index_place is not None and labels is not None and not self.index_is_up_to_date(case):
             made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
             save_index(index_place, labels, made_from, self.pseudo_targets)
 
@@ -288,17 +288,18 @@ def _prepare_all(
     todo = [
         case for case in cases if not (preparation.case_is_up_to_date(case) and preparation.index_is_up_to_date(case))
     ]
-    replaced = sum(preparation.replaces(case) for case in todo)
-    if replaced:
-        shared.replace(replaced)
+    outdated = [case for case in todo if preparation.replaces(case)]
+    if outdated:
+        shared.replace(len(outdated))
     prepare = preparation.prepare
     if not shard.is_all:
-        # Outdated cases go while this job is alone here: from then on no job has to replace what others may read.
-        for case in todo:
+        # Outdated cases go while no other job has any: from then on no job has to replace what others may read. What
+        # was not there stays, since the job of another shard may have finished it in the meantime.
+        for case in outdated:
             preparation.remove_outdated(case)
         shared.let_others_prepare()
-        outdated = set(todo)
-        todo, prepare = [case for case in shard.of(cases) if case in outdated], preparation.prepare_beside_others
+        missing = set(todo)
+        todo, prepare = [case for case in shard.of(cases) if case in missing], preparation.prepare_beside_others
     places = (place for case in todo for place in (preparation.place(case), preparation.index_place(case)))
     for part in {place.parent for place in places if place is not None}:
         remove_leftovers(part)

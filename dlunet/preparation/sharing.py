@@ -1,7 +1,7 @@
 """Share a folder of prepared cases between simultaneous runs.
 
-Runs that need the same cases share them: the first prepares them, while the others wait. A case that others may be
-reading is never replaced.
+Runs that need the same cases share them: the first prepares them, while the others wait. Only shards of one dataset are
+prepared at the same time. A case that others may be reading is never replaced.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from dlunet.locks import FileLock
 
 logger = logging.getLogger(__name__)
 
-#: Lock files: exclusive for the run that prepares, and shared by all runs that read.
-PREPARING, READING = ".preparing", ".reading"
+#: Lock files, in the order in which they are taken: exclusive for the run that decides what to prepare; exclusive for
+#: the run that prepares, or shared by shards; and shared by all runs that read. A run that waits for shards keeps the
+#: first one, so that shards which begin later wait for it.
+DECIDING, PREPARING, READING = ".deciding", ".preparing", ".reading"
 
 
 class SharedFolder:
@@ -32,16 +34,19 @@ class SharedFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reading: FileLock | None = None
-        self._preparing: FileLock | None = None
+        self._deciding: FileLock | None = None
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """During the block, no other run prepares cases here; afterwards, this run holds the reading lock."""
-        self._preparing = own = FileLock(self.folder / PREPARING)
+    def preparing(self, alone: bool = True) -> Iterator[None]:
+        """During the block, no other run prepares cases here; afterwards, this run holds the reading lock.
+
+        Args:
+            alone: Whether this is so for the whole block, not only until :meth:`let_others_prepare`.
+        """
+        self._deciding, preparing = FileLock(self.folder / DECIDING), FileLock(self.folder / PREPARING)
         try:
-            if not own.take():
-                logger.info("%s: another run is preparing cases; waiting for it", self.folder)
-                own.take(wait=True)
+            self._wait_for(self._deciding)
+            self._wait_for(preparing, alone)
             self._reading = self._reading or FileLock(self.folder / READING)
             yield
             self._reading.take(alone=False, wait=True)
@@ -49,7 +54,13 @@ class SharedFolder:
             self.close()
             raise
         finally:
-            own.release()
+            preparing.release()
+            self._deciding.release()
+
+    def _wait_for(self, lock: FileLock, alone: bool = True) -> None:
+        if not lock.take(alone):
+            logger.info("%s: another run is preparing cases; waiting for it", self.folder)
+            lock.take(alone, wait=True)
 
     def replace(self, number: int) -> None:
         """Ensure that no other run reads the cases before some are replaced.
@@ -69,9 +80,10 @@ class SharedFolder:
             )
 
     def let_others_prepare(self) -> None:
-        """From here on, other jobs may prepare cases here at the same time, if they have come to this point as well."""
-        assert self._preparing is not None, "called while preparing"
-        self._preparing.take(alone=False, wait=True)
+        """From here on, runs that need not be alone may prepare cases as well, but no longer replace any."""
+        assert self._reading is not None and self._deciding is not None, "called while preparing"
+        self._reading.take(alone=False, wait=True)
+        self._deciding.release()
 
     def close(self) -> None:
         """Release the reading lock."""

@@ -11,9 +11,11 @@ import pytest
 from dlunet.datasets import read_folders, with_pseudo_labels
 from dlunet.errors import UserError
 from dlunet.preparation import SharedFolder, prepare_dataset
+from dlunet.shards import ALL, Shard
 
 SPACING, PATCH = (10.0, 8.0, 6.0), (16, 32, 32)
 GRID = {"spacing": (8.0, 8.0, 8.0)}
+SHARD = Shard(1, 2)
 
 
 @pytest.fixture
@@ -90,26 +92,54 @@ def test_cases_can_be_added_while_others_are_read(root, write_volume, tiny_abdom
     shared.close()
 
 
-def test_a_run_waits_for_one_that_prepares(root, caplog):
+@pytest.mark.parametrize(("first", "second"), [(ALL, ALL), (ALL, SHARD), (SHARD, ALL)], ids=str)
+def test_a_run_waits_for_one_that_prepares(root, caplog, first, second):
     caplog.set_level("INFO")
     done = []
-    with SharedFolder(root.parent / "prepared").preparing():
-        waiting = threading.Thread(target=lambda: done.append(prepare(root)))
+    shared = SharedFolder(root.parent / "prepared")
+    with shared.preparing(alone=first.is_all):
+        if not first.is_all:
+            shared.let_others_prepare()
+        waiting = threading.Thread(target=lambda: done.append(prepare(root, shard=second)))
         waiting.start()
         waiting.join(1)
         assert waiting.is_alive() and not written(root)
         assert "another run is preparing cases; waiting" in caplog.text
     waiting.join(60)
-    assert names(done[0]) == names_of(dataset(root))
+    shared.close()
+    cases = {case for part in names_of(dataset(root)) for case in part}
+    prepared = {case for part in names(done[0]) for case in part}
+    assert prepared == cases if second.is_all else prepared < cases
+
+
+def test_shards_do_not_replace_what_another_one_may_have_prepared(root, write_volume):
+    prepare(root)
+    before = written(root)
+    shared = SharedFolder(root.parent / "prepared")
+    with shared.preparing(alone=False):
+        shared.let_others_prepare()
+        prepare(root, shard=SHARD)  # nothing to do
+        change_a_label(root, write_volume)
+        with pytest.raises(UserError, match=r"prepared: is in use by another run, and 7 of its cases"):
+            prepare(root, shard=SHARD)
+    assert written(root) == before
+    shared.close()
+    prepare(root, shard=SHARD)
+    assert not written(root).items() & before.items()
+
+
+def teach(root, teacher, source):
+    """A folder with pseudo-labels of both unlabelled cases, the labels of a labelled one."""
+    folder = root.parent / teacher
+    folder.mkdir()
+    for case in (5, 6):
+        shutil.copy(root / "labels" / f"{source}.nii.gz", folder / f"{case}.nii.gz")
+    return folder
 
 
 def test_students_of_different_teachers_train_at_the_same_time(root):
     """Pseudo-labels determine where to crop: other ones change neither the prepared CTs nor each other."""
-    folders = [root.parent / "by_one", root.parent / "by_another"]
-    for folder, source in zip(folders, (0, 1), strict=True):
-        folder.mkdir()
-        for case in (5, 6):
-            shutil.copy(root / "labels" / f"{source}.nii.gz", folder / f"{case}.nii.gz")
+    folders = [teach(root, "by_one", 0), teach(root, "by_another", 1)]
     shared = SharedFolder(root.parent / "prepared")
     one = prepare(root, shared=shared, pseudo_labels=folders[0])
     before = written(root)
@@ -119,6 +149,17 @@ def test_students_of_different_teachers_train_at_the_same_time(root):
         assert case.folder == other.folder and case.label is None
         assert not np.array_equal(case.class_voxels(1), other.class_voxels(1))
     shared.close()
+
+
+def test_other_intensities_leave_the_index_of_pseudo_labels_as_it_is(root, write_volume):
+    """Another shard may be checking it."""
+    pseudo_labels = teach(root, "teacher", 1)
+    indexes = {case.index_folder / "case.json" for case in prepare(root, pseudo_labels=pseudo_labels).unlabelled}
+    before = written(root)
+    change_a_label(root, write_volume)
+    prepare(root, pseudo_labels=pseudo_labels, shard=SHARD)
+    prepare(root, pseudo_labels=pseudo_labels)
+    assert {path for path, time in written(root).items() if time == before[path]} == indexes
 
 
 def test_a_folder_that_is_only_to_be_read(root, monkeypatch):
