@@ -97,6 +97,10 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if traceback_wanted:
             raise
         fail(f"{in_short(error)}\n`dlunet {verb} --help` lists the settings")
+    except Exception as error:
+        if traceback_wanted or not (ended := sweeps.failures(ended_by=error)):
+            raise
+        fail(f"{ended}; {FULL_ERROR}=1 shows where it ended")
     finally:
         if not traceback_wanted:
             del os.environ[FULL_ERROR]

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from dlunet.errors import UserError, few, message_for_users
+from dlunet.errors import few, message_for_users
 from dlunet.files import write_text
 from dlunet.locks import FileLock
 from dlunet.signals import Stopped
@@ -38,34 +39,48 @@ class RememberFolder(Callback):
 
 @contextmanager
 def noting_failures() -> Iterator[None]:
-    """Note in the folder of the run why the block failed, if a user can act on it, and go on with the sweep.
+    """Note in the folder of the run why the block failed, and go on with the sweep.
 
     A signal that has stopped the run is passed on to submitit, whose handler requeues the job.
     """
     try:
-        yield
-    except Stopped as stop:
-        if "submitit" in HydraConfig.get().launcher["_target_"] and callable(signal.getsignal(stop.number)):
-            signal.raise_signal(stop.number)
-        raise
-    except (UserError, OSError) as error:
-        if (message := message_for_users(error)) is None:
+        try:
+            yield
+        except Stopped as stop:
+            if "submitit" in HydraConfig.get().launcher["_target_"] and callable(signal.getsignal(stop.number)):
+                signal.raise_signal(stop.number)  # an error if the job may not be requeued once more
             raise
+    except Exception as error:  # whatever it is, the other runs may be fine
+        message = message_for_users(error)
         folder = Path(HydraConfig.get().runtime.output_dir)
-        print(f"dlunet: {folder.name}: {message}", file=sys.stderr)
-        write_text(folder / FAILURE, message)
+        print(f"dlunet: {folder.name}: {message or _in_short(error, lines=1)}", file=sys.stderr)
+        write_text(folder / FAILURE, message or traceback.format_exc())
 
 
-def failures() -> str | None:
-    """A message about the runs that failed in the sweep of this process; None if there are none."""
+def failures(ended_by: Exception | None = None) -> str | None:
+    """A message about the runs that failed in the sweep of this process, and about what ended it; None: all went well.
+
+    Args:
+        ended_by: An error of the launcher or the search, such as of a job that was killed. An error of another command
+            than a sweep has no message.
+    """
     folder, RememberFolder.folder = RememberFolder.folder, None
-    if folder is None or not (failed := _failures_in(folder)):
+    if folder is None:
         return None
-    names = [failure.parent.name for failure in failed]
-    return (
-        f"{folder}: {len(failed)} runs failed: {few(names, 5)}; {FAILURE} in their folders says why; rerun the command "
-        "with resume=auto to finish what is missing"
-    )
+    told = []
+    if failed := [failure.parent.name for failure in _failures_in(folder)]:
+        told.append(f"{len(failed)} runs failed: {few(failed, 5)}; {FAILURE} in their folders says why")
+    if ended_by is not None:
+        told.append(f"the sweep was ended by {message_for_users(ended_by) or _in_short(ended_by, lines=2)}")
+    if not told:
+        return None
+    return f"{folder}: {'; '.join(told)}; rerun the command with resume=auto to finish what is missing"
+
+
+def _in_short(error: Exception, lines: int) -> str:
+    """The kind of an error that nobody expected, and the first lines of its message, in one line."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()][:lines]
+    return ": ".join(filter(None, [type(error).__name__, " ".join(said).rstrip(".")]))
 
 
 def _failures_in(folder: Path) -> list[Path]:

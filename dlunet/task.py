@@ -23,8 +23,8 @@ from dlunet.settings import check_config
 class Task:
     """A command as Hydra calls it, in this process or in one that a launcher has started.
 
-    Errors that a user can act on end in one message and exit code 1. In a sweep, they are noted in the run's folder,
-    and the other runs go on, see :mod:`dlunet.sweeps`.
+    Errors that a user can act on end in one message and exit code 1. In a sweep, all errors are noted in the run's
+    folder, and the other runs go on, see :mod:`dlunet.sweeps`.
 
     Args:
         command: A function of the config.
