@@ -141,6 +141,12 @@ def test_a_killed_job_of_a_cluster_ends_the_waiting_with_one_message_that_names_
     ]
 
 
+def test_a_job_of_slurm_may_reach_its_time_limit_many_times(tmp_path, dlunet, slurm):
+    dlunet("train", "-m", "launcher=slurm", "hydra.sweep.dir=here", "seed=0,1", cwd=tmp_path, fails=True)
+    dlunet("train", "-m", "launcher=slurm", "hydra.launcher.max_num_timeout=3", "seed=2,3", cwd=tmp_path, fails=True)
+    assert [(executor.max_num_timeout, executor.parameters["time"]) for executor in slurm] == [(100, 1440), (3, 1440)]
+
+
 def test_a_job_that_may_not_be_requeued_once_more_notes_it(tmp_path, monkeypatch):
     """Submitit's handler of the signal, to which it is passed on, raises an error then."""
 
