@@ -90,15 +90,17 @@ def _failures_in(folder: Path) -> list[Path]:
 def claim_gpu() -> None:
     """Of several GPUs, let this process see one that no other process of a sweep has claimed, until it ends.
 
-    For launchers that run several processes on one machine. Does nothing if there is no choice.
+    For launchers that run several processes on one machine. Does nothing if there is no choice. Each job of SLURM may
+    count its own GPUs from 0, so the claims of one say nothing to another.
     """
     import torch  # only here: most commands do without it
 
     if _CLAIMED or torch.cuda.device_count() < 2:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    job = os.environ.get("SLURM_JOB_ID", "0")
     for device in visible.split(","):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"dlunet-gpu-{device}.lock")
+        lock = FileLock(Path(tempfile.gettempdir()) / f"dlunet-gpu-{job}-{device}.lock")
         if lock.take():
             _CLAIMED.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = device

@@ -241,17 +241,28 @@ def test_a_search_whose_trials_all_fail_says_so_in_one_message(tmp_path, dlunet)
     assert last.startswith("dlunet: search: 2 runs failed: ") and "No trials are completed" in last
 
 
-def claim(monkeypatch, tmp_path, count):
-    """The GPU that a new process claims of a machine with some."""
+def claim(monkeypatch, tmp_path, count, job=None):
+    """The GPU that a new process, of a job of SLURM, claims of a machine with some."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(sweeps.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
     held, sweeps._CLAIMED[:] = sweeps._CLAIMED[:], []
     try:
         sweeps.claim_gpu()
         return os.environ.get("CUDA_VISIBLE_DEVICES"), [*held, *sweeps._CLAIMED]
     finally:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def claimed(monkeypatch, tmp_path, expected, job=None):
+    """The locks that a new process holds, which claims the expected one of three GPUs."""
+    gpu, locks = claim(monkeypatch, tmp_path, 3, job)
+    assert gpu == expected
+    monkeypatch.setattr(sweeps, "_CLAIMED", [])
+    return locks
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -262,9 +273,15 @@ def test_no_choice_of_gpus(monkeypatch, tmp_path, count):
 def test_each_process_claims_a_gpu_of_its_own(monkeypatch, tmp_path):
     locks = []
     for expected in ("0", "1", "2", None):  # there are three
-        claimed, held = claim(monkeypatch, tmp_path, 3)
-        assert claimed == expected
-        locks += held
-        monkeypatch.setattr(sweeps, "_CLAIMED", [])
+        locks += claimed(monkeypatch, tmp_path, expected)
+    for lock in locks:
+        lock.release()
+
+
+def test_the_gpus_of_a_job_of_slurm_are_its_own(monkeypatch, tmp_path):
+    """Two jobs on a node see other GPUs by the same numbers."""
+    locks = []
+    for job, expected in (("7", "0"), ("7", "1"), ("8", "0"), ("8", "1"), ("7", "2"), (None, "0")):
+        locks += claimed(monkeypatch, tmp_path, expected, job)
     for lock in locks:
         lock.release()
