@@ -288,15 +288,15 @@ def _prepare_all(
     todo = [
         case for case in cases if not (preparation.case_is_up_to_date(case) and preparation.index_is_up_to_date(case))
     ]
-    outdated = [case for case in todo if preparation.replaces(case)]
+    outdated = {case for case in todo if preparation.replaces(case)}
     if outdated:
         shared.replace(len(outdated))
     prepare = preparation.prepare
     if not shard.is_all:
         # Outdated cases go while no other job has any: from then on no job has to replace what others may read. What
         # was not there stays, since the job of another shard may have finished it in the meantime.
-        for case in outdated:
-            preparation.remove_outdated(case)
+        while outdated:
+            preparation.remove_outdated(outdated.pop())
         shared.let_others_prepare()
         missing = set(todo)
         todo, prepare = [case for case in shard.of(cases) if case in missing], preparation.prepare_beside_others
@@ -309,6 +309,8 @@ def _prepare_all(
             raise outcome
         if isinstance(outcome, UserError):
             failures[case] = str(outcome)
+            if case in outdated:  # else the next process of this run would have to replace what this one reads by then
+                preparation.remove_outdated(case)
     return {case: failures[case] for case in todo if case in failures}
 
 

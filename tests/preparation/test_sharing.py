@@ -84,6 +84,19 @@ def test_cases_that_are_in_use_are_not_replaced(root, write_volume):
     assert all(time > before[path] for path, time in written(root).items())
 
 
+@pytest.mark.parametrize("damaged", ["images", "teacher"])
+def test_a_case_that_broke_is_left_out_by_all_processes_of_a_run(root, damaged):
+    """Each of them prepares in turn, and reads from then on."""
+    pseudo_labels = teach(root, "teacher", 1)
+    prepare(root, pseudo_labels=pseudo_labels)
+    next(root.parent.rglob(f"{damaged}/6.nii.gz")).write_text("not a volume")
+    processes = [SharedFolder(root.parent / "prepared") for _ in range(2)]
+    found = [names(prepare(root, shared=shared, pseudo_labels=pseudo_labels)) for shared in processes]
+    assert found[0] == found[1] == [["1", "2", "3", "4"], ["5"], ["0"]]
+    for shared in processes:
+        shared.close()
+
+
 def test_cases_can_be_added_while_others_are_read(root, write_volume, tiny_abdomen):
     shared = SharedFolder(root.parent / "prepared")
     prepare(root, shared=shared)
