@@ -151,7 +151,7 @@ class ScoresLayout:
         return self.path / "references.json"
 
     def part(self, shard: Shard) -> Path:
-        """The scores of a shard of the cases, from which the tables are made when those of all shards are there."""
+        """The scores of a shard of the cases, until those of all shards are in the tables."""
         return self.path / f".shard-{shard.number}-of-{shard.count}.json"
 
 

@@ -35,8 +35,7 @@ def evaluate_shard(
     """Score the cases of a shard; the tables are those of :func:`dlunet.evaluation.evaluate_folder` for all cases.
 
     The scores wait in ``output`` until those of all shards are there. Those of label maps that have changed since, or
-    with other classes or metrics, count as missing. They are kept: a shard that is scored again finds those of the
-    others.
+    with other classes or metrics, count as missing.
 
     Args:
         predictions: Folder of predicted label maps.
@@ -74,6 +73,8 @@ def evaluate_shard(
         else:
             every = {case: of_case for rows_of in found.values() if rows_of for case, of_case in rows_of.items()}
             scores = write_tables(every, pairs, output, labels, metrics)
+            for path in parts.values():
+                path.unlink()
     if failures:
         raise failure(failures, len(rows), "the others are scored")
     return scores
