@@ -69,7 +69,8 @@ def failures(ended_by: Exception | None = None) -> str | None:
         return None
     told = []
     if failed := [failure.parent.name for failure in _failures_in(folder)]:
-        told.append(f"{len(failed)} runs failed: {few(failed, 5)}; {FAILURE} in their folders says why")
+        runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
+        told.append(f"{runs} failed: {few(failed, 5)}; {FAILURE} in the folder of each says why")
     if ended_by is not None:
         told.append(f"the sweep was ended by {message_for_users(ended_by) or _in_short(ended_by, lines=2)}")
     if not told:

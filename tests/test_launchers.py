@@ -65,7 +65,7 @@ def test_a_run_that_fails_unexpectedly_does_not_stop_the_others_and_is_named(tmp
     message = dlunet("train", "-m", "hydra.sweep.dir=here", "seed=0,1,2", cwd=tmp_path, fails=True).stderr
     assert message.splitlines() == [
         *(f"dlunet: seed{seed}: RuntimeError: CUDA error: device-side assert triggered" for seed in (0, 2)),
-        "dlunet: here: 2 runs failed: seed0, seed2; failed.txt in their folders says why; rerun the command with "
+        "dlunet: here: 2 runs failed: seed0, seed2; failed.txt in the folder of each says why; rerun the command with "
         "resume=auto to finish what is missing",
     ]
     assert (tmp_path / "here" / "seed1" / "metrics.csv").is_file()
