@@ -62,6 +62,7 @@ def test_the_page_stands_alone_and_has_all_sections(report, page):
 
 def test_it_says_that_the_data_is_synthetic(report, page):
     text = " ".join(page.text.split())
+    assert "4 cases by FLARE22's rules." in text
     assert "Synthetic data." in text and "not comparable with the paper's" in text and "Ours are synthetic." in text
     assert "SYNTHETIC" in (report / "scores.md").read_text()
 
@@ -286,6 +287,7 @@ def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run,
     (run / "scores" / "scores.csv").write_text("case,organ,dsc,nsd\na,spleen,0.9,0.8\na,tumour,0.5,\n")
     page = Page(written([run], tmp_path / "report"))
     assert "0.700" in page.text and "TUM" in page.text and "Table 3" not in page.text
+    assert "scored on 1 case." in page.text and "No value for TUM" in page.text
     with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):
         written([run, other], tmp_path / "both")
 
