@@ -17,6 +17,10 @@ OUT_OF_PLACE = (
 )
 
 
+#: Parts of the messages with which PyTorch says that memory is short, on a GPU and on a CPU.
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
+
+
 class UserError(Exception):
     """Something provided by the user cannot be used.
 

@@ -48,6 +48,7 @@ class FileLock:
     def __init__(self, path: Path, remove: bool = False) -> None:
         self._path = path
         self._remove = remove
+        self._is_held = False
         self._file = _open(path)
 
     def take(self, alone: bool = True, wait: bool = False) -> bool:
@@ -71,6 +72,7 @@ class FileLock:
                 )
                 return True
             if not self._remove or _is_open(self._path, self._file):
+                self._is_held = True
                 return True
             os.close(self._file)  # another process has removed the file in the meantime
             self._file = _open(self._path)
@@ -79,10 +81,11 @@ class FileLock:
     def release(self) -> None:
         """Release the lock."""
         if self._file is not None:
-            if self._remove and _is_open(self._path, self._file):
+            # One that was only waited for is another process's.
+            if self._remove and self._is_held and _is_open(self._path, self._file):
                 self._path.unlink(missing_ok=True)
             os.close(self._file)
-            self._file = None
+            self._file, self._is_held = None, False
 
 
 def _is_open(path: Path, file: int) -> bool:

@@ -25,6 +25,16 @@ def test_one_holds_it_alone(tmp_path, remove):
     assert path.exists() is not remove
 
 
+def test_who_gives_up_waiting_does_not_remove_it(tmp_path):
+    path = tmp_path / "lock"
+    holder, waiting = FileLock(path, remove=True), FileLock(path, remove=True)
+    assert holder.take() and not waiting.take()
+    waiting.release()
+    assert path.exists() and not FileLock(path, remove=True).take()
+    holder.release()
+    assert not path.exists()
+
+
 def test_several_hold_it_together(tmp_path):
     locks = [FileLock(tmp_path / "lock") for _ in range(3)]
     assert all(lock.take(alone=False) for lock in locks[:2])

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlunet.errors import SomeCasesFailed, UserError, few
+from dlunet.errors import OUT_OF_MEMORY, SomeCasesFailed, UserError, WriteError, few
 from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
+from dlunet.preparation import check_size
 from dlunet.progress import CaseBars, case_bars
 from dlunet.run_layout import PredictionsLayout
 from dlunet.shards import ALL, Shard
@@ -89,6 +90,7 @@ def predict_files(
 
     Raises:
         SomeCasesFailed: Some cases could not be segmented, while the others are finished.
+        WriteError: A result could not be written, such as on a full disk; finished cases are kept.
         UserError: No case could be segmented, or the folder contains labels of another network or other settings.
     """
     folder = OutputFolder(output)
@@ -139,12 +141,21 @@ def _one_ahead(
 
 
 def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Result | None:
-    """The result; if the case failed, log the error, record the failure and return None."""
+    """The result; if the case failed, log the error, record the failure and return None.
+
+    Raises:
+        WriteError: A result could not be written; neither could those of other cases.
+    """
     try:
         return work()
+    except WriteError:
+        raise
     except UserError as error:
         logger.error("%s", error)
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not is_known and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
         logger.error("%s: not enough memory for this CT; free some, or choose device=cpu", path)
     failures.append(path)
     return None
@@ -154,6 +165,7 @@ def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _
     volume = read_ct(path, keep_integers=True)
     if strict and volume.warnings:
         raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
+    check_size(path, volume, predictor.bundle.plan)
     image = volume.array if keep_image else None
     prepared = predictor.prepare(volume)
     return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)

@@ -3,7 +3,7 @@
 from dlunet.preparation.doctor import Diagnosis, examine
 from dlunet.preparation.fingerprint import Fingerprint, take_fingerprint
 from dlunet.preparation.plan import Intensity, Plan
-from dlunet.preparation.prepare import PreparedDataset, normalise, prepare_dataset, prepare_image
+from dlunet.preparation.prepare import PreparedDataset, check_size, normalise, prepare_dataset, prepare_image
 from dlunet.preparation.resampling import resample, resample_labels
 from dlunet.preparation.sharing import SharedFolder
 from dlunet.preparation.store import PreparedCase
@@ -16,6 +16,7 @@ __all__ = [
     "PreparedCase",
     "PreparedDataset",
     "SharedFolder",
+    "check_size",
     "examine",
     "normalise",
     "prepare_dataset",

@@ -28,7 +28,7 @@ from dlunet.preparation.resampling import resample, resample_labels, separate_ax
 from dlunet.preparation.sharing import SharedFolder
 from dlunet.preparation.store import PreparedCase, is_up_to_date, save_index, save_prepared
 from dlunet.shards import ALL, Shard
-from dlunet.volumes import times
+from dlunet.volumes import Volume, times
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class _Preparation:
         """Prepare a case and the index of its pseudo-labels, those that are out of date."""
         image, label = read_case(case, self.num_classes)
         shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
-        _check_size(case, image.spacing, shape, self.plan)
+        check_size(case.image, image, self.plan)
         labels = None
         if label is not None:
             labels = resample_labels(label.array, shape, separate_axis(image.spacing, self.plan.spacing))
@@ -272,10 +272,16 @@ def _lost_classes(labels: LabelSet, plan: Plan, cases: Sequence[PreparedCase]) -
     return warnings
 
 
-def _check_size(case: Case, spacing: Sequence[float], shape: Sequence[int], plan: Plan) -> None:
+def check_size(path: Path, image: Volume, plan: Plan) -> None:
+    """Check that a CT can be resampled in memory.
+
+    Raises:
+        UserError: It would have too many voxels.
+    """
+    shape = target_shape(image.array.shape, image.spacing, plan.spacing)
     if math.prod(shape) > MOST_VOXELS:
         raise UserError(
-            f"{case.image}: would have {times(shape)} voxels after resampling from {times(spacing)} to "
+            f"{path}: would have {times(shape)} voxels after resampling from {times(image.spacing)} to "
             f"{times(plan.spacing)} mm; expected at most {MOST_VOXELS}; check its spacing, or choose a coarser "
             "plan.spacing"
         )

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dlunet.datasets import Dataset
-from dlunet.errors import UserError
+from dlunet.errors import OUT_OF_MEMORY, UserError
 from dlunet.files import write_text
 from dlunet.methods import method_of
 from dlunet.networks import LightUNet
@@ -41,9 +41,9 @@ from dlunet.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
-#: How PyTorch says that a reader of patches was killed, and that memory is short, on a GPU and on a CPU.
+#: How PyTorch says that a reader of patches was killed, and all of what it says that users can act on.
 KILLED_READER = "DataLoader worker (pid"
-FAULTS = (KILLED_READER, "out of memory", "DefaultCPUAllocator", "can't allocate memory")
+FAULTS = (KILLED_READER, *OUT_OF_MEMORY)
 
 #: What stands before the message of a UserError in the traceback of a process that was started.
 USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.\w+: ", re.MULTILINE)

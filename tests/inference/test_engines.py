@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from dlunet.errors import UserError
 from dlunet.inference import Predictor, export_bundle, load_engine, make_engine
 from dlunet.inference.engines import TorchEngine, base, choice
+from dlunet.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from dlunet.inference.engines.pytorch import tiles_at_once
 from dlunet.labels import FLARE22
 from dlunet.native import find_compiler, library
@@ -182,6 +184,15 @@ def test_a_network_that_is_not_a_unet_runs_in_pytorch(tmp_path):
     for form in ("onnx", "openvino"):
         with pytest.raises(UserError, match=rf"^format={form}: .* found Conv3d; expected format=safetensors"):
             export_bundle(bundle, form, tmp_path)
+
+
+def test_onnx_runtime_that_falls_back_to_the_cpu_is_not_taken_for_the_gpu(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: session)
+    with pytest.raises(UserError, match="device=cuda: ONNX Runtime could not use its CUDAExecutionProvider"):
+        OnnxRuntimeEngine(b"", "cuda", "float32")
 
 
 def no_engine(name, monkeypatch):

@@ -21,7 +21,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 from dlunet.inference import Extras, Predictor, find_images, labels_on_grid, predict_files, predict_logits
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet
@@ -191,18 +191,47 @@ def test_few_slices_other_types_and_padding_outside_the_scan(predictor, tmp_path
     assert written.GetSpacing() == pytest.approx(spacing[::-1])
 
 
-def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, write_volume, caplog):
+CPU_MEMORY = "[enforce fail at alloc_cpu.cpp:130] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to …"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError(CPU_MEMORY)])
+def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, write_volume, caplog, error):
     air = write_volume(tmp_path / "air.nii.gz", np.full((4, 40, 40), -1000, np.int16), spacing=(8.0, 8.0, 8.0))
     predict_files(Predictor(Bundle(LightUNet(), PLAN, FLARE22)), [air], tmp_path / "air")
     assert read(tmp_path / "air" / "air.nii.gz")[0].shape == (4, 40, 40)
 
     class Full(nn.Module):
         def forward(self, x):
-            raise torch.OutOfMemoryError
+            raise error
 
     with pytest.raises(UserError, match="2 of 2 cases"):
         predict_files(Predictor(Bundle(Full(), PLAN, FLARE22)), images, tmp_path / "full")
     assert f"{images[0]}: not enough memory" in caplog.text
+
+
+def test_a_ct_that_would_be_too_large_is_a_case_that_failed(predictor, images, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("dlunet.preparation.prepare.MOST_VOXELS", 100)
+    with pytest.raises(UserError, match="2 of 2 cases"):
+        predict_files(predictor, images, tmp_path / "large")
+    assert f"{images[0]}: would have " in caplog.text and "check its spacing" in caplog.text
+
+
+def test_a_full_disk_stops_at_once(predictor, images, tmp_path, monkeypatch):
+    """Otherwise all other CTs would be segmented for nothing, and the first few be taken for a success."""
+    begun = []
+
+    def full(labels, target, stored):
+        raise WriteError.of(target, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["dlunet.inference.predict_files"], "write_labels", full)
+    monkeypatch.setattr(Predictor, "label", lambda self, *rest: begun.append(rest) or np.zeros((1, 1, 1), np.uint8))
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for number in range(6):
+        (inputs / f"case_{number}.nii.gz").symlink_to(images[0])
+    with pytest.raises(WriteError, match=r"could not be written \(No space left on device\)"):
+        predict_files(predictor, find_images(inputs), tmp_path / "out")
+    assert len(begun) == 2  # the second one while the first was written
 
 
 def test_killed_at_any_moment_and_run_again(images, tmp_path):

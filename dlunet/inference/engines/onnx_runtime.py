@@ -11,6 +11,7 @@ from torch import Tensor
 from dlunet.errors import UserError
 from dlunet.inference.engines.base import register_engine
 from dlunet.inference.engines.graph_engine import GraphEngine
+from dlunet.parallel import available_cores
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -42,7 +43,13 @@ class OnnxRuntimeEngine(GraphEngine):
         content = model.read_bytes() if isinstance(model, Path) else model
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = False  # the arena grows to several times the memory of one tile
+        options.intra_op_num_threads = available_cores()  # its own choice ignores the cores that a job may use
         self.session = onnxruntime.InferenceSession(content, options, [wanted])
+        if wanted not in self.session.get_providers():  # without the libraries that it needs, it goes on on the CPU
+            raise UserError(
+                f"device={device}: ONNX Runtime could not use its {wanted}, see the messages above; install the CUDA "
+                "and cuDNN libraries that it was built for, or choose device=cpu"
+            )
         self.input = self.session.get_inputs()[0].name
         self.name = f"onnxruntime on {device}, {precision}"
 
