@@ -1,6 +1,6 @@
 """The loss terms of each method, written out from its paper in plain loops and sums, independent of the package.
 
-Each function takes the inputs of a step and the method's settings, whose defaults are the paper's, and returns the
+Each function takes the inputs of a step and the method's settings, with the same defaults, and returns the
 expected terms. ``f`` are the networks by role, ``u`` the views of the unlabelled streams, ``x`` and ``y`` the labelled
 patches and labels, ``pseudo`` the pseudo-labelled ones, ``t`` the completed fraction of the run, and ``draw`` the
 step's generator.
