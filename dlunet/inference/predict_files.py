@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlunet import stamps
 from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
@@ -55,6 +56,8 @@ class Extras:
 class _Read:
     """A case that is ready for the network. The CT itself is kept only for an overlay."""
 
+    path: Path
+    stamp: stamps.Stamps
     prepared: Tensor
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
@@ -72,7 +75,7 @@ def predict_files(
     strict: bool = False,
     shard: Shard = ALL,
 ) -> None:
-    """Segment CT files; cases with existing labels are skipped.
+    """Segment CT files; cases with existing labels are skipped, unless their CT has changed.
 
     While the network runs on one case, the next is read and prepared, and the labels of the previous one are written.
 
@@ -92,9 +95,8 @@ def predict_files(
         UserError: No case could be segmented, or the folder contains labels of another network or other settings.
     """
     folder = OutputFolder(output)
-    targets = folder.claim(images, predictor.settings, replace)
-    mine = shard.of(list(targets))
-    todo = [path for path in mine if not targets[path].exists()]
+    targets = folder.claim(images, predictor.settings, replace, shard)
+    todo = [path for path, target in targets.items() if not target.exists()]
     writer = _Writer(folder, predictor.bundle.labels, extras)
     failures: list[Path] = []
 
@@ -103,7 +105,7 @@ def predict_files(
 
     with (
         Monitor() as monitor,
-        case_bars(len(mine), len(mine) - len(todo)) as bars,
+        case_bars(len(targets), len(targets) - len(todo)) as bars,
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as writing,
     ):
@@ -122,9 +124,10 @@ def predict_files(
     if todo and extras.plot and shard.is_all:  # each shard would replace the plot of the others
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
-        kind = SomeCasesFailed if len(failures) < len(mine) else UserError
+        kind = SomeCasesFailed if len(failures) < len(targets) else UserError
         raise kind(
-            f"{len(failures)} of {len(mine)} cases could not be segmented, see the messages above: {few(failures, 3)}"
+            f"{len(failures)} of {len(targets)} cases could not be segmented, see the messages above: "
+            f"{few(failures, 3)}"
         )
 
 
@@ -151,12 +154,20 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
 
 
 def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _Read:
+    stamp = _stamp(path)  # before the CT is read
     volume = read_ct(path, keep_integers=True)
     if strict and volume.warnings:
         raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
     image = volume.array if keep_image else None
     prepared = predictor.prepare(volume)
-    return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+    return _Read(path, stamp, prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+
+
+def _stamp(path: Path) -> stamps.Stamps:
+    try:
+        return stamps.stamp([path])
+    except OSError:  # reported when it is read
+        return []
 
 
 def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
@@ -177,7 +188,7 @@ class _Writer:
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
-        self.folder.note(name, warnings)
+        self.folder.note(read.path, read.stamp, warnings)
         if self.extras.volumes:
             volumes = organ_volumes(labels, read.spacing, self.labels)
             self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})

@@ -1,0 +1,135 @@
+"""A folder of label maps knows the CTs and the settings that its label maps were made from."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from dlunet.inference import Predictor, predict_files
+from dlunet.labels import FLARE22
+from dlunet.networks import Bundle
+from dlunet.shards import Shard
+from tests.inference.test_predictor import PLAN, BrighterThan, expected_labels
+
+NAMES = ("001", "002")
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(Bundle(BrighterThan(), PLAN, FLARE22))
+
+
+@pytest.fixture
+def write_cts(tmp_path, write_volume):
+    """``write_cts(folder, seed)`` writes the two CTs 001 and 002 and returns their paths."""
+
+    def write(folder, seed):
+        rng = np.random.default_rng(seed)
+        values = (rng.normal(0, 200, (8, 20, 20)).astype(np.int16) for _ in NAMES)
+        paths = [tmp_path / folder / f"{name}.nii.gz" for name in NAMES]
+        return [write_volume(path, hu, spacing=(8.0, 8.0, 8.0)) for path, hu in zip(paths, values, strict=True)]
+
+    return write
+
+
+def voxels(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def check(output, images):
+    """The label maps are those of these CTs, and the record says so."""
+    for path in images:
+        np.testing.assert_array_equal(voxels(output / path.name), expected_labels(voxels(path)))
+    recorded = json.loads((output / "prediction.json").read_text())["images"]
+    assert recorded == {path.name.removesuffix(".nii.gz"): str(path) for path in images}
+
+
+def written_at(output):
+    return {path.name: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["predict", "self_train"])
+@pytest.mark.parametrize("where", ["elsewhere", "in place"])
+def test_label_maps_of_other_cts_of_the_same_name_are_made_again(
+    predictor, write_cts, tmp_path, caplog, where, replace
+):
+    output = tmp_path / "out"
+    first = write_cts("a", 0)
+    predict_files(predictor, first, output, replace)
+    assert "again" not in caplog.text
+    before = written_at(output)
+    second = write_cts("b", 1)
+    if where == "in place":
+        shutil.copy(second[0], first[0])
+        predict_files(predictor, first, output, replace)
+        check(output, first)
+        assert caplog.text.count("changed, which are made again: 001\n") == 1
+        assert written_at(output)["002.nii.gz"] == before["002.nii.gz"]
+    else:
+        predict_files(predictor, second, output, replace)
+        check(output, second)
+        assert caplog.text.count("changed, which are made again: 001, 002\n") == 1
+
+
+def test_cts_that_were_moved_or_copied_are_finished(predictor, write_cts, tmp_path, caplog):
+    output = tmp_path / "out"
+    predict_files(predictor, write_cts("a", 0), output)
+    before = written_at(output)
+    shutil.copytree(tmp_path / "a", tmp_path / "copied")
+    (tmp_path / "copied").rename(tmp_path / "moved")
+    moved = [tmp_path / "moved" / f"{name}.nii.gz" for name in NAMES]
+    predict_files(predictor, moved, output)
+    check(output, moved)
+    assert written_at(output) == before and "again" not in caplog.text
+    record = (output / "prediction.json").read_text()
+    for path in moved:
+        path.unlink()
+    predict_files(predictor, moved, output)  # nothing can be said of them, and nothing be made
+    assert written_at(output) == before and (output / "prediction.json").read_text() == record
+
+
+def test_a_shard_leaves_the_label_maps_of_others_alone(predictor, write_cts, tmp_path, caplog):
+    output = tmp_path / "out"
+    first = write_cts("a", 0)
+    predict_files(predictor, first, output)
+    before, second = written_at(output), write_cts("b", 1)
+    predict_files(predictor, second, output, shard=Shard(2, 2))
+    assert written_at(output)["001.nii.gz"] == before["001.nii.gz"]
+    check(output, [first[0], second[1]])
+    predict_files(predictor, second, output, shard=Shard(1, 2))
+    check(output, second)
+    assert [line.rpartition(" ")[2] for line in caplog.text.splitlines()] == ["002", "001"]
+
+
+def test_a_ct_that_changes_while_it_is_segmented(predictor, write_cts, tmp_path, monkeypatch):
+    """Which of the two was read is unknown to the record, so that its label map is made again."""
+    output, (first, _), (second, _) = tmp_path / "out", write_cts("a", 0), write_cts("b", 1)
+    prepare = predictor.prepare
+
+    def prepare_while_it_changes(volume):
+        shutil.copy(second, first)
+        return prepare(volume)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "prepare", prepare_while_it_changes)
+        predict_files(predictor, [first], output)
+    predict_files(predictor, [first], output)
+    check(output, [first])
+
+
+def test_a_folder_of_an_earlier_version(predictor, write_cts, tmp_path):
+    """Without stamps the place of the CT decides; from then on they are known."""
+    output, first, second = tmp_path / "out", write_cts("a", 0), write_cts("b", 1)
+    predict_files(predictor, first, output)
+    before, record = written_at(output), json.loads((output / "prediction.json").read_text())
+    del record["stamps"]
+    (output / "prediction.json").write_text(json.dumps(record))
+    mixed = [first[0], second[1]]
+    predict_files(predictor, mixed, output)
+    assert written_at(output)["001.nii.gz"] == before["001.nii.gz"]
+    check(output, mixed)
+    shutil.copy(second[0], first[0])
+    predict_files(predictor, mixed, output)
+    check(output, mixed)
