@@ -25,6 +25,10 @@ from dlunet.volumes import case_name
 logger = logging.getLogger(__name__)
 
 
+class OutputTaken(UserError):
+    """Another command has claimed the output folder with other settings: a reason to stop."""
+
+
 @dataclass(frozen=True)
 class OutputFolder(PredictionsLayout):
     """A folder of predicted label maps with their record and tables."""
@@ -53,7 +57,7 @@ class OutputFolder(PredictionsLayout):
             raise UserError(f"{self.path}: cannot create directory ({error.strerror}); choose another output") from None
         targets = self._targets(images)
         mine = {image: targets[image] for image in shard.of(list(targets))}
-        settings = json.loads(json.dumps(settings))  # normalised to the form in which it is read back
+        settings = _as_read_back(settings)
         with self._writing():
             found = self._read_record() if self.record.exists() else {}
             changed = [key for key in settings if found.get(key) != settings[key]]
@@ -66,16 +70,31 @@ class OutputFolder(PredictionsLayout):
         remove_leftovers(self.path)
         return mine
 
-    def note(self, image: Path, stamp: stamps.Stamps, warnings: Sequence[str]) -> None:
+    def note(self, image: Path, settings: dict[str, Any], stamp: stamps.Stamps, warnings: Sequence[str]) -> None:
         """Record the CT and the warnings of a case, replacing earlier ones; to be called before its labels are written.
 
         Args:
             image: The CT.
+            settings: Those with which the folder was claimed.
             stamp: The CT's stamps, taken before it was read: if it changes meanwhile, its labels are made again.
             warnings: Of the CT and its labels.
+
+        Raises:
+            OutputTaken: Another command has claimed the folder with other settings since.
         """
         with self._writing():
-            record = _with_ct(self._read_record(), image, stamp)
+            found = self._read_record()
+            differences = [
+                _difference(key, found.get(key), value)
+                for key, value in _as_read_back(settings).items()
+                if found.get(key) != value
+            ]
+            if differences:
+                raise OutputTaken(
+                    f"{self.path}: is now used by another command with different settings ({'; '.join(differences)}); "
+                    "rerun this one with another output=FOLDER"
+                )
+            record = _with_ct(found, image, stamp)
             others = {case: messages for case, messages in record["warnings"].items() if case != case_name(image)}
             self._write_record(
                 {**record, "warnings": {**others, case_name(image): list(warnings)} if warnings else others}
@@ -171,6 +190,11 @@ class OutputFolder(PredictionsLayout):
         """Lock the folder's tables and record against other commands while the block runs."""
         with alone(self.path / ".writing"):
             yield
+
+
+def _as_read_back(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in the form in which they are read from the record: lists for tuples."""
+    return dict(json.loads(json.dumps(settings)))
 
 
 def _difference(setting: str, before: Any, now: Any) -> str:

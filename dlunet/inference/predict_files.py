@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dlunet import stamps
 from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.files import write_bytes
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
-from dlunet.inference.output_folder import OutputFolder
+from dlunet.inference.output_folder import OutputFolder, OutputTaken
 from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
@@ -93,11 +93,12 @@ def predict_files(
     Raises:
         SomeCasesFailed: Some cases could not be segmented, while the others are finished.
         UserError: No case could be segmented, or the folder contains labels of another network or other settings.
+        OutputTaken: Another command has claimed the folder with other settings in the meantime.
     """
     folder = OutputFolder(output)
     targets = folder.claim(images, predictor.settings, replace, shard)
     todo = [path for path, target in targets.items() if not target.exists()]
-    writer = _Writer(folder, predictor.bundle.labels, extras)
+    writer = _Writer(folder, predictor.settings, predictor.bundle.labels, extras)
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
@@ -145,6 +146,8 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
     """The result; if the case failed, log the error, record the failure and return None."""
     try:
         return work()
+    except OutputTaken:  # no other case could be written, either
+        raise
     except UserError as error:
         logger.error("%s", error)
     except (MemoryError, torch.OutOfMemoryError):
@@ -180,6 +183,7 @@ class _Writer:
     """Writes the output of a case; the label map last, since it marks the case as finished."""
 
     folder: OutputFolder
+    settings: dict[str, Any]
     labels: LabelSet
     extras: Extras
 
@@ -188,7 +192,7 @@ class _Writer:
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
-        self.folder.note(read.path, read.stamp, warnings)
+        self.folder.note(read.path, self.settings, read.stamp, warnings)
         if self.extras.volumes:
             volumes = organ_volumes(labels, read.spacing, self.labels)
             self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from dlunet.inference import Predictor, predict_files
+from dlunet.errors import UserError
+from dlunet.inference import OutputFolder, Predictor, predict_files
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle
 from dlunet.shards import Shard
@@ -133,3 +134,24 @@ def test_a_folder_of_an_earlier_version(predictor, write_cts, tmp_path):
     shutil.copy(second[0], first[0])
     predict_files(predictor, mixed, output)
     check(output, mixed)
+
+
+def test_of_two_commands_with_different_settings_the_first_one_stops(predictor, write_cts, tmp_path, monkeypatch):
+    """The second one claims the folder before the first one has written a label map; no further case is read."""
+    output, images, read = tmp_path / "out", [*write_cts("a", 0), *write_cts("b", 1)], []
+    for number, path in enumerate(images):
+        images[number] = path.rename(tmp_path / f"{number}.nii.gz")
+    other, prepare = Predictor(predictor.bundle, flips="axes"), predictor.prepare
+
+    def prepare_after_the_other_has_claimed(volume):
+        if not read:
+            OutputFolder(output).claim(images, other.settings, replace=False)
+        read.append(volume)
+        return prepare(volume)
+
+    monkeypatch.setattr(predictor, "prepare", prepare_after_the_other_has_claimed)
+    with pytest.raises(UserError, match=rf"^{output}: is now used .*flips: found axes, now none.*another output="):
+        predict_files(predictor, images, output)
+    assert len(read) < len(images) and list(output.iterdir()) == [output / "prediction.json"]
+    predict_files(other, images, output)
+    check(output, images)
