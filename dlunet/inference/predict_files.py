@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,16 @@ from torch import Tensor
 from dlunet import stamps
 from dlunet.errors import SomeCasesFailed, UserError, few
 from dlunet.files import write_bytes
+from dlunet.inference.case_tables import read_case_table
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
 from dlunet.inference.output_folder import OutputFolder, OutputTaken
 from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
-from dlunet.progress import CaseBars, case_bars
+from dlunet.progress import CaseBars, case_bars, progress_bar
 from dlunet.run_layout import PredictionsLayout
 from dlunet.shards import ALL, Shard
-from dlunet.volumes import Geometry, case_name, read_ct, write_labels
+from dlunet.volumes import Geometry, case_name, read_ct, read_labels, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Extras:
     """Optional output besides label maps.
 
     Attributes:
-        volumes: The volume of each class in ml, in ``volumes.csv``.
+        volumes: The volume of each class in ml, in ``volumes.csv``; a table that is there gets all further cases.
         overlay: An overlay image per case, ``NAME.png``.
         plot: Memory and CPU over time, in ``efficiency.png``.
     """
@@ -85,7 +86,7 @@ def predict_files(
         output: The folder for one ``NAME.nii.gz`` per case and ``efficiency.csv``, see
             :class:`dlunet.inference.efficiency.Cost`.
         replace: Delete labels of another network or other settings instead of refusing the folder.
-        extras: Optional output.
+        extras: Optional output, for finished cases as well.
         strict: Refuse CTs with warnings, such as values that are unlikely to be HU. By default they are segmented, and
             the warning is logged and recorded in ``prediction.json``.
         shard: Which of the CTs this job segments; other jobs segment the others, into the same folder.
@@ -99,6 +100,7 @@ def predict_files(
     targets = folder.claim(images, predictor.settings, replace, shard)
     todo = [path for path, target in targets.items() if not target.exists()]
     writer = _Writer(folder, predictor.settings, predictor.bundle.labels, extras)
+    writer.complete({path: target for path, target in targets.items() if path not in todo})
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
@@ -193,13 +195,52 @@ class _Writer:
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
         self.folder.note(read.path, self.settings, read.stamp, warnings)
-        if self.extras.volumes:
-            volumes = organ_volumes(labels, read.spacing, self.labels)
-            self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
-        if self.extras.overlay:
-            assert read.image is not None
-            from dlunet.reporting import overlay_png
-
-            write_bytes(self.folder.path / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
+        # What an earlier command wrote of the case is about other labels: it is replaced or removed.
+        if self.extras.volumes or self._volumes.exists():
+            self._add_volumes(name, labels, read.spacing)
+        if read.image is None:
+            self._picture(name).unlink(missing_ok=True)
+        else:
+            self._draw(name, read.image, labels, read.spacing)
         self.folder.add(COSTS, cost)
         write_labels(labels, target, read.stored)
+
+    def complete(self, finished: Mapping[Path, Path]) -> None:
+        """Write the volumes and pictures that finished cases, label maps by CT, lack: an earlier command left them out.
+
+        A case that cannot be read is left out with a warning.
+        """
+        measured = read_case_table(self._volumes) if self.extras.volumes else {}
+        no_volumes = {path for path in finished if self.extras.volumes and case_name(path) not in measured}
+        no_picture = {path for path in finished if self.extras.overlay and not self._picture(case_name(path)).exists()}
+        todo = [path for path in finished if path in no_volumes | no_picture]
+        if not todo:
+            return
+        with progress_bar("volumes and pictures of finished cases", len(todo)) as advance:
+            for path in todo:
+                name = case_name(path)
+                try:
+                    labels = read_labels(finished[path], self.labels.num_classes)
+                    if path in no_volumes:
+                        self._add_volumes(name, labels.array, labels.spacing)
+                    if path in no_picture:
+                        self._draw(name, read_ct(path, keep_integers=True).array, labels.array, labels.spacing)
+                except UserError as error:
+                    logger.warning("warning: the finished case %s still lacks its volumes or picture: %s", name, error)
+                advance()
+
+    @property
+    def _volumes(self) -> Path:
+        return self.folder.path / VOLUMES
+
+    def _picture(self, name: str) -> Path:
+        return self.folder.path / f"{name}.png"
+
+    def _add_volumes(self, name: str, labels: np.ndarray, spacing: Sequence[float]) -> None:
+        volumes = organ_volumes(labels, spacing, self.labels)
+        self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
+
+    def _draw(self, name: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]) -> None:
+        from dlunet.reporting import overlay_png
+
+        write_bytes(self._picture(name), overlay_png(image, labels, spacing, self.labels))

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from dlunet.errors import UserError
-from dlunet.inference import OutputFolder, Predictor, predict_files
+from dlunet.inference import Extras, OutputFolder, Predictor, predict_files
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle
 from dlunet.shards import Shard
@@ -155,3 +155,38 @@ def test_of_two_commands_with_different_settings_the_first_one_stops(predictor, 
     assert len(read) < len(images) and list(output.iterdir()) == [output / "prediction.json"]
     predict_files(other, images, output)
     check(output, images)
+
+
+def extras_in(output):
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.suffix == ".png"} | {
+        "volumes.csv": (output / "volumes.csv").read_text()
+    }
+
+
+def test_extras_of_finished_cases_are_those_of_cases_that_are_segmented(predictor, write_cts, tmp_path, caplog):
+    output, images, extras = tmp_path / "out", write_cts("a", 0), Extras(volumes=True, overlay=True)
+    predict_files(predictor, images, tmp_path / "expected", extras=extras)
+    predict_files(predictor, images, output)
+    before = written_at(output)
+    predict_files(predictor, images, output, extras=extras, shard=Shard(2, 2))
+    assert sorted(extras_in(output)) == ["002.png", "volumes.csv"]
+    predict_files(predictor, images, output, extras=extras)
+    assert extras_in(output) == extras_in(tmp_path / "expected")
+    times = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    predict_files(predictor, images, output, extras=extras)  # nothing left to do
+    times_after = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    del times[output / "prediction.json"], times_after[output / "prediction.json"]
+    assert times_after == times and written_at(output) == before
+    (output / "001.png").unlink()
+    images[0].unlink()
+    predict_files(predictor, images, output, extras=extras)
+    assert "the finished case 001 still lacks its volumes or picture" in caplog.text
+
+
+def test_extras_of_an_earlier_label_map_do_not_remain(predictor, write_cts, tmp_path):
+    output, extras = tmp_path / "out", Extras(volumes=True, overlay=True)
+    predict_files(predictor, write_cts("a", 0), output, extras=extras)
+    second = write_cts("b", 1)
+    predict_files(predictor, second, tmp_path / "expected", extras=extras)
+    predict_files(predictor, second, output)
+    assert extras_in(output) == {"volumes.csv": extras_in(tmp_path / "expected")["volumes.csv"]}
