@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,29 +12,41 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from dlunet.errors import UserError
+from dlunet import stamps
+from dlunet.errors import UserError, few
 from dlunet.files import remove_leftovers, write_text
 from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
 from dlunet.locks import alone
 from dlunet.run_layout import PredictionsLayout
+from dlunet.shards import ALL, Shard
 from dlunet.volumes import case_name
+
+logger = logging.getLogger(__name__)
+
+
+class OutputTaken(UserError):
+    """Another command has claimed the output folder with other settings: a reason to stop."""
 
 
 @dataclass(frozen=True)
 class OutputFolder(PredictionsLayout):
     """A folder of predicted label maps with their record and tables."""
 
-    def claim(self, images: Sequence[Path], settings: dict[str, Any], replace: bool) -> dict[Path, Path]:
-        """Claim the folder for the labels of these CTs, and return the label path of each CT.
+    def claim(
+        self, images: Sequence[Path], settings: dict[str, Any], replace: bool, shard: Shard = ALL
+    ) -> dict[Path, Path]:
+        """Claim the folder for the labels of these CTs, and return the label path of each CT of the shard.
 
-        The settings are recorded, so that labels made with other settings are never taken as finished. The CT of each
-        label map is recorded as well, since the report shows both together.
+        The settings are recorded, so that labels made with other settings are never taken as finished. So is the CT of
+        each label map with its stamps: a label map is deleted, and thus made again, if its CT has changed since or was
+        another one of the same name.
 
         Args:
             images: The CTs.
             settings: The settings that the labels depend on.
             replace: Delete labels made with other settings instead of refusing the folder.
+            shard: Which of the CTs this job segments.
 
         Raises:
             UserError: The folder cannot be used for these CTs.
@@ -43,7 +56,8 @@ class OutputFolder(PredictionsLayout):
         except OSError as error:
             raise UserError(f"{self.path}: cannot create directory ({error.strerror}); choose another output") from None
         targets = self._targets(images)
-        settings = json.loads(json.dumps(settings))  # normalised to the form in which it is read back
+        mine = {image: targets[image] for image in shard.of(list(targets))}
+        settings = _as_read_back(settings)
         with self._writing():
             found = self._read_record() if self.record.exists() else {}
             changed = [key for key in settings if found.get(key) != settings[key]]
@@ -51,23 +65,40 @@ class OutputFolder(PredictionsLayout):
                 known = [_difference(key, found.get(key), settings[key]) for key in changed] if found else []
                 self._make_way(known, targets, replace)
                 found = {}
-            known_images = found.get("images", {}) | {case_name(image): str(image.resolve()) for image in images}
-            # In the order of names: the same record, whichever of several jobs comes first.
-            images_in_order = dict(sorted(known_images.items()))
-            record = {**settings, "images": images_in_order, "warnings": found.get("warnings", {})}
-            write_text(self.record, json.dumps(record, indent=2))
+            record = {**settings, **{key: found.get(key, {}) for key in ("images", "stamps", "warnings")}}
+            self._write_record(self._follow_cts(record, mine))
         remove_leftovers(self.path)
-        return targets
+        return mine
 
-    def note(self, name: str, warnings: Sequence[str]) -> None:
-        """Record the warnings of a case, replacing earlier ones."""
+    def note(self, image: Path, settings: dict[str, Any], stamp: stamps.Stamps, warnings: Sequence[str]) -> None:
+        """Record the CT and the warnings of a case, replacing earlier ones; to be called before its labels are written.
+
+        Args:
+            image: The CT.
+            settings: Those with which the folder was claimed.
+            stamp: The CT's stamps, taken before it was read: if it changes meanwhile, its labels are made again.
+            warnings: Of the CT and its labels.
+
+        Raises:
+            OutputTaken: Another command has claimed the folder with other settings since.
+        """
         with self._writing():
-            record = self._read_record()
-            known = record.get("warnings", {})
-            if warnings or name in known:
-                others = {case: messages for case, messages in known.items() if case != name}
-                changed = {**others, name: list(warnings)} if warnings else others
-                write_text(self.record, json.dumps({**record, "warnings": dict(sorted(changed.items()))}, indent=2))
+            found = self._read_record()
+            differences = [
+                _difference(key, found.get(key), value)
+                for key, value in _as_read_back(settings).items()
+                if found.get(key) != value
+            ]
+            if differences:
+                raise OutputTaken(
+                    f"{self.path}: is now used by another command with different settings ({'; '.join(differences)}); "
+                    "rerun this one with another output=FOLDER"
+                )
+            record = _with_ct(found, image, stamp)
+            others = {case: messages for case, messages in record["warnings"].items() if case != case_name(image)}
+            self._write_record(
+                {**record, "warnings": {**others, case_name(image): list(warnings)} if warnings else others}
+            )
 
     def add(self, table: str, row: dict[str, str]) -> None:
         """Add a case's row to a table, replacing an earlier one; rows are in the order of their cases."""
@@ -121,6 +152,31 @@ class OutputFolder(PredictionsLayout):
         for path in labels:
             path.unlink()
 
+    def _follow_cts(self, record: dict[str, Any], targets: Mapping[Path, Path]) -> dict[str, Any]:
+        """Delete the label maps whose CTs have changed; return the record with the places of the other CTs."""
+        again = []
+        for image, target in targets.items():
+            # Of a CT that is gone nothing can be made, and its label map may still be right.
+            if target.exists() and os.access(image, os.R_OK):
+                stamp = _same_ct(record, image)
+                if stamp is None:
+                    again.append(case_name(image))
+                    target.unlink()
+                else:
+                    record = _with_ct(record, image, stamp)
+        if again:
+            logger.warning(
+                "warning: %s: contains label maps of CTs that have changed, which are made again: %s",
+                self.path,
+                few(again, 20),
+            )
+        return record
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        # In the order of names: the same record, whichever of several jobs comes first.
+        in_order = {key: dict(sorted(record[key].items())) for key in ("images", "stamps", "warnings")}
+        write_text(self.record, json.dumps({**record, **in_order}, indent=2))
+
     def _read_record(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.record.read_text()))
@@ -136,6 +192,30 @@ class OutputFolder(PredictionsLayout):
             yield
 
 
+def _as_read_back(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in the form in which they are read from the record: lists for tuples."""
+    return dict(json.loads(json.dumps(settings)))
+
+
 def _difference(setting: str, before: Any, now: Any) -> str:
     found, wanted = (shorten(str(value), 60, placeholder=" …") for value in (before, now))
     return f"{setting}: found {found}, now {wanted}"
+
+
+def _same_ct(record: Mapping[str, Any], image: Path) -> stamps.Stamps | None:
+    """Up-to-date stamps of a CT if the label map in the folder was made from it, wherever it was then; else None."""
+    name = case_name(image)
+    if name in record["stamps"]:
+        return stamps.follow(record["stamps"][name], [image])
+    if record["images"].get(name) != str(image.resolve()):
+        return None
+    try:
+        return stamps.stamp([image])  # made by an earlier version, without stamps: they count from now on
+    except OSError:
+        return None
+
+
+def _with_ct(record: Mapping[str, Any], image: Path, stamp: stamps.Stamps) -> dict[str, Any]:
+    """The record with the place and the stamps of a CT."""
+    images = {**record["images"], case_name(image): str(image.resolve())}
+    return {**record, "images": images, "stamps": {**record["stamps"], case_name(image): stamp}}

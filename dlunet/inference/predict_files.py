@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dlunet import stamps
 from dlunet.errors import OUT_OF_MEMORY, SomeCasesFailed, UserError, WriteError, few
 from dlunet.files import write_bytes
+from dlunet.inference.case_tables import read_case_table
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
-from dlunet.inference.output_folder import OutputFolder
+from dlunet.inference.output_folder import OutputFolder, OutputTaken
 from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
 from dlunet.preparation import check_size
-from dlunet.progress import CaseBars, case_bars
+from dlunet.progress import CaseBars, case_bars, progress_bar
 from dlunet.run_layout import PredictionsLayout
 from dlunet.shards import ALL, Shard
-from dlunet.volumes import Geometry, case_name, read_ct, write_labels
+from dlunet.volumes import Geometry, case_name, read_ct, read_labels, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Extras:
     """Optional output besides label maps.
 
     Attributes:
-        volumes: The volume of each class in ml, in ``volumes.csv``.
+        volumes: The volume of each class in ml, in ``volumes.csv``; a table that is there gets all further cases.
         overlay: An overlay image per case, ``NAME.png``.
         plot: Memory and CPU over time, in ``efficiency.png``.
     """
@@ -56,6 +58,8 @@ class Extras:
 class _Read:
     """A case that is ready for the network. The CT itself is kept only for an overlay."""
 
+    path: Path
+    stamp: stamps.Stamps
     prepared: Tensor
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
@@ -73,7 +77,7 @@ def predict_files(
     strict: bool = False,
     shard: Shard = ALL,
 ) -> None:
-    """Segment CT files; cases with existing labels are skipped.
+    """Segment CT files; cases with existing labels are skipped, unless their CT has changed.
 
     While the network runs on one case, the next is read and prepared, and the labels of the previous one are written.
 
@@ -83,7 +87,7 @@ def predict_files(
         output: The folder for one ``NAME.nii.gz`` per case and ``efficiency.csv``, see
             :class:`dlunet.inference.efficiency.Cost`.
         replace: Delete labels of another network or other settings instead of refusing the folder.
-        extras: Optional output.
+        extras: Optional output, for finished cases as well.
         strict: Refuse CTs with warnings, such as values that are unlikely to be HU. By default they are segmented, and
             the warning is logged and recorded in ``prediction.json``.
         shard: Which of the CTs this job segments; other jobs segment the others, into the same folder.
@@ -92,12 +96,13 @@ def predict_files(
         SomeCasesFailed: Some cases could not be segmented, while the others are finished.
         WriteError: A result could not be written, such as on a full disk; finished cases are kept.
         UserError: No case could be segmented, or the folder contains labels of another network or other settings.
+        OutputTaken: Another command has claimed the folder with other settings in the meantime.
     """
     folder = OutputFolder(output)
-    targets = folder.claim(images, predictor.settings, replace)
-    mine = shard.of(list(targets))
-    todo = [path for path in mine if not targets[path].exists()]
-    writer = _Writer(folder, predictor.bundle.labels, extras)
+    targets = folder.claim(images, predictor.settings, replace, shard)
+    todo = [path for path, target in targets.items() if not target.exists()]
+    writer = _Writer(folder, predictor.settings, predictor.bundle.labels, extras)
+    writer.complete({path: target for path, target in targets.items() if path not in todo})
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
@@ -105,7 +110,7 @@ def predict_files(
 
     with (
         Monitor() as monitor,
-        case_bars(len(mine), len(mine) - len(todo)) as bars,
+        case_bars(len(targets), len(targets) - len(todo)) as bars,
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as writing,
     ):
@@ -124,9 +129,10 @@ def predict_files(
     if todo and extras.plot and shard.is_all:  # each shard would replace the plot of the others
         plot_costs(monitor.samples, output / COSTS_PLOT)
     if failures:
-        kind = SomeCasesFailed if len(failures) < len(mine) else UserError
+        kind = SomeCasesFailed if len(failures) < len(targets) else UserError
         raise kind(
-            f"{len(failures)} of {len(mine)} cases could not be segmented, see the messages above: {few(failures, 3)}"
+            f"{len(failures)} of {len(targets)} cases could not be segmented, see the messages above: "
+            f"{few(failures, 3)}"
         )
 
 
@@ -144,11 +150,11 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
     """The result; if the case failed, log the error, record the failure and return None.
 
     Raises:
-        WriteError: A result could not be written; neither could those of other cases.
+        WriteError, OutputTaken: A result could not be written; neither could those of other cases.
     """
     try:
         return work()
-    except WriteError:
+    except (WriteError, OutputTaken):
         raise
     except UserError as error:
         logger.error("%s", error)
@@ -162,13 +168,21 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
 
 
 def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _Read:
+    stamp = _stamp(path)  # before the CT is read
     volume = read_ct(path, keep_integers=True)
     if strict and volume.warnings:
         raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
     check_size(path, volume, predictor.bundle.plan)
     image = volume.array if keep_image else None
     prepared = predictor.prepare(volume)
-    return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+    return _Read(path, stamp, prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+
+
+def _stamp(path: Path) -> stamps.Stamps:
+    try:
+        return stamps.stamp([path])
+    except OSError:  # reported when it is read
+        return []
 
 
 def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
@@ -181,6 +195,7 @@ class _Writer:
     """Writes the output of a case; the label map last, since it marks the case as finished."""
 
     folder: OutputFolder
+    settings: dict[str, Any]
     labels: LabelSet
     extras: Extras
 
@@ -189,14 +204,53 @@ class _Writer:
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
-        self.folder.note(name, warnings)
-        if self.extras.volumes:
-            volumes = organ_volumes(labels, read.spacing, self.labels)
-            self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
-        if self.extras.overlay:
-            assert read.image is not None
-            from dlunet.reporting import overlay_png
-
-            write_bytes(self.folder.path / f"{name}.png", overlay_png(read.image, labels, read.spacing, self.labels))
+        self.folder.note(read.path, self.settings, read.stamp, warnings)
+        # What an earlier command wrote of the case is about other labels: it is replaced or removed.
+        if self.extras.volumes or self._volumes.exists():
+            self._add_volumes(name, labels, read.spacing)
+        if read.image is None:
+            self._picture(name).unlink(missing_ok=True)
+        else:
+            self._draw(name, read.image, labels, read.spacing)
         self.folder.add(COSTS, cost)
         write_labels(labels, target, read.stored)
+
+    def complete(self, finished: Mapping[Path, Path]) -> None:
+        """Write the volumes and pictures that finished cases, label maps by CT, lack: an earlier command left them out.
+
+        A case that cannot be read is left out with a warning.
+        """
+        measured = read_case_table(self._volumes) if self.extras.volumes else {}
+        no_volumes = {path for path in finished if self.extras.volumes and case_name(path) not in measured}
+        no_picture = {path for path in finished if self.extras.overlay and not self._picture(case_name(path)).exists()}
+        todo = [path for path in finished if path in no_volumes | no_picture]
+        if not todo:
+            return
+        with progress_bar("volumes and pictures of finished cases", len(todo)) as advance:
+            for path in todo:
+                name = case_name(path)
+                try:
+                    labels = read_labels(finished[path], self.labels.num_classes)
+                    if path in no_volumes:
+                        self._add_volumes(name, labels.array, labels.spacing)
+                    if path in no_picture:
+                        self._draw(name, read_ct(path, keep_integers=True).array, labels.array, labels.spacing)
+                except UserError as error:
+                    logger.warning("warning: the finished case %s still lacks its volumes or picture: %s", name, error)
+                advance()
+
+    @property
+    def _volumes(self) -> Path:
+        return self.folder.path / VOLUMES
+
+    def _picture(self, name: str) -> Path:
+        return self.folder.path / f"{name}.png"
+
+    def _add_volumes(self, name: str, labels: np.ndarray, spacing: Sequence[float]) -> None:
+        volumes = organ_volumes(labels, spacing, self.labels)
+        self.folder.add(VOLUMES, {"case": name} | {organ: f"{ml:.3f}" for organ, ml in volumes.items()})
+
+    def _draw(self, name: str, image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]) -> None:
+        from dlunet.reporting import overlay_png
+
+        write_bytes(self._picture(name), overlay_png(image, labels, spacing, self.labels))
