@@ -39,13 +39,13 @@ class OutputFolder(PredictionsLayout):
         """Claim the folder for the labels of these CTs, and return the label path of each CT of the shard.
 
         The settings are recorded, so that labels made with other settings are never taken as finished. So is the CT of
-        each label map with its stamps: a label map is deleted, and thus made again, if its CT has changed since or was
-        another one of the same name.
+        each label map with its stamps: a label map is deleted, and thus made again, if its CT has changed since. That
+        of another CT of the same name is left alone, and the folder refused.
 
         Args:
             images: The CTs.
             settings: The settings that the labels depend on.
-            replace: Delete labels made with other settings instead of refusing the folder.
+            replace: Delete labels made with other settings, or from other CTs, instead of refusing the folder.
             shard: Which of the CTs this job segments.
 
         Raises:
@@ -66,7 +66,7 @@ class OutputFolder(PredictionsLayout):
                 self._make_way(known, targets, replace)
                 found = {}
             record = {**settings, **{key: found.get(key, {}) for key in ("images", "stamps", "warnings")}}
-            self._write_record(self._follow_cts(record, mine))
+            self._write_record(self._follow_cts(record, mine, replace))
         remove_leftovers(self.path)
         return mine
 
@@ -152,23 +152,30 @@ class OutputFolder(PredictionsLayout):
         for path in labels:
             path.unlink()
 
-    def _follow_cts(self, record: dict[str, Any], targets: Mapping[Path, Path]) -> dict[str, Any]:
+    def _follow_cts(self, record: dict[str, Any], targets: Mapping[Path, Path], replace: bool) -> dict[str, Any]:
         """Delete the label maps whose CTs have changed; return the record with the places of the other CTs."""
         again = []
         for image, target in targets.items():
             # Of a CT that is gone nothing can be made, and its label map may still be right.
             if target.exists() and os.access(image, os.R_OK):
                 stamp = _same_ct(record, image)
-                if stamp is None:
-                    again.append(case_name(image))
-                    target.unlink()
-                else:
+                if stamp is not None:
                     record = _with_ct(record, image, stamp)
+                    continue
+                before = record["images"].get(case_name(image))
+                if before != str(image.resolve()) and not replace:
+                    raise UserError(
+                        f"{target}: was made from another CT of this name, {before}, not from {image}; choose another "
+                        "output, or delete the label map"
+                    )
+                again.append(target)
+        for target in again:
+            target.unlink()
         if again:
             logger.warning(
                 "warning: %s: contains label maps of CTs that have changed, which are made again: %s",
                 self.path,
-                few(again, 20),
+                few([case_name(target) for target in again], 20),
             )
         return record
 

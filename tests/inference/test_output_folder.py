@@ -53,9 +53,7 @@ def written_at(output):
 
 @pytest.mark.parametrize("replace", [False, True], ids=["predict", "self_train"])
 @pytest.mark.parametrize("where", ["elsewhere", "in place"])
-def test_label_maps_of_other_cts_of_the_same_name_are_made_again(
-    predictor, write_cts, tmp_path, caplog, where, replace
-):
+def test_label_maps_of_other_cts_are_made_again_or_refused(predictor, write_cts, tmp_path, caplog, where, replace):
     output = tmp_path / "out"
     first = write_cts("a", 0)
     predict_files(predictor, first, output, replace)
@@ -68,10 +66,17 @@ def test_label_maps_of_other_cts_of_the_same_name_are_made_again(
         check(output, first)
         assert caplog.text.count("changed, which are made again: 001\n") == 1
         assert written_at(output)["002.nii.gz"] == before["002.nii.gz"]
-    else:
+    elif replace:
         predict_files(predictor, second, output, replace)
         check(output, second)
         assert caplog.text.count("changed, which are made again: 001, 002\n") == 1
+    else:
+        with pytest.raises(
+            UserError, match=rf"001.nii.gz: was made from another CT of this name, {first[0]}, not from"
+        ):
+            predict_files(predictor, second, output)
+        check(output, first)
+        assert written_at(output) == before
 
 
 def test_cts_that_were_moved_or_copied_are_finished(predictor, write_cts, tmp_path, caplog):
@@ -96,10 +101,10 @@ def test_a_shard_leaves_the_label_maps_of_others_alone(predictor, write_cts, tmp
     first = write_cts("a", 0)
     predict_files(predictor, first, output)
     before, second = written_at(output), write_cts("b", 1)
-    predict_files(predictor, second, output, shard=Shard(2, 2))
+    predict_files(predictor, second, output, replace=True, shard=Shard(2, 2))
     assert written_at(output)["001.nii.gz"] == before["001.nii.gz"]
     check(output, [first[0], second[1]])
-    predict_files(predictor, second, output, shard=Shard(1, 2))
+    predict_files(predictor, second, output, replace=True, shard=Shard(1, 2))
     check(output, second)
     assert [line.rpartition(" ")[2] for line in caplog.text.splitlines()] == ["002", "001"]
 
@@ -128,7 +133,10 @@ def test_a_folder_of_an_earlier_version(predictor, write_cts, tmp_path):
     del record["stamps"]
     (output / "prediction.json").write_text(json.dumps(record))
     mixed = [first[0], second[1]]
-    predict_files(predictor, mixed, output)
+    with pytest.raises(UserError, match=r"002.nii.gz: was made from another CT"):
+        predict_files(predictor, mixed, output)
+    assert written_at(output) == before
+    predict_files(predictor, mixed, output, replace=True)
     assert written_at(output)["001.nii.gz"] == before["001.nii.gz"]
     check(output, mixed)
     shutil.copy(second[0], first[0])
@@ -188,5 +196,5 @@ def test_extras_of_an_earlier_label_map_do_not_remain(predictor, write_cts, tmp_
     predict_files(predictor, write_cts("a", 0), output, extras=extras)
     second = write_cts("b", 1)
     predict_files(predictor, second, tmp_path / "expected", extras=extras)
-    predict_files(predictor, second, output)
+    predict_files(predictor, second, output, replace=True)
     assert extras_in(output) == {"volumes.csv": extras_in(tmp_path / "expected")["volumes.csv"]}
