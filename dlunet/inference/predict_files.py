@@ -55,6 +55,7 @@ class Extras:
 class _Read:
     """A case that is ready for the network. The CT itself is kept only for an overlay."""
 
+    name: str
     prepared: Tensor
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
@@ -112,7 +113,7 @@ def predict_files(
             read = _outcome(future.result, path, failures)
             labels = None if read is None else _outcome(partial(_label, predictor, read, bars), path, failures)
             if read is not None and labels is not None:
-                row = as_row(monitor.finish(case_name(path)))
+                row = as_row(monitor.finish(read.name))
                 if last:
                     done(*last)  # at most one case waits to be written
                 last = path, writing.submit(writer.write, targets[path], labels, read, row)
@@ -156,7 +157,7 @@ def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _
         raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
     image = volume.array if keep_image else None
     prepared = predictor.prepare(volume)
-    return _Read(prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
+    return _Read(case_name(path), prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
 
 
 def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
@@ -173,7 +174,7 @@ class _Writer:
     extras: Extras
 
     def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
-        name = case_name(target)
+        name = read.name
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
