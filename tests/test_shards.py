@@ -219,10 +219,28 @@ def test_a_case_that_cannot_be_scored(folders):
     assert score(folders, SHARDS[0]) is None
     with pytest.raises(SomeCasesFailed, match="1 of 2 cases could not be scored"):
         score(folders, SHARDS[1])
-    assert list(score(folders, SHARDS[2])["case"].unique()) == ["a", "c", "d", "e"]
+    with pytest.raises(
+        SomeCasesFailed, match=r"1 of 5 cases could not be scored \(the other 4 are in .*(.|\n)*b\.nii\.gz"
+    ):
+        score(folders, SHARDS[2])  # it has scored all of its own, but the tables are without that of another shard
     with pytest.raises(SomeCasesFailed):
         files_of_one_job(folders)
-    assert files_of(folders / "scores") == files_of(folders / "one")
+    written = {name: text for name, text in files_of(folders / "scores").items() if not name.startswith(".shard-")}
+    assert written == files_of(folders / "one")
+    shutil.copy(folders / "references" / "b.nii.gz", folders / "predictions" / "b.nii.gz")
+    assert list(score(folders, SHARDS[1])["case"].unique()) == list("abcde")  # the others are not repeated
+    assert files_of(folders / "scores") == files_of_one_job(folders)
+
+
+def test_no_case_of_any_shard_can_be_scored(folders):
+    for prediction in (folders / "predictions").iterdir():
+        prediction.write_bytes(b"no label map")
+    for shard, count in zip(SHARDS, (2, 2, 5), strict=True):
+        with pytest.raises(
+            UserError, match=rf"{count} of {count} cases could not be scored \(no other case was scored"
+        ):
+            score(folders, shard)
+    assert not (folders / "scores" / "scores.csv").exists()
 
 
 def test_a_damaged_part_counts_as_missing(folders):
