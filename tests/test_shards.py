@@ -11,6 +11,7 @@ import torch
 from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics
+from dlunet.evaluation.pairs import score_pairs
 from dlunet.labels import FLARE22
 from dlunet.networks import build_network, describe
 from dlunet.preparation import Intensity, Plan, prepare_dataset
@@ -212,6 +213,36 @@ def test_scores_of_changed_label_maps_or_other_settings_are_not_used(folders, ca
     assert "missing: 1/3" in capfd.readouterr().err
     assert score(folders, SHARDS[0]) is not None
     assert files_of(folders / "scores") == files_of_one_job(folders)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_label_maps_that_are_replaced_while_they_are_read(folders, monkeypatch, capfd, readable):
+    """Their scores are not used, whether or not there was one when the shard began."""
+    new = shutil.copy(folders / "references" / "b.nii.gz", folders / "new.nii.gz")
+    prediction = folders / "predictions" / "b.nii.gz"
+
+    def score_and_replace(*arguments):
+        if not readable:
+            shutil.copy(new, prediction)
+        scored = score_pairs(*arguments)
+        shutil.copy(new, prediction)
+        return scored
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlunet.evaluation.shards.score_pairs", score_and_replace)
+        if not readable:
+            patch.setattr("dlunet.stamps.stamp", unreadable)
+        score(folders, SHARDS[1])
+    score(folders, SHARDS[0])
+    capfd.readouterr()
+    assert score(folders, SHARDS[2]) is None
+    assert "missing: 2/3" in capfd.readouterr().err
+    score(folders, SHARDS[1])
+    assert files_of(folders / "scores") == files_of_one_job(folders)
+
+
+def unreadable(paths):
+    raise OSError
 
 
 def test_a_case_that_cannot_be_scored(folders):

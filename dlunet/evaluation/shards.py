@@ -67,9 +67,9 @@ def evaluate_shard(
     pairs = match_pairs(predictions, references, console)
     mine = shard.of(pairs)
     make_folder(output)
+    files = {pair.case: stamps.stamp_if_readable([pair.prediction, pair.reference]) for pair in mine}
     rows, failures = score_pairs(mine, labels, metrics, None, workers, console)
     settings = {"labels": labels.to_dict(), "metrics": list(metrics), "cases": [pair.case for pair in pairs]}
-    files = {pair.case: _stamps(pair) for pair in mine}
     record = {"settings": settings, "files": files, "rows": rows, "failures": failures}
     scores, done = None, "the others are scored"
     with alone(output / ".writing"):
@@ -93,13 +93,6 @@ def evaluate_shard(
     return scores
 
 
-def _stamps(pair: Pair) -> stamps.Stamps:
-    try:
-        return stamps.stamp([pair.prediction, pair.reference])
-    except OSError:  # reported by the scoring
-        return []
-
-
 def _read(path: Path, settings: Mapping[str, Any], pairs: Sequence[Pair]) -> _Part | None:
     """The part of a shard; None if there is none of these label maps with these settings."""
     try:
@@ -107,11 +100,12 @@ def _read(path: Path, settings: Mapping[str, Any], pairs: Sequence[Pair]) -> _Pa
         if record["settings"] != json.loads(json.dumps(settings)):
             return None
         known = record["files"]
-        for pair in pairs:
-            # Cases that cannot be read have no stamps, and remain a failure.
-            if known[pair.case] and stamps.follow(known[pair.case], [pair.prediction, pair.reference]) is None:
-                return None
         rows = {case: [tuple(row) for row in of_case] for case, of_case in record["rows"].items()}
+        for pair in pairs:
+            # Cases that cannot be read may have no stamps, and remain a failure.
+            stamped = known[pair.case] or pair.case in rows
+            if stamped and stamps.follow(known[pair.case], [pair.prediction, pair.reference]) is None:
+                return None
         return _Part(rows, dict(record["failures"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
