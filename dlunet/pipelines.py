@@ -22,7 +22,7 @@ from dlunet.run_layout import KeptLayout, ScoresLayout, SelfTrainingLayout
 from dlunet.settings import check_config
 from dlunet.shards import Shard
 from dlunet.training import RunFolder
-from dlunet.volumes import case_name, list_volumes
+from dlunet.volumes import label_name, list_volumes
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,8 @@ def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: b
     images = [case.image for case in cases]
     with _without_failed_cases(strict):
         predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
-    segmented = {case_name(path) for path in list_volumes(run.predictions)}
+    names = {case.name for case in cases}
+    segmented = {label_name(path, names) for path in list_volumes(run.predictions)}
     references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
     with _without_failed_cases(strict):
         evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)

@@ -67,6 +67,7 @@ def keep_agreeing(
     """
     layout, files = KeptLayout(folder), [*before.values(), *now.values()]
     if not _is_up_to_date(layout, least, files):
+        record = json.dumps({"agreement": least, "files": stamps.stamp_if_readable(files)})
         agreements = _agreements(before, now, labels, workers)
         rows = {case: _row(case, value, least) for case, value in agreements.items()}
         remove_leftovers(folder.parent)
@@ -76,7 +77,7 @@ def keep_agreeing(
                 shutil.copyfile(now[case], temporary / now[case].name)
             unfinished = KeptLayout(temporary)
             write_case_table(unfinished.table, rows)
-            write_text(unfinished.record, json.dumps({"agreement": least, "files": stamps.stamp(files)}))
+            write_text(unfinished.record, record)
             layout.record.unlink(missing_ok=True)  # first, so that a folder that is half removed is not up to date
             shutil.rmtree(folder, ignore_errors=True)
     rows = read_case_table(layout.table)

@@ -21,10 +21,20 @@ Stamps = list[dict[str, str]]
 def stamp(paths: Sequence[Path]) -> Stamps:
     """The stamps of files or folders of files; reads all of them.
 
+    What is made from the files is read after this: if they change in between, it is out of date, not mistaken for new.
+
     Raises:
         OSError: A file cannot be read.
     """
     return [{"disk": _on_disk(path), "contents": _contents(path)} for path in paths]
+
+
+def stamp_if_readable(paths: Sequence[Path]) -> Stamps:
+    """The same; if a file cannot be read, no stamps, which match no files. What reads the files then reports it."""
+    try:
+        return stamp(paths)
+    except OSError:
+        return []
 
 
 def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:

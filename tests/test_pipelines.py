@@ -1,10 +1,15 @@
 """Pipelines called from Python refuse invalid settings before any work, like the command line."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from dlunet import pipelines
 from dlunet.configs import compose
+from dlunet.datasets import Case
 from dlunet.errors import UserError
+from dlunet.training import RunFolder
 
 SETTINGS = ["scale=tiny", "data=flare22", "logger=csv"]
 #: A change to valid settings, and the message it causes.
@@ -39,6 +44,20 @@ def test_training(setting, message):
 def test_self_training_checks_the_student_before_it_trains_the_teacher(tmp_path, setting, message):
     with pytest.raises(UserError, match=message):
         pipelines.self_train(training(), [training(), training(setting)], tmp_path)
+
+
+def test_a_test_case_whose_name_ends_like_a_channel_is_scored(tmp_path, monkeypatch):
+    """Only what is scored is of interest here: segmentation writes one label map per case."""
+    cases = [Case(name, Path(f"{name}_0000.nii.gz"), Path(f"labels/{name}.nii.gz")) for name in ("a", "a_0000")]
+    run, scored = RunFolder(Path("run")), []
+    listed = [run.predictions / f"{case.name}.nii.gz" for case in cases]
+    monkeypatch.setattr(pipelines, "load_engine", lambda _: (SimpleNamespace(labels=None), None))
+    monkeypatch.setattr(pipelines, "Predictor", lambda *_, **__: None)
+    monkeypatch.setattr(pipelines, "predict_files", lambda *_, **__: None)
+    monkeypatch.setattr(pipelines, "list_volumes", lambda _: listed)
+    monkeypatch.setattr(pipelines, "evaluate_folder", lambda _, references, *__, **___: scored.append(references))
+    pipelines._score(cases, run, workers=1, strict=False)
+    assert scored == [{case.name: case.label for case in cases}]
 
 
 def test_prediction():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from dlunet import cli
 from dlunet.errors import UserError
+from dlunet.evaluation.agreement import agreement_of_files
 from dlunet.labels import label_set
 from dlunet.rounds import keep_agreeing
 from tests.commands import TINY
@@ -47,6 +49,22 @@ def kept_by(folder):
     table = pd.read_csv(folder / "kept.csv", dtype=str, keep_default_na=False)
     assert list(table.columns) == ["case", "agreement", "kept", "reason"]
     return {row[0]: tuple(row[1:]) for row in table.itertuples(index=False)}
+
+
+def test_label_maps_that_are_replaced_while_they_are_compared(label_maps, tmp_path, monkeypatch):
+    before, now = label_maps
+
+    def compare(pair, labels):
+        agreement = agreement_of_files(pair, labels)
+        shutil.copyfile(before["other"], now["other"])
+        return agreement
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlunet.rounds.agreement_of_files", compare)
+        keep_agreeing(before, {"other": now["other"]}, tmp_path / "kept", LABELS, 0.0, workers=1)
+    assert kept_by(tmp_path / "kept")["other"][0] == "0.0"
+    keep_agreeing(before, {"other": now["other"]}, tmp_path / "kept", LABELS, 0.0, workers=1)
+    assert kept_by(tmp_path / "kept")["other"][0] == "1.0"
 
 
 @pytest.mark.parametrize(("least", "kept"), [(1.0, ["same"]), (0.5, ["half", "same"]), (0, ["half", "other", "same"])])

@@ -11,6 +11,7 @@ import torch
 from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics
+from dlunet.evaluation.pairs import score_pairs
 from dlunet.labels import FLARE22
 from dlunet.networks import build_network, describe
 from dlunet.preparation import Intensity, Plan, prepare_dataset
@@ -214,15 +215,63 @@ def test_scores_of_changed_label_maps_or_other_settings_are_not_used(folders, ca
     assert files_of(folders / "scores") == files_of_one_job(folders)
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_label_maps_that_are_replaced_while_they_are_read(folders, monkeypatch, capfd, readable):
+    """Their scores are not used, whether or not there was one when the shard began."""
+    new = shutil.copy(folders / "references" / "b.nii.gz", folders / "new.nii.gz")
+    prediction = folders / "predictions" / "b.nii.gz"
+
+    def score_and_replace(*arguments):
+        if not readable:
+            shutil.copy(new, prediction)
+        scored = score_pairs(*arguments)
+        shutil.copy(new, prediction)
+        return scored
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlunet.evaluation.shards.score_pairs", score_and_replace)
+        if not readable:
+            patch.setattr("dlunet.stamps.stamp", unreadable)
+        score(folders, SHARDS[1])
+    score(folders, SHARDS[0])
+    capfd.readouterr()
+    assert score(folders, SHARDS[2]) is None
+    assert "missing: 2/3" in capfd.readouterr().err
+    score(folders, SHARDS[1])
+    assert files_of(folders / "scores") == files_of_one_job(folders)
+
+
+def unreadable(paths):
+    raise OSError
+
+
 def test_a_case_that_cannot_be_scored(folders):
     (folders / "predictions" / "b.nii.gz").write_bytes(b"no label map")
     assert score(folders, SHARDS[0]) is None
     with pytest.raises(SomeCasesFailed, match="1 of 2 cases could not be scored"):
         score(folders, SHARDS[1])
-    assert list(score(folders, SHARDS[2])["case"].unique()) == ["a", "c", "d", "e"]
+    with pytest.raises(
+        SomeCasesFailed, match=r"1 of 5 cases could not be scored \(the other 4 are in .*(.|\n)*b\.nii\.gz"
+    ):
+        score(folders, SHARDS[2])  # it has scored all of its own, but the tables are without that of another shard
     with pytest.raises(SomeCasesFailed):
         files_of_one_job(folders)
-    assert files_of(folders / "scores") == files_of(folders / "one")
+    written = {name: text for name, text in files_of(folders / "scores").items() if not name.startswith(".shard-")}
+    assert written == files_of(folders / "one")
+    shutil.copy(folders / "references" / "b.nii.gz", folders / "predictions" / "b.nii.gz")
+    assert list(score(folders, SHARDS[1])["case"].unique()) == list("abcde")  # the others are not repeated
+    assert files_of(folders / "scores") == files_of_one_job(folders)
+
+
+def test_no_case_of_any_shard_can_be_scored(folders):
+    for prediction in (folders / "predictions").iterdir():
+        prediction.write_bytes(b"no label map")
+    for shard, count in zip(SHARDS, (2, 2, 5), strict=True):
+        with pytest.raises(
+            UserError, match=rf"{count} of {count} cases could not be scored \(no other case was scored"
+        ):
+            score(folders, shard)
+    assert not (folders / "scores" / "scores.csv").exists()
 
 
 def test_a_damaged_part_counts_as_missing(folders):

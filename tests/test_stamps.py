@@ -22,6 +22,12 @@ def files(tmp_path):
     return paths
 
 
+def test_what_cannot_be_read_has_no_stamps(files):
+    assert stamps.stamp_if_readable(files) == stamps.stamp(files)
+    files[1].unlink()
+    assert stamps.stamp_if_readable(files) == [] and stamps.follow([], files) is None
+
+
 def test_the_same_files_are_the_same_and_are_not_read(files, monkeypatch):
     known = stamps.stamp(files)
     monkeypatch.setattr(stamps, "_contents", None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.volumes import case_name, list_volumes, unreadable_volumes
+from dlunet.volumes import case_name, label_name, list_volumes, unreadable_volumes
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,13 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
     Raises:
         UserError: The folder of images is missing.
     """
+    named = [(case_name(path), path) for path in list_volumes(images)]
     by_name = {}
     if labels and labels.is_dir():
-        by_name = _by_name(list_volumes(labels), problems)
+        by_name = _labels_by_name(labels, {name for name, _ in named}, problems)
         problems += unreadable_volumes(labels).values()
     problems += unreadable_volumes(images).values()
-    return [Case(name, path, by_name.get(name)) for name, path in _by_name(list_volumes(images), problems).items()]
+    return [Case(name, path, by_name.get(name)) for name, path in _by_name(named, problems).items()]
 
 
 def list_labelled(images: Path, labels: Path, problems: list[str]) -> list[Case]:
@@ -96,16 +97,15 @@ def check_labels(images: Path, labels: Path, problems: list[str]) -> None:
     """Add a problem for each label map that has no CT."""
     names = {case_name(path) for path in list_volumes(images)}
     problems += [
-        f"{path}: is a label map without a CT; expected {images / case_name(path)}.nii.gz; add it, or remove the label "
-        "map"
+        f"{path}: is a label map without a CT; expected {images / name}.nii.gz; add it, or remove the label map"
         for path in list_volumes(labels)
-        if case_name(path) not in names
+        if (name := label_name(path, names)) not in names
     ]
 
 
 def unique_cases(cases: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
     """The cases with a unique name; cases that share a name are ambiguous."""
-    paths = _by_name([case.image for case in cases], problems)
+    paths = _by_name([(case_name(case.image), case.image) for case in cases], problems)
     return tuple(case for case in cases if case.name in paths)
 
 
@@ -133,8 +133,9 @@ def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
     Raises:
         UserError: The folder is missing, or contains no label map for any unlabelled case.
     """
-    by_name = _by_name(list_volumes(folder), [])
-    if dataset.unlabelled and not any(case.name in by_name for case in dataset.unlabelled):
+    names = {case.name for case in dataset.unlabelled}
+    by_name = _labels_by_name(folder, names, [])
+    if dataset.unlabelled and names.isdisjoint(by_name):
         raise UserError(
             f"{folder}: contains no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected "
             f"files such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
@@ -148,11 +149,16 @@ def first_problem(problems: Sequence[str]) -> str:
     return f". {len(problems)} skipped; the first: {problems[0]}" if problems else ""
 
 
-def _by_name(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
-    """Files by case name; those that share a name are skipped."""
+def _labels_by_name(folder: Path, cases: Container[str], problems: list[str]) -> dict[str, Path]:
+    """The label maps in a folder by the name of their case; those that share a name are skipped."""
+    return _by_name([(label_name(path, cases), path) for path in list_volumes(folder)], problems)
+
+
+def _by_name(named: Sequence[tuple[str, Path]], problems: list[str]) -> dict[str, Path]:
+    """Files by name; those that share a name are skipped."""
     grouped: dict[str, list[Path]] = {}
-    for path in paths:
-        grouped.setdefault(case_name(path), []).append(path)
+    for name, path in named:
+        grouped.setdefault(name, []).append(path)
     problems += [
         f"{sharing[0]}: has the same name as {', '.join(map(str, sharing[1:]))}; expected one file per case; rename one"
         for sharing in grouped.values()

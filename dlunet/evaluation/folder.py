@@ -40,7 +40,7 @@ def evaluate_folder(
     Writes to ``output``, each file atomically: ``scores.csv`` (columns ``case,organ,dsc,nsd`` and further metrics, one
     row per case and class), ``summary.csv`` (:func:`summarize_scores`), ``metrics.json`` (the meaning of the columns)
     and ``references.json`` (the reference label maps). Files are matched by case name, the file name without its
-    extension and ``_0000``. Cases are scored in parallel processes.
+    extension and, where the names differ in it, ``_0000``. Cases are scored in parallel processes.
 
     Args:
         predictions: Folder of predicted label maps. A prediction without a reference is skipped with a warning.

@@ -14,7 +14,7 @@ from dlunet.evaluation.metrics import Metric
 from dlunet.evaluation.scores import measure_case, score_case
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
-from dlunet.volumes import case_name, list_volumes, other_geometry, read_labels
+from dlunet.volumes import file_stem, label_name, list_volumes, other_geometry, read_labels
 
 #: For each class of a case its name and the value of each metric.
 Rows = list[tuple]
@@ -39,8 +39,11 @@ def match_pairs(predictions: Path, references: Path | Mapping[str, Path], consol
     Raises:
         UserError: A folder has no volumes or two of a case, or a reference has no prediction.
     """
-    predicted = _by_case(predictions)
-    expected = _by_case(references) if isinstance(references, Path) else references
+    found = _list(predictions)
+    if isinstance(references, Path):
+        # The names of the cases are unknown: a name that is in both folders is one, whatever it ends in.
+        references = _by_case(_list(references), {file_stem(path) for path in found})
+    predicted, expected = _by_case(found, references), references
     missing = sorted(set(expected) - set(predicted))
     if missing:
         raise UserError(
@@ -104,12 +107,17 @@ def _score_pair(pair: Pair, labels: LabelSet, metrics: Mapping[str, Metric]) -> 
     return [(*score, *values) for score, values in zip(scores, further, strict=True)]
 
 
-def _by_case(folder: Path) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for path in list_volumes(folder):
-        other = paths.setdefault(case_name(path), path)
-        if other != path:
-            raise UserError(f"{path}: is the same case as {other.name}; expected one file per case; remove one")
+def _list(folder: Path) -> list[Path]:
+    paths = list_volumes(folder)
     if not paths:
         raise UserError(f"{folder}: found no volumes; expected one label map per case, such as NAME.nii.gz")
+    return paths
+
+
+def _by_case(label_maps: Sequence[Path], cases: Container[str]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path in label_maps:
+        other = paths.setdefault(label_name(path, cases), path)
+        if other != path:
+            raise UserError(f"{path}: is the same case as {other.name}; expected one file per case; remove one")
     return paths

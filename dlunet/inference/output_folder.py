@@ -168,14 +168,14 @@ class OutputFolder(PredictionsLayout):
                         f"{target}: was made from another CT of this name, {before}, not from {image}; choose another "
                         "output, or delete the label map"
                     )
-                again.append(target)
-        for target in again:
-            target.unlink()
+                again.append(image)
+        for image in again:
+            targets[image].unlink()
         if again:
             logger.warning(
                 "warning: %s: contains label maps of CTs that have changed, which are made again: %s",
                 self.path,
-                few([case_name(target) for target in again], 20),
+                few([case_name(image) for image in again], 20),
             )
         return record
 

@@ -168,7 +168,7 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
 
 
 def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _Read:
-    stamp = _stamp(path)  # before the CT is read
+    stamp = stamps.stamp_if_readable([path])  # before the CT is read
     volume = read_ct(path, keep_integers=True)
     if strict and volume.warnings:
         raise UserError(f"{path}: {'; '.join(volume.warnings)}; correct the file, or segment it with strict=false")
@@ -176,13 +176,6 @@ def _read(predictor: Predictor, path: Path, keep_image: bool, strict: bool) -> _
     image = volume.array if keep_image else None
     prepared = predictor.prepare(volume)
     return _Read(path, stamp, prepared, volume.array.shape, volume.spacing, volume.stored, volume.warnings, image)
-
-
-def _stamp(path: Path) -> stamps.Stamps:
-    try:
-        return stamps.stamp([path])
-    except OSError:  # reported when it is read
-        return []
 
 
 def _label(predictor: Predictor, read: _Read, bars: CaseBars) -> np.ndarray:
@@ -200,7 +193,7 @@ class _Writer:
     extras: Extras
 
     def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
-        name = case_name(target)
+        name = case_name(read.path)
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)

@@ -101,13 +101,14 @@ def _take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, work
     read: dict[str, CaseFacts] = {}
     files: dict[str, stamps.Stamps] = {}
     failures = []
-    read_one = partial(_read_and_stamp, num_classes=num_classes)
+    read_one = partial(_stamp_and_read, num_classes=num_classes)
     for case, outcome in for_each_case("reading labelled cases", read_one, cases, workers):
-        if isinstance(outcome, UserError):
-            failures.append(str(outcome))
-            files[case.name] = _stamps(case)
+        assert not isinstance(outcome, UserError)  # it would be without stamps
+        files[case.name], facts_or_error = outcome
+        if isinstance(facts_or_error, UserError):
+            failures.append(str(facts_or_error))
         else:
-            read[case.name], files[case.name] = outcome
+            read[case.name] = facts_or_error
     if not read:
         raise UserError(f"none of the {len(cases)} labelled cases can be read; the first error: {failures[0]}")
     # In the order of the cases, not of reading, so that the mean is reproducible to the last digit.
@@ -131,19 +132,17 @@ def _take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, work
     return result
 
 
-def _read_and_stamp(case: Case, num_classes: int) -> tuple[CaseFacts, stamps.Stamps]:
-    return read_facts(case, num_classes), _stamps(case)
+def _stamp_and_read(case: Case, num_classes: int) -> tuple[stamps.Stamps, CaseFacts | UserError]:
+    """The stamps of a case that cannot be read count, too: it is read again when they change."""
+    files = stamps.stamp_if_readable(_sources(case))
+    try:
+        return files, read_facts(case, num_classes)
+    except UserError as error:
+        return files, error
 
 
 def _sources(case: Case) -> list[Path]:
     return [path for path in (case.image, case.label) if path is not None]
-
-
-def _stamps(case: Case) -> stamps.Stamps:
-    try:
-        return stamps.stamp(_sources(case))
-    except OSError:  # an unreadable case is skipped with a message
-        return []
 
 
 def _read_cache(path: Path, cases: Sequence[Case], num_classes: int) -> Fingerprint | None:

@@ -197,6 +197,8 @@ class _Preparation:
 
     def prepare(self, case: Case) -> None:
         """Prepare a case and the index of its pseudo-labels, those that are out of date."""
+        files = stamps.stamp_if_readable(_sources(case))  # before reading: see stamp
+        index_files = stamps.stamp_if_readable(_index_sources(case))
         image, label = read_case(case, self.num_classes)
         shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
         check_size(case.image, image, self.plan)
@@ -205,13 +207,13 @@ class _Preparation:
             labels = resample_labels(label.array, shape, separate_axis(image.spacing, self.plan.spacing))
         if not self.case_is_up_to_date(case):
             own = None if case.label is None else labels
-            made_from = {**self._settings, "files": stamps.stamp(_sources(case))}
+            made_from = {**self._settings, "files": files}
             prepared = prepare_image(image.array, image.spacing, self.plan)[0]
             classes = set() if case.label is None or label is None else _classes(label.array)
             save_prepared(self.place(case), prepared, own, made_from, image.warnings, classes)
         index_place = self.index_place(case)
         if index_place is not None and labels is not None and not self.index_is_up_to_date(case):
-            made_from = {**self._index_settings, "files": stamps.stamp(_index_sources(case))}
+            made_from = {**self._index_settings, "files": index_files}
             save_index(index_place, labels, made_from, self.pseudo_targets)
 
     def prepare_beside_others(self, case: Case) -> None:

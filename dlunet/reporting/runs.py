@@ -18,7 +18,7 @@ from dlunet.evaluation import Metric, read_metrics
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
-from dlunet.volumes import case_name, list_volumes
+from dlunet.volumes import case_name, file_stem, list_volumes
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
 
@@ -322,7 +322,7 @@ def _read_score_metrics(scores: ScoresLayout, missing: list[str]) -> Mapping[str
 def _read_cases(predicted: Path, scored: Path, missing: list[str]) -> dict[str, Case]:
     """The cases whose CT is in the record of predictions, or in a folder, and whose reference in that of the scores."""
     try:
-        images = _volumes(predicted) if predicted.is_dir() else json.loads(predicted.read_text("utf-8"))["images"]
+        images = _images(predicted) if predicted.is_dir() else json.loads(predicted.read_text("utf-8"))["images"]
         references = json.loads(scored.read_text(encoding="utf-8"))
         return {name: Case(name, Path(images[name]), Path(references[name])) for name in images if name in references}
     except (ValueError, OSError, KeyError, TypeError):
@@ -338,12 +338,15 @@ def _read_labels(path: Path, missing: list[str]) -> LabelSet:
         return FLARE22
 
 
-def _volumes(folder: Path) -> dict[str, Path]:
-    return {case_name(path): path for path in list_volumes(folder)}
+def _images(folder: Path) -> dict[str, Path]:
+    """The CTs by case, and by their whole names, which label maps of the same names are scored under."""
+    paths = list_volumes(folder)
+    return {file_stem(path): path for path in paths} | {case_name(path): path for path in paths}
 
 
 def _list_predictions(folder: Path, missing: list[str]) -> dict[str, Path]:
-    predictions = _volumes(folder) if folder.is_dir() else {}
-    if not predictions:
+    """The label maps by their whole names, and without ``_0000``, see :func:`dlunet.volumes.label_name`."""
+    paths = list_volumes(folder) if folder.is_dir() else []
+    if not paths:
         missing.append("no predictions")
-    return predictions
+    return {case_name(path): path for path in paths} | {file_stem(path): path for path in paths}

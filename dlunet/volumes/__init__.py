@@ -13,14 +13,16 @@ from dlunet.volumes.files import (
 )
 from dlunet.volumes.geometry import Geometry
 from dlunet.volumes.messages import other_geometry, times
-from dlunet.volumes.names import case_name
+from dlunet.volumes.names import case_name, file_stem, label_name
 
 __all__ = [
     "Geometry",
     "Volume",
     "case_name",
+    "file_stem",
     "is_meant_as_volume",
     "is_series",
+    "label_name",
     "list_volumes",
     "other_geometry",
     "read_ct",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from unicodedata import normalize
 
@@ -12,13 +13,31 @@ SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
 
 
-def case_name(path: Path) -> str:
-    """The file name without its ending and the channel suffix ``_0000``; a folder's name unchanged.
+def file_stem(path: Path) -> str:
+    """The file name without its ending; a folder's name unchanged.
 
     Names are normalised to NFC, because macOS stores umlauts as two characters: names that look equal are equal.
     """
-    if path.is_dir():
-        return normalize("NFC", path.name)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
-    stem = path.name[: len(path.name) - len(suffix)]
-    return normalize("NFC", stem.removesuffix("_0000") or stem)
+    suffix = ""
+    if not path.is_dir():
+        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
+    return normalize("NFC", path.name[: len(path.name) - len(suffix)])
+
+
+def case_name(path: Path) -> str:
+    """The case of a CT: its file name without ending and channel suffix ``_0000``; a folder's name unchanged."""
+    stem = file_stem(path)
+    return stem if path.is_dir() else stem.removesuffix("_0000") or stem
+
+
+def label_name(path: Path, cases: Container[str]) -> str:
+    """The case of a label map: its whole name, if a case is called so, or else its name without ``_0000``.
+
+    Some tools add the channel suffix of the CTs to label maps as well, but the name of a case may end in it, too.
+
+    Args:
+        path: The label map.
+        cases: The names of the cases that it may belong to.
+    """
+    stem = file_stem(path)
+    return stem if stem in cases else case_name(path)

@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dlunet.datasets import Case, Dataset, dataset_of, read_folders, read_msd, read_nnunet_raw, split_cases
+from dlunet.datasets import (
+    Case,
+    Dataset,
+    dataset_of,
+    read_folders,
+    read_msd,
+    read_nnunet_raw,
+    split_cases,
+    with_pseudo_labels,
+)
 from dlunet.errors import UserError
 from dlunet.labels import label_set
+from dlunet.volumes import case_name
 
 LABELS = {"background": 0, "liver": 1, "kidney_right": 2, "tumour": 3}
 
@@ -71,6 +81,21 @@ def test_nnunet_raw(nnunet, tmp_path):
             nnunet / "imagesTr" / f"{case.name}_0000.nii.gz",
             nnunet / "labelsTr" / f"{case.name}.nii.gz",
         )
+
+
+def test_names_that_end_like_a_channel(nnunet, tmp_path):
+    """Of the cases own_0 and own_0_0000, each has its own label map; a DICOM folder's name is that of its case."""
+    touch(nnunet / "imagesTr" / "own_0_0000_0000.nii.gz", nnunet / "labelsTr" / "own_0_0000.nii.gz")
+    dataset = read_nnunet_raw(nnunet, tmp_path / "splits.json", fold="all")
+    assert not dataset.problems
+    labels = {case.name: case.label.name for case in dataset.labelled}
+    assert labels == {name: f"{name}.nii.gz" for name in ("own_0", "own_0_0000", "own_1", "own_2", "own_3")}
+
+    series = tmp_path / "Case_1_0000"
+    touch(series / "slice.dcm", tmp_path / "pseudo_labels" / "Case_1_0000.nii.gz")
+    unlabelled = Dataset(dataset.labels, (), unlabelled=(Case(case_name(series), series),))
+    found = with_pseudo_labels(unlabelled, tmp_path / "pseudo_labels").unlabelled[0]
+    assert found.pseudo_label == tmp_path / "pseudo_labels" / "Case_1_0000.nii.gz"
 
 
 def test_the_decathlon(msd, tmp_path):

@@ -138,6 +138,17 @@ def test_a_missing_or_empty_folder_is_an_error(folders):
             evaluate_folder(folders / predictions, folders / references, folders / "output")
 
 
+def test_cases_whose_names_end_like_a_channel(folders):
+    """A name that both folders, or the references by case, have in common is that of a case."""
+    for folder in ("predictions", "references"):
+        write_labels(label_map(3), folders / folder / "d_0000.nii.gz", grid())
+        write_labels(label_map(4), folders / folder / "d.nii.gz", grid())
+    assert list(evaluate(folders, workers=1)["case"].unique()) == ["a", "b", "c", "d", "d_0000"]
+    expected = {name: folders / "references" / f"{name}.nii.gz" for name in ("a", "b", "c", "d", "d_0000")}
+    scores = evaluate_folder(folders / "predictions", expected, folders / "output", workers=1)
+    assert (scores.loc[scores["case"].isin(["d", "d_0000"]), "dsc"] == 1).all()
+
+
 def test_two_files_of_one_case_are_an_error(folders):
     write_labels(label_map(0), folders / "predictions" / "a.nii.gz", grid())
     with pytest.raises(UserError, match="same case as"):

@@ -280,6 +280,20 @@ def test_what_the_extras_write(predictor, images, tmp_path):
     assert plt.imread(tmp_path / "efficiency.png").shape[2] == 4
 
 
+def test_a_case_whose_name_ends_like_a_channel(predictor, images, tmp_path):
+    """Its output is called like its label map, and does not replace that of the case without the ending."""
+    cts = [tmp_path / "cts" / name for name in ("a_0000.nii.gz", "a_0000_0000.nii.gz")]
+    cts[0].parent.mkdir()
+    for image, ct in zip(images, cts, strict=True):
+        shutil.copy(image, ct)
+    predict_files(predictor, cts, tmp_path / "out", extras=Extras(volumes=True, overlay=True))
+    for name in ("a", "a_0000"):
+        assert {f"{name}.nii.gz", f"{name}.png"} <= {*os.listdir(tmp_path / "out")}
+    for table in ("volumes.csv", "efficiency.csv"):
+        with (tmp_path / "out" / table).open(newline="") as lines:
+            assert [row["case"] for row in csv.DictReader(lines)] == ["a", "a_0000"]
+
+
 def test_a_list_of_inputs(predictor, images, tmp_path):
     (tmp_path / "beside.nii.gz").symlink_to(images[0])
     (tmp_path / "list.txt").write_text(f"beside.nii.gz\n\n{images[1]}\n")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlunet.datasets import Case
+from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
 from dlunet.preparation import take_fingerprint
 from dlunet.preparation.fingerprint import VOXELS_A_CASE
@@ -53,6 +53,27 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, write_case, monkeypatc
     other = random_case(4)
     cases.append(write_case("b", *other))
     assert_statistics(foreground_intensity(cases, cache), changed, other)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, write_case, monkeypatch, broken):
+    """The next run reads the new one, also if the old one could not be read."""
+    first, second, kept = random_case(1), random_case(2), random_case(3)
+    cases, cache = [write_case("a", *first), write_case("b", *kept)], tmp_path / "cache.json"
+    if broken:
+        cases[0].image.write_text("not a CT")
+
+    def read(case, num_classes):
+        try:
+            return read_case(case, num_classes)
+        finally:
+            if case is cases[0]:
+                write_case("a", *second)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlunet.preparation.fingerprint.read_case", read)
+        assert_statistics(foreground_intensity(cases, cache), *([] if broken else [first]), kept)
+    assert_statistics(foreground_intensity(cases, cache), second, kept)
 
 
 def test_a_large_case_is_thinned_out(tmp_path, write_case):

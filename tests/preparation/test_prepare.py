@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from dlunet.datasets import read_flare22
+from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import UserError
 from dlunet.preparation import PreparedCase, prepare_dataset
 
@@ -87,6 +87,21 @@ def test_only_what_changed_is_done_again(root, prepare, tmp_path, write_volume):
 
     assert prepare(spacing=(9.0, 8.0, 6.0)).labelled[0].shape == (21, 40, 53)
     assert len(changed(second, times(tmp_path / "prepared"))) == 8
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_prepared_again(root, prepare, monkeypatch, write_volume):
+    label = root / "Tuning" / "labels" / "FLARETs_0001.nii.gz"
+
+    def read(case, num_classes):
+        found = read_case(case, num_classes)
+        if case.label == label:
+            write_volume(label, np.ones((24, 40, 40), np.uint8), spacing=(8, 8, 8), orientation="RAS")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dlunet.preparation.prepare.read_case", read)
+        assert list(prepare().validation[0].ranges) == list(range(1, 14))
+    assert list(prepare().validation[0].ranges) == [1]
 
 
 @pytest.mark.parametrize(

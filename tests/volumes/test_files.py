@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from dlunet.errors import UserError
-from dlunet.volumes import case_name, list_volumes, read_ct, read_labels, unreadable_volumes, write_labels
+from dlunet.volumes import case_name, label_name, list_volumes, read_ct, read_labels, unreadable_volumes, write_labels
 
 SHAPE, SPACING, ORIGIN = (3, 4, 5), (5.0, 0.7, 0.9), (-31.0, 12.5, 210.0)
 HU = np.random.default_rng(0).normal(-50, 200, SHAPE).round().astype(np.int16)
@@ -202,6 +202,20 @@ def test_a_failed_write_leaves_nothing(tmp_path, write_volume, occupied):
 )
 def test_case_names(tmp_path, file, name):
     assert case_name(tmp_path / file) == name
+
+
+@pytest.mark.parametrize(
+    ("file", "cases", "name"),
+    [
+        ("a_0000.nii.gz", {"a_0000"}, "a_0000"),
+        ("a_0000.nii.gz", {"a_0000", "a"}, "a_0000"),
+        ("a_0000.nii.gz", {"a"}, "a"),
+        ("a_0000.nii.gz", set(), "a"),
+        ("a.nii.gz", {"a_0000"}, "a"),
+    ],
+)
+def test_names_of_label_maps(tmp_path, file, cases, name):
+    assert label_name(tmp_path / file, cases) == name
 
 
 def test_listing_a_folder(tmp_path):
