@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from dlunet import stamps
-from dlunet.errors import UserError, few
+from dlunet.errors import UserError, WriteError, few
 from dlunet.files import remove_leftovers, write_text
 from dlunet.inference.case_tables import read_case_table, write_case_table
 from dlunet.labels import LabelSet
@@ -23,10 +23,6 @@ from dlunet.shards import ALL, Shard
 from dlunet.volumes import case_name
 
 logger = logging.getLogger(__name__)
-
-
-class OutputTaken(UserError):
-    """Another command has claimed the output folder with other settings: a reason to stop."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +53,10 @@ class OutputFolder(PredictionsLayout):
             raise UserError(f"{self.path}: cannot create directory ({error.strerror}); choose another output") from None
         targets = self._targets(images)
         mine = {image: targets[image] for image in shard.of(list(targets))}
-        settings = _as_read_back(settings)
         with self._writing():
             found = self._read_record() if self.record.exists() else {}
-            changed = [key for key in settings if found.get(key) != settings[key]]
-            if changed:
-                known = [_difference(key, found.get(key), settings[key]) for key in changed] if found else []
-                self._make_way(known, targets, replace)
+            if differences := _differences(found, settings):
+                self._make_way(differences if found else [], targets, replace)
                 found = {}
             record = {**settings, **{key: found.get(key, {}) for key in ("images", "stamps", "warnings")}}
             self._write_record(self._follow_cts(record, mine, replace))
@@ -80,17 +73,12 @@ class OutputFolder(PredictionsLayout):
             warnings: Of the CT and its labels.
 
         Raises:
-            OutputTaken: Another command has claimed the folder with other settings since.
+            WriteError: Another command has claimed the folder with other settings since.
         """
         with self._writing():
             found = self._read_record()
-            differences = [
-                _difference(key, found.get(key), value)
-                for key, value in _as_read_back(settings).items()
-                if found.get(key) != value
-            ]
-            if differences:
-                raise OutputTaken(
+            if differences := _differences(found, settings):
+                raise WriteError(
                     f"{self.path}: is now used by another command with different settings ({'; '.join(differences)}); "
                     "rerun this one with another output=FOLDER"
                 )
@@ -199,9 +187,10 @@ class OutputFolder(PredictionsLayout):
             yield
 
 
-def _as_read_back(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in the form in which they are read from the record: lists for tuples."""
-    return dict(json.loads(json.dumps(settings)))
+def _differences(record: Mapping[str, Any], settings: dict[str, Any]) -> list[str]:
+    """The settings that differ from those of a record, in words."""
+    now = json.loads(json.dumps(settings))  # in the form in which a record is read back: lists for tuples
+    return [_difference(key, record.get(key), value) for key, value in now.items() if record.get(key) != value]
 
 
 def _difference(setting: str, before: Any, now: Any) -> str:
@@ -216,10 +205,7 @@ def _same_ct(record: Mapping[str, Any], image: Path) -> stamps.Stamps | None:
         return stamps.follow(record["stamps"][name], [image])
     if record["images"].get(name) != str(image.resolve()):
         return None
-    try:
-        return stamps.stamp([image])  # made by an earlier version, without stamps: they count from now on
-    except OSError:
-        return None
+    return stamps.stamp_if_readable([image]) or None  # from an earlier version, without stamps: they count from now on
 
 
 def _with_ct(record: Mapping[str, Any], image: Path, stamp: stamps.Stamps) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dlunet.errors import OUT_OF_MEMORY, SomeCasesFailed, UserError, WriteError,
 from dlunet.files import write_bytes
 from dlunet.inference.case_tables import read_case_table
 from dlunet.inference.efficiency import Monitor, as_row, plot_costs
-from dlunet.inference.output_folder import OutputFolder, OutputTaken
+from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.postprocessing import organ_volumes, swapped_sides
 from dlunet.inference.predictor import Predictor
 from dlunet.labels import LabelSet
@@ -94,15 +94,16 @@ def predict_files(
 
     Raises:
         SomeCasesFailed: Some cases could not be segmented, while the others are finished.
-        WriteError: A result could not be written, such as on a full disk; finished cases are kept.
+        WriteError: A result could not be written, such as on a full disk, or another command has claimed the folder
+            with other settings in the meantime; finished cases are kept.
         UserError: No case could be segmented, or the folder contains labels of another network or other settings.
-        OutputTaken: Another command has claimed the folder with other settings in the meantime.
     """
     folder = OutputFolder(output)
     targets = folder.claim(images, predictor.settings, replace, shard)
-    todo = [path for path, target in targets.items() if not target.exists()]
+    finished = {path: target for path, target in targets.items() if target.exists()}
+    todo = [path for path in targets if path not in finished]
     writer = _Writer(folder, predictor.settings, predictor.bundle.labels, extras)
-    writer.complete({path: target for path, target in targets.items() if path not in todo})
+    writer.complete(finished)
     failures: list[Path] = []
 
     def done(path: Path, written: Future[None]) -> None:
@@ -150,11 +151,11 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
     """The result; if the case failed, log the error, record the failure and return None.
 
     Raises:
-        WriteError, OutputTaken: A result could not be written; neither could those of other cases.
+        WriteError: A result could not be written; neither could those of other cases.
     """
     try:
         return work()
-    except (WriteError, OutputTaken):
+    except WriteError:
         raise
     except UserError as error:
         logger.error("%s", error)

@@ -127,10 +127,10 @@ class LastCheckpoint(Checkpoint):
     def _asked(self, step: int) -> Wishes:
         """What this process wishes after a step."""
         by_steps = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
-        by_steps |= (step + 2) % self._between_validations == 0
+        before_validation = (step + 2) % self._between_validations == 0
         minutes = (time.monotonic() - self._saved) / 60
         by_time = self.every_n_minutes is not None and minutes >= self.every_n_minutes
-        return Wishes(stop=self.request.number is not None, save=by_steps or by_time)
+        return Wishes(stop=self.request.number is not None, save=by_steps or before_validation or by_time)
 
     def _write(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero and self.folder.last.exists():

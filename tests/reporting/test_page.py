@@ -72,24 +72,27 @@ def test_synthetic_data_is_called_so_under_any_name(make_run, tmp_path):
     assert "Synthetic data." in Page(written([run], tmp_path / "report")).text
 
 
+def said(run, folder, capsys):
+    """What the page of a run and the terminal say, without line breaks."""
+    page = written([run], folder)
+    print_report(read_report([run]), page)
+    return [" ".join(text.split()) for text in (Page(page).text, capsys.readouterr().out)]
+
+
 def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
     assert "recipe=" not in Page(written([run], tmp_path / "paper")).text
     config = run / "config.yaml"
     config.write_text(config.read_text() + "recipe: {name: best}\n")
-    page = written([run], tmp_path / "best")
-    print_report(read_report([run]), page)
-    for text in (Page(page).text, capsys.readouterr().out):
-        assert "recipe=best: other losses than the paper's" in " ".join(text.split())
+    for text in said(run, tmp_path / "best", capsys):
+        assert "recipe=best: other losses than the paper's" in text
 
 
 def test_scores_of_validation_cases_are_called_so(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
     (run / "cases.json").write_text(json.dumps({"validation": [f"case_{number}" for number in range(1, 5)]}))
-    page = written([run], tmp_path / "report")
-    print_report(read_report([run]), page)
-    for text in (Page(page).text, capsys.readouterr().out):
-        assert "the validation cases are scored, by which the checkpoints were chosen" in " ".join(text.split())
+    for text in said(run, tmp_path / "report", capsys):
+        assert "the validation cases are scored, by which the checkpoints were chosen" in text
 
 
 def test_classes_without_a_tolerance_are_left_out_of_the_mean_nsd(make_run, tmp_path, capsys):
@@ -97,10 +100,8 @@ def test_classes_without_a_tolerance_are_left_out_of_the_mean_nsd(make_run, tmp_
     scores = pd.read_csv(run / "scores" / "scores.csv")
     scores.loc[scores["organ"] == "Aorta", "nsd"] = float("nan")
     scores.to_csv(run / "scores" / "scores.csv", index=False)
-    page = written([run], tmp_path / "report")
-    print_report(read_report([run]), page)
-    for text in (Page(page).text, capsys.readouterr().out, (tmp_path / "report" / "scores.md").read_text()):
-        assert "NSD: No value for AT; the mean leaves out what has none." in " ".join(text.split())
+    for text in (*said(run, tmp_path / "report", capsys), (tmp_path / "report" / "scores.md").read_text()):
+        assert "NSD: No value for AT; the mean leaves out what has none." in text
 
 
 def test_real_data_is_not_called_synthetic(make_run, tmp_path):
