@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlunet.distributed import mean
 from dlunet.losses import DeepSupervisionLoss
+from dlunet.methods.cutmix import cut_mix
 from dlunet.methods.outputs import probabilities
 
 
@@ -31,6 +32,10 @@ class SurePseudoLabels:
         """The pseudo-labels of a network's outputs."""
         confidence, labels = probabilities(outputs).max(1)
         return cls(labels, (confidence >= threshold).to(confidence.dtype))
+
+    def mixed(self, inside: SurePseudoLabels, masks: Tensor) -> SurePseudoLabels:
+        """Those of patches that were mixed with others by :func:`cut_mix`; ``inside`` are those of the others."""
+        return SurePseudoLabels(cut_mix(self.labels, inside.labels, masks), cut_mix(self.sure, inside.sure, masks))
 
     def teach(self, outputs: Tensor | Sequence[Tensor], loss: DeepSupervisionLoss) -> Tensor:
         """The mean of 1(sure)·loss over all voxels: the loss, a mean over the sure voxels, times their fraction."""

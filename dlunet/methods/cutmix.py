@@ -45,15 +45,28 @@ def place_box(
 
 
 def draw_masks(
-    batch: int, shape: Sequence[int], num_boxes: int = 3, generator: torch.Generator | None = None
+    batch: int,
+    shape: Sequence[int],
+    num_boxes: int = 3,
+    generator: torch.Generator | None = None,
+    probability: float = 1.0,
 ) -> Tensor:
     """Draw one mask (z, y, x) per sample: true inside the boxes; overlapping boxes toggle the mask.
+
+    Args:
+        batch: B, the number of samples.
+        shape: The patch (z, y, x).
+        num_boxes: Number of boxes in a patch.
+        generator: The random generator.
+        probability: That a sample has boxes.
 
     Returns:
         Booleans (B, z, y, x).
     """
     masks = torch.zeros((batch, *shape), dtype=torch.bool)
     for mask in masks:
+        if probability < 1 and float(torch.rand((), generator=generator)) >= probability:
+            continue
         for _ in range(num_boxes):
             mask[draw_box(shape, num_boxes, generator)] ^= True
     return masks

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,9 +19,10 @@ class DualDebiasedCoTraining(Method):
 
     Network ``a`` weights a class by its difficulty: (1 − λ)·(u/l)^(1/5), with λ its Dice on the labelled patches, and
     l and u the sums of Δλ·ln(λ_t/λ_{t−1}) over the steps in which it was learnt (Δλ > 0) and unlearnt. Network ``b``
-    weights it by its rarity in the network's own pseudo-labels: ln(max N/N) divided by the largest such value. Both
-    weights are moving averages, as in the authors' code, times the number of classes, and apply to labels and
-    pseudo-labels. A class that is absent from the labelled patches of a step keeps its difficulty.
+    weights it by its rarity in the network's own pseudo-labels, at first in the labels: ln(max N/N). As in the authors'
+    code, both are moving averages, divided by the largest weight, times the number of classes; they apply to labels and
+    pseudo-labels, and the networks teach each other on labelled patches as well and predict together. A class that is
+    absent from the labelled patches of a step keeps its difficulty.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms at the end of their ramp.
@@ -34,8 +33,9 @@ class DualDebiasedCoTraining(Method):
     """
 
     networks = {"a": Trained(), "b": Trained()}  # noqa: RUF012
-    predicts = "a"
+    predicts = ("a", "b")
     streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False)}  # noqa: RUF012
+    labels: Tensor
     rarity: Tensor
     dice: Tensor
     missed: Tensor
@@ -44,8 +44,8 @@ class DualDebiasedCoTraining(Method):
 
     def __init__(
         self,
-        unlabelled_weight: float = 1.0,
-        ramp: float = 0.4,
+        unlabelled_weight: float = 0.1,
+        ramp: float = 1.0,
         decay: float = 0.99,
         window: int = 50,
         supervised_epochs: int = 0,
@@ -57,40 +57,50 @@ class DualDebiasedCoTraining(Method):
         self.window = window
 
     def setup(self, num_classes: int) -> None:
-        """Initially, all classes are equally rare and difficult."""
-        for name, value in {"rarity": 1.0, "dice": _EPSILON, "missed": 1.0, "learnt": 0.0, "unlearnt": 0.0}.items():
+        """Initially, all classes are equally difficult."""
+        initial = {"labels": 0.0, "rarity": 0.0, "dice": _EPSILON, "missed": 1.0, "learnt": 0.0, "unlearnt": 0.0}
+        for name, value in initial.items():
             self.register_buffer(name, torch.full((num_classes,), value))
 
     def losses(self, step: Step) -> Terms:
         """The labelled terms of both networks and, after the supervised epochs, the unlabelled ones."""
-        labelled = step.batch["labelled"]
-        patches = [labelled["weak"]]
-        if "unlabelled" in step.batch:
-            patches.append(step.batch["unlabelled"]["weak"])
-        seen = step.each(lambda network: [network(x) for x in patches], "ab")
-        known = self._difficulty(seen["a"][0], labelled["label"]), self._rarity(seen["b"][-1])
+        labelled, unlabelled = step.batch["labelled"], step.batch.get("unlabelled")
+        patches = torch.cat([labelled["weak"], unlabelled["weak"]]) if unlabelled else labelled["weak"]
+        of_labelled, of_unlabelled = slice(len(labelled["weak"])), slice(len(labelled["weak"]), None)
+        seen = step.each(lambda network: network(patches), "ab")
+        known = {role: pseudo_labels(outputs) for role, outputs in seen.items()}
+        difficulty = self._difficulty(known["a"][of_labelled], labelled["label"])
+        rarity = self._rarity(labelled["label"], known["b"][of_unlabelled])
         weight = self.unlabelled_weight * sigmoid_ramp(step.progress.fraction, self.ramp)
 
-        def learn(_: nn.Module, own: list, other: list, of_classes: Tensor) -> dict[str, Tensor]:
-            terms = {"labelled": step.loss(own[0], labelled["label"], class_weight=of_classes)}
-            if len(own) > 1:
-                taught = step.pseudo_loss(own[1], pseudo_labels(other[1]), class_weight=of_classes)
-                terms["unlabelled"] = weight * taught
+        def learn(_: nn.Module, own: Tensor | list[Tensor], taught: Tensor, of_classes: Tensor) -> dict[str, Tensor]:
+            on_labelled = own[of_labelled] if isinstance(own, Tensor) else [level[of_labelled] for level in own]
+            terms = {"labelled": step.loss(on_labelled, labelled["label"], class_weight=of_classes)}
+            if unlabelled:
+                terms["unlabelled"] = weight * step.pseudo_loss(own, taught, class_weight=of_classes)
             return terms
 
-        return step.each(learn, "ab", (seen["a"], seen["b"]), (seen["b"], seen["a"]), known)
+        return step.each(learn, "ab", (seen["a"], seen["b"]), (known["b"], known["a"]), (difficulty, rarity))
 
     @torch.no_grad()
-    def _rarity(self, outputs: Tensor | Sequence[Tensor]) -> Tensor:
-        counts = total(torch.bincount(pseudo_labels(outputs).flatten(), minlength=len(self.rarity))).to(self.rarity)
-        raw = torch.log((counts.max() + 1) / (counts + 1))
-        self.rarity.lerp_(raw / raw.max().clamp_min(_EPSILON), 1 - self.decay)
+    def _rarity(self, label: Tensor, found: Tensor) -> Tensor:
+        """The weights by rarity in pseudo-labels ``found``; from the labels so far as long as there were none."""
+        if not len(found) or not self.labels.any():
+            self.labels += self._count(label)
+            self.rarity.copy_(_log_rarity(self.labels))
+        if len(found):
+            self.rarity.lerp_(_log_rarity(self._count(found)), 1 - self.decay)
         return self.rarity * len(self.rarity)
 
+    def _count(self, labels: Tensor) -> Tensor:
+        """The voxels of each class, of all processes."""
+        return total(torch.bincount(labels.flatten(), minlength=len(self.rarity))).to(self.rarity)
+
     @torch.no_grad()
-    def _difficulty(self, outputs: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+    def _difficulty(self, found: Tensor, label: Tensor) -> Tensor:
+        """The weights by difficulty, from predictions ``found`` for labelled patches and their labels."""
         classes = len(self.dice)
-        found, true = (F.one_hot(y.long(), classes).flatten(0, -2) for y in (pseudo_labels(outputs), label))
+        found, true = (F.one_hot(y.long(), classes).flatten(0, -2) for y in (found, label))
         both, found, true = total(torch.stack([(found * true).sum(0), found.sum(0), true.sum(0)]))
         dice = ((2 * both + _EPSILON) / (found + true + _EPSILON)).to(self.dice)
         change = (dice - self.dice) * torch.log((dice + _EPSILON) / (self.dice + _EPSILON))
@@ -99,4 +109,10 @@ class DualDebiasedCoTraining(Method):
         self.unlearnt.lerp_(change.where(dice <= self.dice, 0), newest)
         self.missed.lerp_(1 - dice, newest)
         self.dice.copy_(dice.where(newest > 0, self.dice))
-        return self.missed * ((self.unlearnt + _EPSILON) / (self.learnt + _EPSILON)) ** 0.2 * classes
+        difficulty = self.missed * ((self.unlearnt + _EPSILON) / (self.learnt + _EPSILON)) ** 0.2
+        return difficulty / difficulty.max().clamp_min(_EPSILON) * classes
+
+
+def _log_rarity(counts: Tensor) -> Tensor:
+    raw = torch.log((counts.max() + _EPSILON) / (counts + _EPSILON))
+    return raw / raw.max().clamp_min(_EPSILON)

@@ -12,7 +12,8 @@ from dlunet.methods.ramps import sigmoid_ramp
 class EntropyMinimisation(Method):
     """One network that also minimises the entropy of its output on unlabelled patches.
 
-    The entropy of a voxel is −Σ p·log p / log C (Vu et al., eq. 2), and its mean over voxels is minimised (eq. 3).
+    The entropy of a voxel is −Σ p·log p / log C (Vu et al., eq. 2), and its mean over voxels is minimised (eq. 3). The
+    weight and its ramp are those of SSL4MIS for volumes.
 
     Args:
         entropy_weight: Weight of the entropy at the end of its ramp.
@@ -24,7 +25,7 @@ class EntropyMinimisation(Method):
     predicts = "a"
     streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False)}  # noqa: RUF012
 
-    def __init__(self, entropy_weight: float = 0.1, ramp: float = 0.4, supervised_epochs: int = 0) -> None:
+    def __init__(self, entropy_weight: float = 0.1, ramp: float = 1.0, supervised_epochs: int = 0) -> None:
         super().__init__(supervised_epochs)
         self.entropy_weight = entropy_weight
         self.ramp = ramp

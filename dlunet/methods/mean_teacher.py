@@ -14,7 +14,8 @@ class MeanTeacher(Method):
     """The student learns from the labels, and to predict on a strong view what its teacher predicts on the weak view.
 
     The consistency is the mean squared difference of the two softmax outputs (eq. 1), on unlabelled patches; the
-    teacher's weights are θ' ← α·θ' + (1 − α)·θ after each step (eq. 2), and the teacher predicts.
+    teacher's weights are θ' ← α·θ' + (1 − α)·θ after each step (eq. 2), and the teacher predicts. The weight and its
+    ramp are those of the authors of UA-MT and of SSL4MIS for volumes.
 
     Args:
         consistency_weight: Weight of the consistency at the end of its ramp.
@@ -30,7 +31,7 @@ class MeanTeacher(Method):
     }
 
     def __init__(
-        self, consistency_weight: float = 1.0, ramp: float = 0.4, decay: float = 0.99, supervised_epochs: int = 0
+        self, consistency_weight: float = 0.1, ramp: float = 1.0, decay: float = 0.99, supervised_epochs: int = 0
     ) -> None:
         super().__init__(supervised_epochs)
         self.networks = {"student": Trained(), "teacher": Averaged("student", decay)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dlunet.errors import UserError
-from dlunet.methods.base import Method, Step, Stream, Terms, Trained
+from dlunet.methods.base import Step, Terms
 from dlunet.methods.confidence import SurePseudoLabels
+from dlunet.methods.fixmatch import FixMatch
 
 
 class TwoParts(Protocol):
@@ -24,37 +25,22 @@ class TwoParts(Protocol):
         ...
 
 
-class UniMatch(Method):
+class UniMatch(FixMatch):
     """FixMatch with two strong views and a feature perturbation that agree with the weak view where it is confident.
 
     The unlabelled loss (eq. 5) is the mean over voxels of 1(max p ≥ τ)·(λ·H(p, p_fp) + μ/2·(H(p, p_s1) + H(p, p_s2))),
-    with p_fp decoded from the weak view's features after channel dropout, and p_s1, p_s2 from two strong views. Here λ
-    and μ are each half of the unlabelled weight, as in the paper.
+    with p_fp decoded from the weak view's features after channel dropout, and p_s1, p_s2 from two strong views, each
+    mixed by CutMix on its own. Here λ and μ are each half of the unlabelled weight, as in the paper.
 
     Args:
-        threshold: τ.
-        unlabelled_weight: λ + μ.
         dropout: The fraction of channels dropped in every encoder stage.
-        supervised_epochs: See :class:`Method`.
+        settings: See :class:`FixMatch`; ``unlabelled_weight`` is λ + μ.
     """
 
-    networks = {"a": Trained()}  # noqa: RUF012
-    predicts = "a"
-    streams = {  # noqa: RUF012
-        "labelled": Stream(labelled=True),
-        "unlabelled": Stream(labelled=False, views=("weak", "strong_1", "strong_2")),
-    }
+    views = ("strong_1", "strong_2")
 
-    def __init__(
-        self,
-        threshold: float = 0.95,
-        unlabelled_weight: float = 1.0,
-        dropout: float = 0.5,
-        supervised_epochs: int = 0,
-    ) -> None:
-        super().__init__(supervised_epochs)
-        self.threshold = threshold
-        self.unlabelled_weight = unlabelled_weight
+    def __init__(self, dropout: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
         self.dropout = dropout
 
     def losses(self, step: Step) -> Terms:
@@ -62,14 +48,15 @@ class UniMatch(Method):
         network = step.networks["a"]
         terms = step.from_labels(network)
         if "unlabelled" in step.batch:
-            views, parts = step.batch["unlabelled"], _in_two_parts(network)
-            features = parts.encode(views["weak"])
+            parts = _in_two_parts(network)
+            features = parts.encode(step.batch["unlabelled"]["weak"])
             with torch.no_grad():
-                pseudo = SurePseudoLabels.of(parts.decode(features), self.threshold)
+                i = SurePseudoLabels.of(parts.decode(features), self.threshold)
+            j = self.sure(network, step.batch["unlabelled_j"]["weak"])
             perturbed = parts.decode([self._perturbed(level, step) for level in features])
-            strong = [pseudo.teach(network(views[view]), step.pseudo_loss) for view in ("strong_1", "strong_2")]
+            strong = [self.on_strong(step, view, i, j) for view in self.views]
             half = self.unlabelled_weight / 2
-            terms["features"] = half * pseudo.teach(perturbed, step.pseudo_loss)
+            terms["features"] = half * i.teach(perturbed, step.pseudo_loss)
             terms["strong"] = half * (strong[0] + strong[1]) / 2
         return {"a": terms}
 

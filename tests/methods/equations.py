@@ -24,12 +24,16 @@ SETTINGS = {
     "cross_teaching": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2}],
     "dhc": [{}, {"unlabelled_weight": 0.3, "ramp": 0.2, "decay": 0.9, "window": 20}],
     "entropy_minimisation": [{}, {"entropy_weight": 0.3, "ramp": 0.2}],
-    "fixmatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7}],
+    "fixmatch": [
+        {"threshold": 0.4},
+        {"threshold": 0.5, "unlabelled_weight": 0.7, "cut_mix": 1.0},
+        {"threshold": 0.4, "cut_mix": 0},
+    ],
     "mean_teacher": [{}, {"consistency_weight": 3, "ramp": 0.2}],
     "pseudo_label": [{}, {"unlabelled_weight": 0.3, "decay": 0.9}],
     "supervised": [{}, {"decay": 0.9}],
     "ua_mt": [{"passes": 3}, {"passes": 4, "noise": 0.2, "consistency_weight": 3, "ramp": 0.2}],
-    "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3}],
+    "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3, "cut_mix": 1}],
 }
 
 
@@ -77,14 +81,14 @@ def pseudo_label(s, unlabelled_weight=1.0, decay=0):
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "pseudo_labelled": stored}}
 
 
-def mean_teacher(s, consistency_weight=1.0, ramp=0.4):
+def mean_teacher(s, consistency_weight=0.1, ramp=1.0):
     views = s.u["unlabelled"]
     difference = (s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2
     consistency = consistency_weight * risen(s.t, ramp) * difference.mean()
     return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
 
 
-def ua_mt(s, passes=8, noise=0.1, consistency_weight=1.0, ramp=0.4):
+def ua_mt(s, passes=8, noise=0.1, consistency_weight=0.1, ramp=1.0):
     views = s.u["unlabelled"]
     difference = ((s.p("student", views["strong"]) - s.p("teacher", views["weak"])) ** 2).mean(1)
     drawn = [torch.randn(views["weak"].shape, generator=s.draw) for _ in range(passes)]
@@ -95,25 +99,38 @@ def ua_mt(s, passes=8, noise=0.1, consistency_weight=1.0, ramp=0.4):
     return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
 
 
-def fixmatch(s, threshold=0.95, unlabelled_weight=1.0):
-    views = s.u["unlabelled"]
-    unlabelled = unlabelled_weight * _sure(s.p("a", views["weak"]), s.p("a", views["strong"]), threshold)
+def fixmatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix=0.5):
+    unlabelled = unlabelled_weight * _on_strong(s, "strong", threshold, cut_mix)
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "unlabelled": unlabelled}}
 
 
-def unimatch(s, threshold=0.95, unlabelled_weight=1.0, dropout=0.5):
+def unimatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix=0.5, dropout=0.5):
     views, network = s.u["unlabelled"], s.f["a"]
     weak = s.p("a", views["weak"])
     features = network.encode(views["weak"])
     kept = [torch.rand((*level.shape[:2], 1, 1, 1), generator=s.draw) >= dropout for level in features]
     dropped = [level * keep / (1 - dropout) for level, keep in zip(features, kept, strict=True)]
     perturbed = network.decode(dropped).softmax(1)
-    strong = sum(_sure(weak, s.p("a", views[view]), threshold) for view in ("strong_1", "strong_2"))
+    strong = sum(_on_strong(s, view, threshold, cut_mix) for view in ("strong_1", "strong_2"))
     terms = {
         "features": unlabelled_weight / 2 * _sure(weak, perturbed, threshold),
         "strong": unlabelled_weight / 4 * strong,
     }
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), **terms}}
+
+
+def _on_strong(s, view, threshold, probability):
+    """The strong view with one box of another patch in some samples; the weak views' probabilities are mixed alike."""
+    from dlunet.methods.cutmix import draw_box  # the distribution of the boxes has its own tests
+
+    i, j = s.u["unlabelled"], s.u["unlabelled_j"]
+    mixed, weak = i[view].clone(), s.p("a", i["weak"]).clone()
+    for sample in range(len(mixed)):
+        if probability == 1 or torch.rand((), generator=s.draw).item() < probability:
+            box = draw_box(mixed.shape[2:], 1, s.draw)
+            mixed[sample, 0][box] = j[view][sample, 0][box]
+            weak[sample][(slice(None), *box)] = s.p("a", j["weak"])[sample][(slice(None), *box)]
+    return _sure(weak, s.p("a", mixed), threshold)
 
 
 def _sure(weak, other, threshold):
@@ -123,7 +140,7 @@ def _sure(weak, other, threshold):
     return (-other.gather(1, labels[:, None])[:, 0].log() * sure).mean()
 
 
-def entropy_minimisation(s, entropy_weight=0.1, ramp=0.4):
+def entropy_minimisation(s, entropy_weight=0.1, ramp=1.0):
     p = s.p("a", s.u["unlabelled"]["weak"])
     entropy = -(p * p.log()).sum(1).mean() / math.log(p.shape[1])
     weighted = entropy_weight * risen(s.t, ramp) * entropy
@@ -148,13 +165,12 @@ def bcp(s, unlabelled_weight=0.5, box=2 / 3):
     return {"student": {"labelled": labelled, "unlabelled": unlabelled_weight * unlabelled}}
 
 
-def dhc(s, unlabelled_weight=1.0, ramp=0.4, decay=0.99, window=50):
-    x = s.u["unlabelled"]["weak"]
-    pseudo = {role: s.p(role, x).argmax(1) for role in "ab"}
+def dhc(s, unlabelled_weight=0.1, ramp=1.0, decay=0.99, window=50):
+    x, both = s.u["unlabelled"]["weak"], torch.cat([s.x, s.u["unlabelled"]["weak"]])
+    pseudo = {role: s.p(role, both).argmax(1) for role in "ab"}
     classes = s.p("a", x).shape[1]
-    counts = [int((pseudo["b"] == k).sum()) + 1 for k in range(classes)]
-    raw = [math.log(max(counts) / count) for count in counts]
-    rare = [classes * (decay + (1 - decay) * value / max(raw)) for value in raw]
+    of_labels, of_pseudo = (_rarity(labels, classes) for labels in (s.y, s.p("b", x).argmax(1)))
+    rare = [classes * (decay * old + (1 - decay) * new) for old, new in zip(of_labels, of_pseudo, strict=True)]
     hard = []
     for k in range(classes):
         found, true = s.p("a", s.x).argmax(1) == k, s.y == k
@@ -162,14 +178,21 @@ def dhc(s, unlabelled_weight=1.0, ramp=0.4, decay=0.99, window=50):
         dice = 2 * int((found & true).sum()) / (int(found.sum()) + int(true.sum()))
         learnt = dice * math.log((dice + 1e-8) / 2e-8) / window  # starting from a Dice of 0
         missed = 1 + (1 - dice - 1) / window
-        hard.append(classes * missed * (1e-8 / (learnt + 1e-8)) ** 0.2)
+        hard.append(missed * (1e-8 / (learnt + 1e-8)) ** 0.2)
+    hard = [classes * value / max(hard) for value in hard]
     terms = {}
     for role, other, weights in (("a", "b", hard), ("b", "a", rare)):
         of = torch.tensor(weights, dtype=torch.float64)
-        taught = cross_entropy(s.p(role, x), pseudo[other], of[pseudo[other]])
+        taught = cross_entropy(s.p(role, both), pseudo[other], of[pseudo[other]])
         labelled = cross_entropy(s.p(role, s.x), s.y, of[s.y])
         terms[role] = {"labelled": labelled, "unlabelled": unlabelled_weight * risen(s.t, ramp) * taught}
     return terms
+
+
+def _rarity(labels, classes):
+    counts = [int((labels == k).sum()) for k in range(classes)]
+    raw = [math.log((max(counts) + 1e-8) / (count + 1e-8)) for count in counts]
+    return [value / max(raw) for value in raw]
 
 
 EQUATIONS = {

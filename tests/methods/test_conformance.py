@@ -203,9 +203,11 @@ def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
                 expected = d**n * first + (1 - d) * sum(d ** (n - 1 - k) * w for k, w in enumerate(later))
                 torch.testing.assert_close(found, expected)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    expected = {k.removeprefix("module."): v for k, v in notes.seen[-1][module.method.predicts].items()}
-    predicting = load_bundle(checkpoint).network.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in predicting.items())
+    network, roles = load_bundle(checkpoint).network, module.method.predicting
+    predicting = network.members if len(roles) > 1 else [network]
+    for role, loaded in zip(roles, predicting, strict=True):
+        expected = {k.removeprefix("module."): v for k, v in notes.seen[-1][role].items()}
+        assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,13 @@ def test_overlapping_boxes_toggle_and_each_sample_draws_its_own():
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(masks, 2))
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_each_sample_has_boxes_with_the_probability_asked_for(probability):
+    masks = draw_masks(1000, (4, 5, 6), 1, seeded(), probability)
+    mixed = int(masks.flatten(1).any(1).sum())
+    assert stats.binomtest(mixed, 1000, probability).pvalue > 0.01
+
+
 def test_the_generator_alone_decides():
     torch.manual_seed(1)
     first = draw_masks(2, PATCH, generator=seeded(7))

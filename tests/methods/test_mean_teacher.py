@@ -37,7 +37,9 @@ def test_an_uncertain_teacher_is_not_followed(network, batch, fraction, share):
         {"student": network, "teacher": teacher}, batch, F.cross_entropy, F.cross_entropy,
         Progress(7, 3, fraction), torch.Generator().manual_seed(1),
     )  # fmt: skip
-    term = UncertaintyAwareMeanTeacher(passes=3, noise=0.0, ramp=0.4).losses(step)["student"]["consistency"]
+    term = UncertaintyAwareMeanTeacher(passes=3, noise=0.0, consistency_weight=1, ramp=0.4).losses(step)["student"][
+        "consistency"
+    ]
     weak, strong = batch["unlabelled"].values()
     q, p = (f.softmax(1).movedim(1, -1).reshape(-1, CLASSES).tolist() for f in (teacher(weak), network(strong)))
     total, count = 0.0, 0

@@ -38,9 +38,13 @@ class VoxelCrossEntropy(nn.Module):
 def step():
     generator = torch.Generator().manual_seed(1)
     draw = {"generator": generator, "dtype": torch.float64}
-    image, weak, strong = (torch.randn(BATCH, 1, *PATCH, **draw) for _ in range(3))
+    image, weak, strong, weak_j, strong_j = (torch.randn(BATCH, 1, *PATCH, **draw) for _ in range(5))
     label = torch.randint(0, CLASSES, (BATCH, *PATCH), generator=generator)
-    batch = {"labelled": {"weak": image, "label": label}, "unlabelled": {"weak": weak, "strong": strong}}
+    batch = {
+        "labelled": {"weak": image, "label": label},
+        "unlabelled": {"weak": weak, "strong": strong},
+        "unlabelled_j": {"weak": weak_j, "strong": strong_j},
+    }
     torch.manual_seed(0)
     network, loss = Levels().double(), DeepSupervisionLoss(VoxelCrossEntropy())
 
@@ -68,14 +72,13 @@ def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(step, threshold)
     taught, learnt = voxels(network, views["weak"]), voxels(network, views["strong"])
     sure = [max(q) >= threshold for q in taught]
     assert {0.0: all(sure), 0.9: any(sure) and not all(sure), 1.1: not any(sure)}[threshold]
-    terms = FixMatch(threshold, unlabelled_weight=0.7).losses(step)["a"]
+    terms = FixMatch(threshold, unlabelled_weight=0.7, cut_mix=0).losses(step)["a"]
     cost = sum(-math.log(p[q.index(max(q))]) for q, p, s in zip(taught, learnt, sure, strict=True) if s)
     assert terms["unlabelled"].item() == pytest.approx(0.7 * cost / len(taught), rel=1e-9)
 
 
 def test_no_gradient_flows_through_the_pseudo_labels(step):
-    views = step.batch["unlabelled"]
-    views["weak"].requires_grad_()
+    weak = [step.batch[name]["weak"].requires_grad_() for name in ("unlabelled", "unlabelled_j")]
     terms = FixMatch(threshold=0.5).losses(step)["a"]
     terms["unlabelled"].backward()
-    assert views["weak"].grad is None and step.networks["a"].fine.weight.grad.any()
+    assert all(views.grad is None for views in weak) and step.networks["a"].fine.weight.grad.any()
