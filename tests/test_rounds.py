@@ -247,7 +247,7 @@ STAGES = (
 IN_ROUNDS = ("output=killed", "rounds=2", "agreement=0")
 
 
-@pytest.mark.parametrize("stages", [STAGES[7:10:2], pytest.param(STAGES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stages", [STAGES[9:10], pytest.param(STAGES, marks=pytest.mark.slow)])
 def test_killed_at_any_stage_and_run_again(place, stages, self_train):
     """The same files result, and none that was finished before a kill is made again."""
     self_train(*IN_ROUNDS, "output=whole")

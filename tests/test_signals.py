@@ -158,7 +158,7 @@ def test_self_training_that_is_stopped_says_so_and_goes_on(place, start_dlunet, 
     assert (place / "chain" / "student" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_processes_that_prepare_end_with_the_command(place, number, start_dlunet):
     shutil.rmtree(place / "prepared", ignore_errors=True)
     process = start_dlunet("prepare", *TINY, "data.prepared=prepared", "data.workers=2", cwd=place)

@@ -280,18 +280,9 @@ def test_killed_and_resumed_it_goes_on_bitwise(name, place, run_config):
     assert before.keys() == after.keys() and all(torch.equal(after[key], value) for key, value in before.items())
 
 
-#: A method with its number of batches per step, for `make test`; `make test-full` has all.
-IN_TWO = ("mean_teacher", 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "accumulated"),
-    [
-        pytest.param(name, number, marks=() if (name, number) == IN_TWO else pytest.mark.slow)
-        for name in METHODS
-        for number in (1, 2)
-    ],
-)
+@pytest.mark.slow  # `make test` compares two processes with one in tests/training/test_launch.py
+@pytest.mark.parametrize("accumulated", [1, 2])
+@every_method
 def test_two_processes_learn_what_one_does_with_their_patches(name, accumulated, place, run_config):
     words = (
         f"sampling.accumulate_grad_batches={accumulated}", "sampling.steps_per_epoch=5", "trainer.max_epochs=1",

@@ -16,6 +16,8 @@ TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
 STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
+#: In `make test`, tests/test_sweeps.py composes the runs of the methods.
+TO_COMPOSE = [pytest.param(name, marks=pytest.mark.slow if name == "methods" else ()) for name in STUDIES]
 
 
 @pytest.fixture
@@ -163,13 +165,18 @@ def test_a_run_of_another_study_is_trained_once(place, finish, monkeypatch, caps
     assert "DSC" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_run_composes_and_every_comparison_is_of_runs_that_exist(name):
+@pytest.mark.parametrize("name", TO_COMPOSE)
+def test_every_run_composes(name):
     study = OmegaConf.load(studies.HERE / f"{name}.yaml")
-    rows = {row for run in study.runs for row in studies.trainings(study, name, run, 0)}
     for run in study.runs:
         where, _, original = studies.home(study, name, run)
         compose(studies.command_of(where), studies.settings_of(where, original))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_comparison_is_of_runs_that_exist(name):
+    study = OmegaConf.load(studies.HERE / f"{name}.yaml")
+    rows = {row for run in study.runs for row in studies.trainings(study, name, run, 0)}
     for comparison in study.comparisons:
         compared = [*comparison.get("runs", []), comparison.floor, comparison.get("ceiling", comparison.floor)]
         assert set(compared) <= rows
