@@ -1,8 +1,12 @@
 """Invalid settings are refused before any work begins, and every choice in conf/ is accepted."""
 
 import subprocess
+import time
+from contextlib import suppress
 
+import pandas as pd
 import pytest
+import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
@@ -277,6 +281,40 @@ def test_a_full_disk_ends_in_one_message_and_what_fits_is_kept(tiny_flare22, sma
     (small_disk / "ballast").unlink()
     settings = (f"output={small_disk}/run", "network.features=[64,128,256]")
     assert "free space" in dlunet_process("train", *TINY, *settings, cwd=tmp_path, fails=True).all
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_a_training_goes_on_if_it_is_to(tiny_flare22, small_disk, tmp_path, start_dlunet):
+    """It is filled after a checkpoint, and has room again later: checkpoints and all metrics are there at the end."""
+    tiny_flare22(tmp_path / "flare22")
+    run, ballast = small_disk / "run", small_disk / "ballast"
+    words = (f"output={run}", "experiment=sup_light", "checkpoint.on_full=continue", "trainer.max_epochs=30")
+    printed = ""
+    with start_dlunet("train", *TINY, *words, cwd=tmp_path, fresh=True) as process:
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        fill(ballast)
+        for line in process.stdout:
+            printed += line
+            if "on_full=continue" in line and ballast.exists():
+                assert "could not be written" in line
+                ballast.unlink()
+        errors = process.communicate()[1]
+    assert process.returncode == 0 and "Traceback" not in printed + errors, printed + errors
+    assert not ballast.exists()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 29
+    steps = pd.read_csv(run / "metrics.csv").dropna(subset="train/loss")["step"]
+    assert steps.tolist() == list(range(30 * 4))
+
+
+def fill(path):
+    """Take all room that is left."""
+    with path.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
 
 
 def test_an_output_that_cannot_be_made(tiny_root, tmp_path, dlunet):

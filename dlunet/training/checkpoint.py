@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from contextlib import ExitStack
@@ -13,13 +12,11 @@ import lightning
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from dlunet.errors import WriteError
 from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
+from dlunet.training.full_disk import or_go_on
 from dlunet.training.module import SegmentationModule, Wishes
-
-log = logging.getLogger(__name__)
 
 #: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -65,6 +62,7 @@ class LastCheckpoint(Checkpoint):
         request: Notes the first signal; a second one stops at once.
         every_n_steps: Steps between two checkpoints; None: only epochs count.
         every_n_minutes: Minutes between two checkpoints; None: only epochs count.
+        on_full: See :func:`or_go_on`.
     """
 
     def __init__(
@@ -73,11 +71,13 @@ class LastCheckpoint(Checkpoint):
         request: StopRequest,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
+        on_full: str = "stop",
     ) -> None:
         self.folder = folder
         self.request = request
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
+        self.on_full = on_full
         self._saved = 0.0  # when the last checkpoint was written
         self._between_validations = 0  # steps
         self._noting = ExitStack()
@@ -134,7 +134,8 @@ class LastCheckpoint(Checkpoint):
 
     def _write(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero and self.folder.last.exists():
-            link_or_copy(self.folder.last, self.folder.previous)
+            with or_go_on(self.on_full):
+                link_or_copy(self.folder.last, self.folder.previous)
         trainer.save_checkpoint(self.folder.unlogged)
         self._saved = time.monotonic()
 
@@ -150,7 +151,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     previous checkpoint.
 
     Args:
-        on_full: ``"stop"`` raises an error if a checkpoint cannot be written, ``"continue"`` only says so.
+        on_full: See :func:`or_go_on`.
     """
 
     def __init__(self, on_full: str = "stop") -> None:
@@ -158,9 +159,5 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
-        try:
+        with or_go_on(self.on_full):
             save_tensors(checkpoint, Path(path))
-        except WriteError as error:
-            if self.on_full == "stop":
-                raise
-            log.warning("warning: %s; training goes on, as checkpoint.on_full=continue says", error)

@@ -42,18 +42,19 @@ def check_login(logger: DictConfig) -> None:
     )
 
 
-def build_loggers(logger: DictConfig, folder: RunFolder, steps_done: int) -> list[Logger]:
+def build_loggers(logger: DictConfig, folder: RunFolder, steps_done: int, on_full: str) -> list[Logger]:
     """The configured logger and always ``metrics.csv``, which the report reads.
 
     Args:
         logger: The config of the logger; without a target, only ``metrics.csv`` is written.
         folder: The run folder.
         steps_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
+        on_full: See :func:`dlunet.training.full_disk.or_go_on`.
 
     Raises:
         UserError: The configured logger is not installed.
     """
-    loggers: list[Logger] = [metrics_logger(folder.path, steps_done)]
+    loggers: list[Logger] = [metrics_logger(folder.path, steps_done, on_full)]
     if not has_dashboard(logger):
         return loggers
     if _uses_wandb(logger) and steps_done == 0 and rank() == 0:

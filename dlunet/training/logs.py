@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from dlunet.run_layout import RunLayout
+from dlunet.training.full_disk import LogFile
 
 
 class LogOfProcesses(Callback):
@@ -29,7 +30,7 @@ class LogOfProcesses(Callback):
             return
         silence_lightning()
         if trainer.is_global_zero and not logging.getLogger().handlers:
-            screen, file = logging.StreamHandler(sys.stdout), logging.FileHandler(self.folder.log, encoding="utf-8")
+            screen, file = logging.StreamHandler(sys.stdout), LogFile(self.folder.log, encoding="utf-8")
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[screen, file])
         elif not trainer.is_global_zero:
             be_silent()

@@ -4,16 +4,60 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import warnings
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from dlunet.errors import OUT_OF_PLACE, WriteError
 from dlunet.run_layout import RunLayout
+from dlunet.training.full_disk import or_go_on
 from dlunet.training.launch import rank
 
 
-def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
+class MetricsFile(CSVLogger):
+    """Lightning's logger; rows that cannot be written are kept in memory until they can be.
+
+    Args:
+        output: The run folder.
+        on_full: See :func:`or_go_on`.
+    """
+
+    def __init__(self, output: Path, on_full: str) -> None:
+        super().__init__(output, name="", version="", flush_logs_every_n_steps=20)
+        self.path = RunLayout(output).metrics
+        self.on_full = on_full
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append the rows; the file is as it was if there is no room for all of them."""
+        columns = list(self.experiment.metrics_keys)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        # Lightning writes the file anew where there is another column.
+        is_new = not set().union(*self.experiment.metrics) <= {*columns}
+        rows = self.path.read_bytes() if is_new and size else None
+        with or_go_on(self.on_full):
+            try:
+                super().save()
+            except OSError as error:
+                if error.errno not in OUT_OF_PLACE:
+                    raise
+                self.experiment.metrics_keys = columns
+                self._restore(size, rows)
+                raise WriteError.of(self.path, error) from None
+
+    def _restore(self, size: int, rows: bytes | None) -> None:
+        if not size:
+            self.path.unlink(missing_ok=True)
+        elif rows is not None:
+            self.path.write_bytes(rows)
+        else:
+            os.truncate(self.path, size)
+
+
+def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVLogger:
     """A logger that writes ``output/metrics.csv``.
 
     Lightning's logger deletes the file of an earlier run. Here the rows of steps that a resumed run does not repeat are
@@ -22,9 +66,10 @@ def metrics_logger(output: Path, steps_done: int) -> CSVLogger:
     Args:
         output: The run folder.
         steps_done: The number of steps before the checkpoint to resume from; 0 for a new run.
+        on_full: See :func:`or_go_on`.
     """
     kept = [row for row in _read_rows(RunLayout(output).metrics) if int(row["step"]) < steps_done]
-    logger = CSVLogger(output, name="", version="", flush_logs_every_n_steps=20)
+    logger = MetricsFile(output, on_full)
     if rank() != 0:  # only the first of several processes writes
         return logger
     with warnings.catch_warnings():

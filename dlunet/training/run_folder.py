@@ -22,6 +22,7 @@ from dlunet.networks.checkpoint_files import read_checkpoint
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
 from dlunet.settings import flattened
+from dlunet.training.full_disk import LogFile
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class RunFolder(RunLayout):
                 f"{self.path}: another run is writing to this folder; wait for it to end, or choose another folder: "
                 "output=FOLDER"
             )
-        handler = logging.FileHandler(self.log, encoding="utf-8", delay=True)  # a finished run is left untouched
+        handler = LogFile(self.log, encoding="utf-8", delay=True)  # a finished run is left untouched
         logging.getLogger().addHandler(handler)
         try:
             yield

@@ -41,7 +41,7 @@ def build_trainer(
         UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings, plugins = launch_settings(config.trainer)
-    loggers = build_loggers(config.logger, folder, steps_done)
+    loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)
     try:
         return lightning.Trainer(
             **settings,
@@ -60,7 +60,7 @@ def build_trainer(
 
 
 def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, request: StopRequest) -> list[Callback]:
-    last = LastCheckpoint(folder, request, checkpoint.every_n_steps, checkpoint.every_n_minutes)
+    last = LastCheckpoint(folder, request, checkpoint.every_n_steps, checkpoint.every_n_minutes, checkpoint.on_full)
     best = MovableCheckpoint(folder.checkpoints, folder.best.stem, "val/dsc", mode="max", enable_version_counter=False)
     # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
     checkpoints = [*([best] if has_validation else []), last]
