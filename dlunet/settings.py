@@ -87,6 +87,7 @@ RULES: dict[str, Rule] = {
     "method.passes": COUNT,
     "method.window": COUNT,
     "method.dropout": BELOW_ONE,
+    "method.cut_mix_probability": FRACTION,
     "method.box": (lambda value: _number(value, 0) and value <= 1, "a number greater than 0, at most 1"),
     "method.num_boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,

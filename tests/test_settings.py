@@ -54,6 +54,7 @@ WRONG = [
     "+method.passes=0",
     "+method.window=0",
     "+method.dropout=1",
+    "+method.cut_mix_probability=1.5",
     "+method.box=0",
     "+method.consistency_weight=-1",
     "+method.entropy_weight=-1",
@@ -105,6 +106,13 @@ def test_a_part_that_is_null_is_named(compose, part):
 
 def test_every_rule_is_tried():
     assert {override.lstrip("+").split("=")[0] for override in WRONG} == set(RULES) - {"runs", "predictions"}
+
+
+def test_every_number_of_a_method_has_a_rule():
+    for path in (CONFIGS / "method").glob("*.yaml"):
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+        numbers = [name for name, value in settings.items() if isinstance(value, int | float)]
+        assert {f"method.{name}" for name in numbers} <= set(RULES), path.name
 
 
 def test_no_run_to_report(compose):

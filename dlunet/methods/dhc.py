@@ -35,7 +35,7 @@ class DualDebiasedCoTraining(Method):
     networks = {"a": Trained(), "b": Trained()}  # noqa: RUF012
     predicts = ("a", "b")
     streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False)}  # noqa: RUF012
-    labels: Tensor
+    label_counts: Tensor
     rarity: Tensor
     dice: Tensor
     missed: Tensor
@@ -58,7 +58,7 @@ class DualDebiasedCoTraining(Method):
 
     def setup(self, num_classes: int) -> None:
         """Initially, all classes are equally difficult."""
-        initial = {"labels": 0.0, "rarity": 0.0, "dice": _EPSILON, "missed": 1.0, "learnt": 0.0, "unlearnt": 0.0}
+        initial = {"label_counts": 0.0, "rarity": 0.0, "dice": _EPSILON, "missed": 1.0, "learnt": 0.0, "unlearnt": 0.0}
         for name, value in initial.items():
             self.register_buffer(name, torch.full((num_classes,), value))
 
@@ -85,9 +85,9 @@ class DualDebiasedCoTraining(Method):
     @torch.no_grad()
     def _rarity(self, label: Tensor, found: Tensor) -> Tensor:
         """The weights by rarity in pseudo-labels ``found``; from the labels so far as long as there were none."""
-        if not len(found) or not self.labels.any():
-            self.labels += self._count(label)
-            self.rarity.copy_(_log_rarity(self.labels))
+        if not len(found) or not self.label_counts.any():
+            self.label_counts += self._count(label)
+            self.rarity.copy_(_log_rarity(self.label_counts))
         if len(found):
             self.rarity.lerp_(_log_rarity(self._count(found)), 1 - self.decay)
         return self.rarity * len(self.rarity)

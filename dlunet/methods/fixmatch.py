@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ class FixMatch(Method):
     Args:
         threshold: τ.
         unlabelled_weight: λ of the total loss.
-        cut_mix: The probability that the strong view of a patch is mixed.
+        cut_mix_probability: That the strong view of a patch is mixed.
         supervised_epochs: See :class:`Method`.
     """
 
@@ -36,45 +35,56 @@ class FixMatch(Method):
         self,
         threshold: float = 0.95,
         unlabelled_weight: float = 1.0,
-        cut_mix: float = 0.5,
+        cut_mix_probability: float = 0.5,
         supervised_epochs: int = 0,
     ) -> None:
         super().__init__(supervised_epochs)
         views = ("weak", *self.views)
-        self.streams = {
-            "labelled": Stream(labelled=True),
-            "unlabelled": Stream(labelled=False, views=views),
-            "unlabelled_j": Stream(labelled=False, views=views, other_than="unlabelled"),
-        }
+        self.streams = {"labelled": Stream(labelled=True), "unlabelled": Stream(labelled=False, views=views)}
+        if cut_mix_probability:
+            self.streams["unlabelled_j"] = Stream(labelled=False, views=views, other_than="unlabelled")
         self.threshold = threshold
         self.unlabelled_weight = unlabelled_weight
-        self.cut_mix = cut_mix
+        self.cut_mix_probability = cut_mix_probability
 
     def losses(self, step: Step) -> Terms:
         """The labelled term and, after the supervised epochs, that of the confident voxels."""
         network = step.networks["a"]
         terms = step.from_labels(network)
         if "unlabelled" in step.batch:
-            i, j = (self.sure(network, step.batch[name]["weak"]) for name in ("unlabelled", "unlabelled_j"))
-            terms["unlabelled"] = self.unlabelled_weight * self.on_strong(step, "strong", i, j)
+            with torch.no_grad():
+                outputs = network(step.batch["unlabelled"]["weak"])
+            (strong,) = self.on_strong(step, SurePseudoLabels.of(outputs, self.threshold))
+            terms["unlabelled"] = self.unlabelled_weight * strong
         return {"a": terms}
 
-    @torch.no_grad()
-    def sure(self, network: nn.Module, patches: Tensor) -> SurePseudoLabels:
-        """The pseudo-labels of weak views (B, 1, z, y, x)."""
-        return SurePseudoLabels.of(network(patches), self.threshold)
+    def on_strong(self, step: Step, pseudo: SurePseudoLabels) -> list[Tensor]:
+        """The loss on each strong view of the unlabelled patches, some of them mixed, with their pseudo-labels."""
+        network, unlabelled, other = step.networks["a"], step.batch["unlabelled"], step.batch.get("unlabelled_j")
+        if other is None:
+            return [pseudo.teach(network(unlabelled[view]), step.pseudo_loss) for view in self.views]
+        with torch.no_grad():
+            of_other = SurePseudoLabels.of(network(other["weak"]), self.threshold)
+        terms = []
+        for view in self.views:
+            masks = self._draw_masks(step, unlabelled[view])
+            seen = network(cut_mix(unlabelled[view], other[view], masks))
+            terms.append(pseudo.mixed(of_other, masks).teach(seen, step.pseudo_loss))
+        return terms
 
-    def on_strong(self, step: Step, view: str, i: SurePseudoLabels, j: SurePseudoLabels) -> Tensor:
-        """The loss on a strong view of the unlabelled patches, some of them mixed, with their pseudo-labels."""
-        outside, inside = step.batch["unlabelled"][view], step.batch["unlabelled_j"][view]
-        draw = partial(draw_masks, num_boxes=1, generator=step.generator, probability=self.cut_mix)
-        masks = step.draw(partial(draw, shape=outside.shape[2:]), len(outside)).to(outside.device)
-        seen = step.networks["a"](cut_mix(outside, inside, masks))
-        return i.mixed(j, masks).teach(seen, step.pseudo_loss)
+    def _draw_masks(self, step: Step, patches: Tensor) -> Tensor:
+        def draw(batch: int) -> Tensor:
+            return draw_masks(batch, patches.shape[2:], 1, step.generator, self.cut_mix_probability)
+
+        return step.draw(draw, len(patches)).to(patches.device)
 
     @torch.no_grad()
-    def mix(self, networks: Mapping[str, nn.Module], x_i: Tensor, x_j: Tensor, generator: torch.Generator) -> Mix:
+    def mix(
+        self, networks: Mapping[str, nn.Module], x_i: Tensor, x_j: Tensor, generator: torch.Generator
+    ) -> Mix | None:
         """CutMix of patches, with their pseudo-labels."""
+        if not self.cut_mix_probability:
+            return None
         masks = draw_masks(len(x_i), x_i.shape[2:], num_boxes=1, generator=generator).to(x_i.device)
         y_i, y_j = (pseudo_labels(networks["a"](x)) for x in (x_i, x_j))
         return Mix(cut_mix(x_i, x_j, masks), {"a": cut_mix(y_i, y_j, masks)})

@@ -51,12 +51,11 @@ class UniMatch(FixMatch):
             parts = _in_two_parts(network)
             features = parts.encode(step.batch["unlabelled"]["weak"])
             with torch.no_grad():
-                i = SurePseudoLabels.of(parts.decode(features), self.threshold)
-            j = self.sure(network, step.batch["unlabelled_j"]["weak"])
+                pseudo = SurePseudoLabels.of(parts.decode(features), self.threshold)
             perturbed = parts.decode([self._perturbed(level, step) for level in features])
-            strong = [self.on_strong(step, view, i, j) for view in self.views]
+            strong = self.on_strong(step, pseudo)
             half = self.unlabelled_weight / 2
-            terms["features"] = half * i.teach(perturbed, step.pseudo_loss)
+            terms["features"] = half * pseudo.teach(perturbed, step.pseudo_loss)
             terms["strong"] = half * (strong[0] + strong[1]) / 2
         return {"a": terms}
 

@@ -5,28 +5,34 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
-from dlunet.training.full_disk import or_go_on
+from dlunet.training.full_disk import OnFull
 from dlunet.training.module import SegmentationModule, Wishes
 
 #: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+#: What Lightning stores of the best checkpoint.
+BEST = ("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
 
 
 class MovableCheckpoint(ModelCheckpoint):
     """Lightning's callback, adapted to run folders that change their path.
 
     Lightning drops its best score if the path of the folder has changed. Here the files are looked up in the current
-    run folder, and the score is kept as long as its file exists.
+    run folder, and the score is kept as long as its file exists. A checkpoint that could not be written is not the
+    best.
     """
 
     @property
@@ -41,6 +47,13 @@ class MovableCheckpoint(ModelCheckpoint):
         state_dict = {**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath}
         if all(Path(path).exists() for path in scores):
             super().load_state_dict(state_dict)
+
+    def _update_best_and_save(self, current: Tensor, trainer: lightning.Trainer, candidates: dict[str, Tensor]) -> None:
+        before = {name: copy(getattr(self, name)) for name in BEST}
+        super()._update_best_and_save(current, trainer, candidates)
+        files = cast(WholeCheckpointIO, trainer.strategy.checkpoint_io)
+        if trainer.strategy.broadcast(files.on_full.is_full):  # only the first process writes
+            vars(self).update(before)
 
     def _here(self, path: str) -> str:
         return str(Path(str(self.dirpath)) / Path(path).name) if path else path
@@ -62,7 +75,7 @@ class LastCheckpoint(Checkpoint):
         request: Notes the first signal; a second one stops at once.
         every_n_steps: Steps between two checkpoints; None: only epochs count.
         every_n_minutes: Minutes between two checkpoints; None: only epochs count.
-        on_full: See :func:`or_go_on`.
+        on_full: See :class:`OnFull`.
     """
 
     def __init__(
@@ -77,7 +90,7 @@ class LastCheckpoint(Checkpoint):
         self.request = request
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
-        self.on_full = on_full
+        self.on_full = OnFull(on_full)
         self._saved = 0.0  # when the last checkpoint was written
         self._between_validations = 0  # steps
         self._noting = ExitStack()
@@ -134,7 +147,7 @@ class LastCheckpoint(Checkpoint):
 
     def _write(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero and self.folder.last.exists():
-            with or_go_on(self.on_full):
+            with self.on_full:
                 link_or_copy(self.folder.last, self.folder.previous)
         trainer.save_checkpoint(self.folder.unlogged)
         self._saved = time.monotonic()
@@ -151,13 +164,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
     previous checkpoint.
 
     Args:
-        on_full: See :func:`or_go_on`.
+        on_full: See :class:`OnFull`.
     """
 
     def __init__(self, on_full: str = "stop") -> None:
-        self.on_full = on_full
+        self.on_full = OnFull(on_full)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
-        with or_go_on(self.on_full):
+        with self.on_full:
             save_tensors(checkpoint, Path(path))

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from types import TracebackType
 
 from dlunet.errors import OUT_OF_PLACE, WriteError
 
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def or_go_on(on_full: str) -> Iterator[None]:
-    """Say so and go on after the block if it cannot write, where ``checkpoint.on_full`` is ``"continue"``.
+class OnFull:
+    """A block that writes: whether a training goes on if it cannot. It says so once, until it can again.
 
-    Raises:
-        WriteError: That of the block, where it is ``"stop"``.
+    Args:
+        choice: ``checkpoint.on_full``: ``"stop"`` raises the :class:`WriteError` of the block, ``"continue"`` does not.
+
+    Attributes:
+        is_full: Whether the last block could not write.
     """
-    try:
-        yield
-    except WriteError as error:
-        if on_full == "stop":
-            raise
-        log.warning("warning: %s; training goes on, as checkpoint.on_full=continue says", error)
+
+    def __init__(self, choice: str) -> None:
+        self.goes_on = choice == "continue"
+        self.is_full = False
+
+    def __enter__(self) -> OnFull:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not (self.goes_on and isinstance(error, WriteError)):
+            self.is_full = False
+            return False
+        if not self.is_full:
+            log.warning("warning: %s; training goes on, as checkpoint.on_full=continue says", error)
+        self.is_full = True
+        return True
 
 
 class LogFile(logging.FileHandler):

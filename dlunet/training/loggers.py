@@ -49,7 +49,7 @@ def build_loggers(logger: DictConfig, folder: RunFolder, steps_done: int, on_ful
         logger: The config of the logger; without a target, only ``metrics.csv`` is written.
         folder: The run folder.
         steps_done: See :func:`dlunet.training.metrics_file.metrics_logger`.
-        on_full: See :func:`dlunet.training.full_disk.or_go_on`.
+        on_full: See :class:`dlunet.training.full_disk.OnFull`.
 
     Raises:
         UserError: The configured logger is not installed.

@@ -3,56 +3,73 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import math
 import os
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlunet.errors import OUT_OF_PLACE, WriteError
+from dlunet.files import whole, write_bytes
 from dlunet.run_layout import RunLayout
-from dlunet.training.full_disk import or_go_on
+from dlunet.training.full_disk import OnFull
 from dlunet.training.launch import rank
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's logger; rows that cannot be written are kept in memory until they can be.
+    """Lightning's logger, which leaves the file whole if there is no room; its rows are then kept until there is.
 
     Args:
         output: The run folder.
-        on_full: See :func:`or_go_on`.
+        on_full: See :class:`dlunet.training.full_disk.OnFull`.
     """
 
     def __init__(self, output: Path, on_full: str) -> None:
         super().__init__(output, name="", version="", flush_logs_every_n_steps=20)
         self.path = RunLayout(output).metrics
-        self.on_full = on_full
+        self.on_full = OnFull(on_full)
 
     @rank_zero_only
     def save(self) -> None:
-        """Append the rows; the file is as it was if there is no room for all of them."""
-        columns = list(self.experiment.metrics_keys)
-        size = self.path.stat().st_size if self.path.exists() else 0
-        # Lightning writes the file anew where there is another column.
-        is_new = not set().union(*self.experiment.metrics) <= {*columns}
-        rows = self.path.read_bytes() if is_new and size else None
-        with or_go_on(self.on_full):
+        """Append the rows that were logged since."""
+        with self.on_full:
+            columns = set().union(*self.experiment.metrics)
+            if self.path.exists() and not columns <= {*self.experiment.metrics_keys}:
+                self._widen(columns)
+            size = self.path.stat().st_size if self.path.exists() else None
             try:
                 super().save()
             except OSError as error:
-                if error.errno not in OUT_OF_PLACE:
-                    raise
-                self.experiment.metrics_keys = columns
-                self._restore(size, rows)
-                raise WriteError.of(self.path, error) from None
+                self._undo(size)
+                if error.errno in OUT_OF_PLACE:
+                    raise WriteError.of(self.path, error) from None
+                raise
 
-    def _restore(self, size: int, rows: bytes | None) -> None:
-        if not size:
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Append the last rows."""
+        super().finalize(status)
+        if self._experiment is not None and (rows := self.experiment.metrics):
+            log.warning("warning: %s: the last %d rows are lost, for lack of room", self.path, len(rows))
+
+    def _widen(self, further: Collection[str]) -> None:
+        """Write the file anew with further columns; Lightning would write over it."""
+        with self.path.open(newline="") as file:
+            text, columns = _as_csv(list(csv.DictReader(file)), further)
+        write_bytes(self.path, text)
+        self.experiment.metrics_keys = columns
+
+    def _undo(self, size: int | None) -> None:
+        if size is None:
             self.path.unlink(missing_ok=True)
-        elif rows is not None:
-            self.path.write_bytes(rows)
+            self.experiment.metrics_keys = []
         else:
             os.truncate(self.path, size)
 
@@ -66,17 +83,29 @@ def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVL
     Args:
         output: The run folder.
         steps_done: The number of steps before the checkpoint to resume from; 0 for a new run.
-        on_full: See :func:`or_go_on`.
+        on_full: See :class:`MetricsFile`.
     """
-    kept = [row for row in _read_rows(RunLayout(output).metrics) if int(row["step"]) < steps_done]
+    path = RunLayout(output).metrics
+    kept = [row for row in _read_rows(path) if int(row["step"]) < steps_done]
     logger = MetricsFile(output, on_full)
     if rank() != 0:  # only the first of several processes writes
         return logger
+    if not kept:
+        _begin(logger)
+        return logger
+    text, columns = _as_csv(kept)
+    with whole(path) as rewritten:
+        rewritten.write_bytes(text)
+        _begin(logger)
+    logger.experiment.metrics_keys = columns
+    return logger
+
+
+def _begin(logger: CSVLogger) -> None:
+    """Let Lightning delete the file, as it does on first use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        logger.experiment.metrics.extend(kept)
-    logger.save()
-    return logger
+        assert not logger.experiment.metrics
 
 
 def best_value(output: Path, name: str) -> float | None:
@@ -91,6 +120,16 @@ def _read_rows(path: Path) -> list[dict]:
     # After a crash of the machine, data that was not written out appears as NUL bytes.
     lines = path.read_text(encoding="utf-8", errors="replace").partition("\0")[0].splitlines()
     return [row for row in csv.DictReader(lines) if _is_whole(row)]
+
+
+def _as_csv(rows: Sequence[Mapping[str, str]], further: Collection[str] = ()) -> tuple[bytes, list[str]]:
+    """A file of these rows, with their columns and further ones, and the names of the columns."""
+    columns = sorted({*further}.union(*rows))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode(), columns
 
 
 def _is_whole(row: dict) -> bool:

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: How PyTorch says that a reader of patches was killed, and all of what it says that users can act on.
 KILLED_READER = "DataLoader worker (pid"
+#: How PyTorch begins its message about weights for other networks or another method.
+UNFIT = "Error(s) in loading state_dict"
 FAULTS = (KILLED_READER, *OUT_OF_MEMORY)
 
 #: What stands before the message of a UserError in the traceback of a process that was started.
@@ -162,6 +164,11 @@ def _for_users(text: str, config: DictConfig, datamodule: PatchDataModule) -> st
     _, *of_users = USER_ERROR.split(text)
     if of_users:
         return of_users[-1].strip()
+    if UNFIT in text:
+        return (
+            f"{config.output}: its last checkpoint does not fit these networks or this version of the method "
+            f"({text.splitlines()[-1].strip()}); start another run: output=FOLDER"
+        )
     line = next((line.strip() for line in text.splitlines() if any(known in line for known in FAULTS)), None)
     if line is None:
         return None

@@ -26,14 +26,17 @@ SETTINGS = {
     "entropy_minimisation": [{}, {"entropy_weight": 0.3, "ramp": 0.2}],
     "fixmatch": [
         {"threshold": 0.4},
-        {"threshold": 0.5, "unlabelled_weight": 0.7, "cut_mix": 1.0},
-        {"threshold": 0.4, "cut_mix": 0},
+        {"threshold": 0.5, "unlabelled_weight": 0.7, "cut_mix_probability": 1.0},
+        {"threshold": 0.4, "cut_mix_probability": 0},
     ],
     "mean_teacher": [{}, {"consistency_weight": 3, "ramp": 0.2}],
     "pseudo_label": [{}, {"unlabelled_weight": 0.3, "decay": 0.9}],
     "supervised": [{}, {"decay": 0.9}],
     "ua_mt": [{"passes": 3}, {"passes": 4, "noise": 0.2, "consistency_weight": 3, "ramp": 0.2}],
-    "unimatch": [{"threshold": 0.4}, {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3, "cut_mix": 1}],
+    "unimatch": [
+        {"threshold": 0.4},
+        {"threshold": 0.5, "unlabelled_weight": 0.7, "dropout": 0.3, "cut_mix_probability": 1},
+    ],
 }
 
 
@@ -99,19 +102,19 @@ def ua_mt(s, passes=8, noise=0.1, consistency_weight=0.1, ramp=1.0):
     return {"student": {"labelled": cross_entropy(s.p("student", s.x), s.y), "consistency": consistency}}
 
 
-def fixmatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix=0.5):
-    unlabelled = unlabelled_weight * _on_strong(s, "strong", threshold, cut_mix)
+def fixmatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix_probability=0.5):
+    unlabelled = unlabelled_weight * _on_strong(s, "strong", threshold, cut_mix_probability)
     return {"a": {"labelled": cross_entropy(s.p("a", s.x), s.y), "unlabelled": unlabelled}}
 
 
-def unimatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix=0.5, dropout=0.5):
+def unimatch(s, threshold=0.95, unlabelled_weight=1.0, cut_mix_probability=0.5, dropout=0.5):
     views, network = s.u["unlabelled"], s.f["a"]
     weak = s.p("a", views["weak"])
     features = network.encode(views["weak"])
     kept = [torch.rand((*level.shape[:2], 1, 1, 1), generator=s.draw) >= dropout for level in features]
     dropped = [level * keep / (1 - dropout) for level, keep in zip(features, kept, strict=True)]
     perturbed = network.decode(dropped).softmax(1)
-    strong = sum(_on_strong(s, view, threshold, cut_mix) for view in ("strong_1", "strong_2"))
+    strong = sum(_on_strong(s, view, threshold, cut_mix_probability) for view in ("strong_1", "strong_2"))
     terms = {
         "features": unlabelled_weight / 2 * _sure(weak, perturbed, threshold),
         "strong": unlabelled_weight / 4 * strong,
@@ -123,7 +126,7 @@ def _on_strong(s, view, threshold, probability):
     """The strong view with one box of another patch in some samples; the weak views' probabilities are mixed alike."""
     from dlunet.methods.cutmix import draw_box  # the distribution of the boxes has its own tests
 
-    i, j = s.u["unlabelled"], s.u["unlabelled_j"]
+    i, j = s.u["unlabelled"], s.u.get("unlabelled_j")
     mixed, weak = i[view].clone(), s.p("a", i["weak"]).clone()
     for sample in range(len(mixed)):
         if probability == 1 or torch.rand((), generator=s.draw).item() < probability:

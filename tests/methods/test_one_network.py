@@ -72,7 +72,7 @@ def test_only_sure_voxels_are_targets_and_all_count_in_the_mean(step, threshold)
     taught, learnt = voxels(network, views["weak"]), voxels(network, views["strong"])
     sure = [max(q) >= threshold for q in taught]
     assert {0.0: all(sure), 0.9: any(sure) and not all(sure), 1.1: not any(sure)}[threshold]
-    terms = FixMatch(threshold, unlabelled_weight=0.7, cut_mix=0).losses(step)["a"]
+    terms = FixMatch(threshold, unlabelled_weight=0.7, cut_mix_probability=0).losses(step)["a"]
     cost = sum(-math.log(p[q.index(max(q))]) for q, p, s in zip(taught, learnt, sure, strict=True) if s)
     assert terms["unlabelled"].item() == pytest.approx(0.7 * cost / len(taught), rel=1e-9)
 

@@ -62,3 +62,18 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
         WholeCheckpointIO().save_checkpoint({"epoch": 2}, str(path))
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_a_score_whose_checkpoint_could_not_be_written_does_not_count(tmp_path, monkeypatch):
+    """With validations of the scores below, and a disk that is full at the first and the third one."""
+    best, files = callback(tmp_path), WholeCheckpointIO("continue")
+    strategy = SimpleNamespace(checkpoint_io=files, broadcast=lambda value: value, reduce_boolean_decision=bool)
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=True, loggers=[], global_step=0)
+    full, room = lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")), os.fsync
+    for score, disk, expected in [(0.5, full, None), (0.4, room, 0.4), (0.8, full, 0.4), (0.6, room, 0.6)]:
+        monkeypatch.setattr("dlunet.files.os.fsync", disk)
+        trainer.save_checkpoint = lambda path, _, score=score: files.save_checkpoint({"score": score}, path)
+        assert best.check_monitor_top_k(trainer, torch.tensor(score))
+        best._update_best_and_save(torch.tensor(score), trainer, {"val/dsc": torch.tensor(score)})
+        assert best.best_model_score == (None if expected is None else torch.tensor(expected))
+        assert expected is None or torch.load(best.best_model_path, weights_only=True) == {"score": expected}

@@ -185,3 +185,16 @@ def test_table_3_goes_through_and_the_report_prints_its_rows(place, train, dlune
     for row, dsc in paper.items():
         assert row in page and dsc in page
         assert row in printed and f"{float(dsc):.2f}".removeprefix("0") in printed
+
+
+def test_a_checkpoint_that_does_not_fit_the_networks(place, dlunet):
+    """As after an update of a method that has further state."""
+    words = ("train", *TINY, "experiment=sup_light", "output=unfit", "resume=auto")
+    dlunet(*words, "trainer.max_epochs=1", cwd=place)
+    path = place / "unfit" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    missing = next(name for name in checkpoint["state_dict"] if name.endswith("weight"))
+    del checkpoint["state_dict"][missing]
+    torch.save(checkpoint, path)
+    message = dlunet(*words, "trainer.max_epochs=2", cwd=place, fails=True).stderr
+    assert "unfit: its last checkpoint does not fit" in message and missing in message and "output=FOLDER" in message
