@@ -297,6 +297,8 @@ def test_on_a_full_disk_a_training_goes_on_if_it_is_to(tiny_flare22, small_disk,
     tiny_flare22(tmp_path / "flare22")
     run, ballast = small_disk / "run", small_disk / "ballast"
     words = (f"output={run}", "experiment=sup_light", "checkpoint.on_full=continue", "trainer.max_epochs=30")
+    three_checkpoints = ("mount", "-o", "remount,size=600k", str(small_disk))
+    subprocess.run(three_checkpoints, check=True)
     printed = ""
     with start_dlunet("train", *TINY, *words, cwd=tmp_path, fresh=True) as process:
         while not (run / "checkpoints" / "last.ckpt").exists():
