@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from experiments.recipes import study as studies
 TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
+PAGE = Path(__file__).parents[2] / "README.md"
 STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
 #: In `make test`, tests/test_sweeps.py composes the runs of the methods.
 TO_COMPOSE = [pytest.param(name, marks=pytest.mark.slow if name == "methods" else ()) for name in STUDIES]
@@ -204,10 +206,11 @@ def printed_figures(study):
     return found
 
 
-def test_the_figures_in_the_tables_of_the_page_are_those_of_the_results():
+@pytest.mark.parametrize("page", [studies.HERE / "README.md", PAGE])
+def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
     """In tables whose rows are runs, below a link to the results of their study."""
     checked = 0
-    for study, table in TABLE.findall((studies.HERE / "README.md").read_text()):
+    for study, table in TABLE.findall(page.read_text()):
         known = printed_figures(study)
         (_, *titles), _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         for run, *cells in rows:
