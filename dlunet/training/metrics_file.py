@@ -102,10 +102,10 @@ def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVL
 
 
 def _begin(logger: CSVLogger) -> None:
-    """Let Lightning delete the file, as it does on first use."""
+    """Use the logger for the first time: Lightning then deletes the file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        assert not logger.experiment.metrics
+        _ = logger.experiment
 
 
 def best_value(output: Path, name: str) -> float | None:

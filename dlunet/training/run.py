@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 
 #: How PyTorch says that a reader of patches was killed, and all of what it says that users can act on.
 KILLED_READER = "DataLoader worker (pid"
+FAULTS = (KILLED_READER, *OUT_OF_MEMORY)
+
 #: How PyTorch begins its message about weights for other networks or another method.
 UNFIT = "Error(s) in loading state_dict"
-FAULTS = (KILLED_READER, *OUT_OF_MEMORY)
 
 #: What stands before the message of a UserError in the traceback of a process that was started.
 USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.\w+: ", re.MULTILINE)

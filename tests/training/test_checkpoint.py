@@ -52,12 +52,14 @@ def test_what_lightning_s_own_callback_saved_is_found(tmp_path):
     assert callback(tmp_path).state_key == callback(tmp_path, ModelCheckpoint).state_key
 
 
+def full(_):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "last.ckpt"
     WholeCheckpointIO().save_checkpoint({"epoch": 1}, path)
-    monkeypatch.setattr(
-        "dlunet.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("dlunet.files.os.fsync", full)
     with pytest.raises(UserError, match=f"{path}: could not be written .No space left"):
         WholeCheckpointIO().save_checkpoint({"epoch": 2}, str(path))
     assert torch.load(path, weights_only=True) == {"epoch": 1}
@@ -69,7 +71,7 @@ def test_a_score_whose_checkpoint_could_not_be_written_does_not_count(tmp_path, 
     best, files = callback(tmp_path), WholeCheckpointIO("continue")
     strategy = SimpleNamespace(checkpoint_io=files, broadcast=lambda value: value, reduce_boolean_decision=bool)
     trainer = SimpleNamespace(strategy=strategy, is_global_zero=True, loggers=[], global_step=0)
-    full, room = lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")), os.fsync
+    room = os.fsync
     for score, disk, expected in [(0.5, full, None), (0.4, room, 0.4), (0.8, full, 0.4), (0.6, room, 0.6)]:
         monkeypatch.setattr("dlunet.files.os.fsync", disk)
         trainer.save_checkpoint = lambda path, _, score=score: files.save_checkpoint({"score": score}, path)
