@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from dlunet.errors import UserError, WriteError
 
 
@@ -132,11 +134,15 @@ def _remove(path: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine is still running."""
+    """Whether a process of this machine is still running.
+
+    One that has ended is not, even if its parent has not taken note of that: in a container, the first process may
+    never do so for those whose parent was killed.
+    """
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False
-    except PermissionError:  # owned by another user
-        pass
-    return True
+    except (PermissionError, psutil.AccessDenied):  # owned by another user
+        return True

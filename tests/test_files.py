@@ -1,11 +1,14 @@
 """Atomic writes: files appear complete or not at all."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
 from dlunet.errors import UserError
-from dlunet.files import write_text
+from dlunet.files import remove_leftovers, write_text
 
 
 def test_text_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
@@ -26,3 +29,16 @@ def test_a_place_that_cannot_be_written(tmp_path, occupied):
     with pytest.raises(UserError, match=f"{target}: could not be written"):
         write_text(target, "text")
     assert os.listdir(tmp_path) == ["target"]
+
+
+def test_leftovers_are_those_of_processes_that_have_ended(tmp_path):
+    """Also if nobody has waited for the process, as in a container whose first process does not."""
+    ended, running = (subprocess.Popen([sys.executable, "-c", code]) for code in ("", "import time; time.sleep(600)"))
+    kept = [f".{platform.node()}.{running.pid}.0123", f".another.{ended.pid}.0123", "a.txt"]
+    with ended, running:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        for name in (f".{platform.node()}.{ended.pid}.0123", *kept):
+            (tmp_path / name).touch()
+        remove_leftovers(tmp_path)
+        running.kill()
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)

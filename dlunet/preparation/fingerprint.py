@@ -15,7 +15,7 @@ import numpy as np
 from dlunet import stamps
 from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
-from dlunet.files import write_text
+from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import alone
 from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
@@ -98,6 +98,7 @@ def take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, worke
 
 
 def _take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, workers: int | None) -> Fingerprint:
+    remove_leftovers(cache.parent)
     read: dict[str, CaseFacts] = {}
     files: dict[str, stamps.Stamps] = {}
     failures = []

@@ -308,8 +308,8 @@ def _prepare_all(
         shared.let_others_prepare()
         missing = set(todo)
         todo, prepare = [case for case in shard.of(cases) if case in missing], preparation.prepare_beside_others
-    places = (place for case in todo for place in (preparation.place(case), preparation.index_place(case)))
-    for part in {place.parent for place in places if place is not None}:
+    places = (place for case in cases for place in (preparation.place(case), preparation.index_place(case)))
+    for part in {preparation.folder, *(place.parent for place in places if place is not None)}:
         remove_leftovers(part)
     failures: dict[Case, str] = {}
     for case, outcome in for_each_case("preparing", prepare, todo, workers) if todo else ():

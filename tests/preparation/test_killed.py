@@ -20,6 +20,11 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def partial_files(folder):
+    found = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}.*.*.*")]
+    return [path for path in found if path.name.split(".")[2].isdigit()]
+
+
 def finished(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/*/[!.]*/case.json")}
 
@@ -38,7 +43,9 @@ def test_killed_and_run_again(place, kills, tmp_path, dlunet, start_dlunet):
             while not (output / "fingerprint.json").exists() or len(finished(output)) < some:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0, 0.1))
+            moment = time.monotonic() + moments.uniform(0, 0.1)
+            while time.monotonic() < moment and (kill % 2 or not partial_files(output)):
+                pass
             process.kill()
         before = finished(output)
         if len(before) == CASES or kill == kills:
@@ -46,8 +53,9 @@ def test_killed_and_run_again(place, kills, tmp_path, dlunet, start_dlunet):
             after = finished(output)
             assert {path: after[path] for path in before} == before  # finished cases are not prepared again
             deadline = time.monotonic() + 20  # workers of the killed run exit once they notice
-            while contents(output) != expected and time.monotonic() < deadline:
+            while partial_files(output) and time.monotonic() < deadline:
                 time.sleep(0.5)
-            assert contents(output) == expected
+                dlunet(*WORDS, f"data.prepared={output}", cwd=place)
+            assert contents(output) == expected and finished(output) == after
             for path in sorted(output.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()

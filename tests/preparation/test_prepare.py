@@ -170,6 +170,18 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     assert left == {running, elsewhere}  # folders that another run may still be writing stay
 
 
+def test_what_a_killed_process_left_goes_though_all_cases_are_finished(prepare, tmp_path):
+    prepared = prepare()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = tmp_path / "prepared"
+    before = {*folder.rglob("*")}
+    for place in (folder, prepared.labelled[0].folder.parent, prepared.unlabelled[0].folder.parent):
+        (place / f".{platform.node()}.{ended.pid}.x").mkdir()
+    prepare()
+    assert {*folder.rglob("*")} == before
+
+
 def test_the_fingerprint_follows_the_labels(root, prepare, tmp_path, write_volume):
     """Changed labels change the intensity range: every case is normalised again, so that all share one plan."""
     before = prepare()
