@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 
 from dlunet import cli
@@ -74,7 +75,10 @@ def dlunet(capfd):
 
 @contextmanager
 def as_a_new_process() -> Iterator[None]:
-    """Undo the block's changes to the process; only one core is available in it, so no worker processes by default."""
+    """Undo the block's changes to the process; only one core is available in it, so no worker processes by default.
+
+    Hydra composes a config twice, at first only to see whether it sets ``hydra.mode``; here it is told that none does.
+    """
     loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     threads = torch.get_num_threads()
@@ -84,6 +88,7 @@ def as_a_new_process() -> Iterator[None]:
             patch.dict(os.environ),
             patch.object(sys, "path", sys.path[:]),
             patch("dlunet.parallel.available_cores", return_value=1),
+            patch.object(Hydra, "get_mode", return_value=None),
         ):
             yield
     finally:

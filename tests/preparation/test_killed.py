@@ -6,13 +6,13 @@ import time
 import pytest
 
 WORDS = ("prepare", "scale=tiny", "data=flare22", "data.root=flare22")
-CASES = 22
+CASES = 14
 
 
 @pytest.fixture(scope="module")
 def place(tiny_flare22, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    tiny_flare22(folder / "flare22", labelled=4, unlabelled=16, validation=2)
+    tiny_flare22(folder / "flare22", labelled=4, unlabelled=8, validation=2)
     return folder
 
 
