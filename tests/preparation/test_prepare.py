@@ -41,6 +41,12 @@ def changed(before, after):
     return sorted(path.name for path in after if before.get(path) != after[path])
 
 
+def ended_process():
+    """The id of a process that no longer runs."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
 def test_values_against_numpy_and_scipy(root, prepare):
     """The files are RAS: SimpleITK's arrays are mirrored, clipped, normalised and zoomed by hand."""
     prepared = prepare()
@@ -155,9 +161,7 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     """Killed while writing: the case has its temporary name or, were writes not atomic, lacks its last file."""
     first = prepare()
     killed, cut = first.labelled[0].folder, first.labelled[1].folder
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    killed.rename(killed.with_name(f".{platform.node()}.{ended.pid}.{killed.name}"))
+    killed.rename(killed.with_name(f".{platform.node()}.{ended_process()}.{killed.name}"))
     running, elsewhere = (f".{machine}.{os.getppid()}.x" for machine in (platform.node(), "elsewhere"))
     (killed.parent / running).mkdir()
     (killed.parent / elsewhere).mkdir()
@@ -172,12 +176,10 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
 
 def test_what_a_killed_process_left_goes_though_all_cases_are_finished(prepare, tmp_path):
     prepared = prepare()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
     folder = tmp_path / "prepared"
     before = {*folder.rglob("*")}
     for place in (folder, prepared.labelled[0].folder.parent, prepared.unlabelled[0].folder.parent):
-        (place / f".{platform.node()}.{ended.pid}.x").mkdir()
+        (place / f".{platform.node()}.{ended_process()}.x").mkdir()
     prepare()
     assert {*folder.rglob("*")} == before
 
