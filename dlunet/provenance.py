@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+#: Results written by scripts: they change nothing that is trained.
+RESULTS = ("benchmarks/results/**", "experiments/*/results/**")
 PACKAGES = ("dlunet", "torch", "lightning", "torchio", "torchmetrics", "hydra-core", "SimpleITK", "numpy", "scipy")
 
 
@@ -31,15 +33,16 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit and whether files differ from it; None outside a checkout."""
+    """The commit and whether files other than results differ from it; None outside a checkout."""
     folder = Path(__file__).parent
+    but_results = [":/", *(f":(top,exclude,glob){pattern}" for pattern in RESULTS)]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", *but_results))}
     except (OSError, subprocess.CalledProcessError):
         return None
 

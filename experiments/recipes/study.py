@@ -7,7 +7,8 @@
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
 study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. Runs whose folders are not here, since they
-were trained elsewhere or deleted, keep the scores that they have in these files.
+were trained elsewhere or deleted, keep the scores that they have in these files. Scores of other settings than the
+study has now are refused.
 
 With ``command: self_train``, every round of a run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of
 another study, and trained there.
@@ -42,6 +43,8 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results"
 #: A line for each start of a run, and one with its CPU seconds.
 CPU_SECONDS, START = "cpu_seconds.txt", "start"
+#: The settings that the study had when a run was started, one per line.
+SETTINGS = "settings.txt"
 
 
 def main() -> None:
@@ -53,15 +56,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     study = load(arguments.study)
+    check_settings(arguments.study, study)
     wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
     if command_of(study) == "train":
         prepare_all(study, {run for run, _ in wanted})
     with ThreadPoolExecutor(arguments.processes) as threads:
         well = list(threads.map(lambda which: train(arguments.study, study, *which), wanted))
-    made = provenance()  # before new files count as changes of the tree
     if runs := finished_runs(arguments.study, study):
         write_scores(arguments.study, runs)
-        write_summary(arguments.study, runs, made)
+        write_summary(arguments.study, study, runs, provenance())
         write_comparisons(arguments.study, runs, study.comparisons)
     if not all(well):
         sys.exit(f"{well.count(False)} runs failed, see above; rerun the command to resume them")
@@ -89,6 +92,34 @@ def settings_of(study, run: str) -> list[str]:
     """The overrides of a run: its name, those of the study and its own."""
     settings = {"name": run, **study.settings, **(study.runs[run] or {})}
     return [f"{name}={value}" for name, value in settings.items()]
+
+
+def trained_with(study, name: str, run: str) -> list[str]:
+    """The overrides of a run, or those that it has in the study that it is trained in."""
+    study, _, run = home(study, name, run)
+    return settings_of(study, run)
+
+
+def check_settings(name: str, study) -> None:
+    """Exit if a run was trained with other settings than the study has now: its scores would be those of another."""
+    for run in study.runs:
+        now = trained_with(study, name, run)
+        for place, before in recorded_settings(name, study, run).items():
+            if before != now:
+                sys.exit(
+                    f"{place}: {run} was trained with {' '.join(before)}, but the study has {' '.join(now)}; delete "
+                    "its run folders and rows of results to train it again, or give the new settings another name"
+                )
+
+
+def recorded_settings(name: str, study, run: str) -> dict[str, list[str]]:
+    """The settings that a run was trained with, by the results and the run folders that record them."""
+    summary, (_, trained_in, original) = collected_summary(name), home(study, name, run)
+    rows = [row for row in trainings(study, name, run, 0) if "settings" in summary.get(row, {})]
+    files = [run_folder(trained_in, original, seed) / SETTINGS for seed in study.seeds]
+    return {f"{RESULTS / name}.json, {row}": summary[row]["settings"] for row in rows} | {
+        str(file.parent): file.read_text().splitlines() for file in files if file.exists()
+    }
 
 
 def prepare_all(study, runs: Iterable[str]) -> None:
@@ -125,8 +156,10 @@ def train(name: str, study, run: str, seed: int) -> bool:
     study, name, run = home(study, name, run)
     folder = run_folder(name, run, seed)
     if not all(map(is_finished, parts.values())):
-        words = [*settings_of(study, run), f"seed={seed}", f"output={folder}"]
+        settings = settings_of(study, run)
+        words = [*settings, f"seed={seed}", f"output={folder}"]
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text("\n".join(settings) + "\n")
         with (folder / "output.txt").open("a") as output, (folder / CPU_SECONDS).open("a") as seconds:
             print(START, file=seconds, flush=True)  # stays alone if this process is killed
             process = subprocess.Popen(
@@ -201,15 +234,20 @@ def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
     pd.concat(tables)[columns].round(4).to_csv(RESULTS / f"{name}.csv", index=False)
 
 
-def write_summary(name: str, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
-    """Write the means by run, seed and organ, and the provenance; what only folders tell is kept for runs elsewhere."""
+def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
+    """Write settings and means by run, seed and organ, and the provenance.
+
+    What only folders tell is kept for runs elsewhere.
+    """
     summary, table, earlier = {}, score_table(runs, "dsc").mean, collected_summary(name)
+    settings = {row: trained_with(study, name, run) for run in study.runs for row in trainings(study, name, run, 0)}
     for group, members in runs.items():
         before = earlier.get(group, {})
         here = [run for run in members if run.provenance]
-        commits = {run.provenance["git"]["commit"] for run in here}
+        commits = {run.commit for run in here}
         minutes = [spent for run in members if (spent := cpu_minutes(run.folder)) is not None]
         summary[group] = {
+            "settings": settings[group],
             "seeds": {run.seed: round(organ_means(run.scores, "dsc")[MEAN], 4) for run in members},
             "mean": table.loc[group, MEAN].round(4),
             "organs": table.loc[group].drop(MEAN).round(4).to_dict(),

@@ -45,7 +45,7 @@ def finish(place, make_run):
 def collect(name, study):
     runs = studies.finished_runs(name, study)
     studies.write_scores(name, runs)
-    studies.write_summary(name, runs, {"commit": "0123abcd"})
+    studies.write_summary(name, study, runs, {"commit": "0123abcd"})
     studies.write_comparisons(name, runs, study.comparisons)
 
 
@@ -81,7 +81,7 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
         by_seed = scores[scores["run"] == run].groupby("seed")["dsc"].mean()
         assert {int(seed): value for seed, value in row["seeds"].items()} == pytest.approx(dict(by_seed), abs=1e-4)
         assert row["mean"] == pytest.approx(by_seed.mean(), abs=1e-4)
-        assert row["commits"] == ["0123abcd"] and "kept" not in row
+        assert row["commits"] == ["0123abcd"] and "kept" not in row and row["settings"] == [f"name={run}"]
     assert [row["cpu_minutes"] for row in summary["dsc"].values()] == [None, 1.5]
     paired = pd.read_csv(place / "results" / "some_paired.csv").set_index("run")
     means = {run: row["mean"] for run, row in summary["dsc"].items()}
@@ -165,6 +165,22 @@ def test_a_run_of_another_study_is_trained_once(place, finish, monkeypatch, caps
     assert studies.trainings(study, "second", "one", 0) == {"one": folder}
     assert studies.train("second", study, "one", 0)  # does not train again
     assert "DSC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recorded", ["in a run folder", "in the results"])
+def test_scores_of_other_settings_are_refused(place, finish, recorded):
+    study = OmegaConf.create({"seeds": [0], "settings": {"scale": "demo"}, "runs": {"ours": {}}, "comparisons": []})
+    folder = studies.run_folder("some", "ours", 0)
+    finish(folder, 0, 1.0)
+    if recorded == "in a run folder":
+        (folder / studies.SETTINGS).write_text("name=ours\nscale=demo\n")
+    else:
+        collect("some", study)
+        shutil.rmtree(folder)
+    studies.check_settings("some", study)  # the same
+    study.settings.scale = "cpu"
+    with pytest.raises(SystemExit, match=r"ours was trained with name=ours scale=demo, .* name=ours scale=cpu"):
+        studies.check_settings("some", study)
 
 
 @pytest.mark.parametrize("name", TO_COMPOSE)
