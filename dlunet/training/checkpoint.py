@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
+from dlunet.errors import UserError
 from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
@@ -92,6 +93,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.on_full = OnFull(on_full)
         self._saved = 0.0  # when the last checkpoint was written
+        self._is_behind = False  # whether it could not be
         self._between_validations = 0  # steps
         self._noting = ExitStack()
 
@@ -128,13 +130,22 @@ class LastCheckpoint(Checkpoint):
         self._let_count(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """From here on, a signal stops at once again."""
+        """From here on, a signal stops at once again. What was trained must be in the last checkpoint.
+
+        Raises:
+            UserError: There was no room for the last checkpoint (with ``on_full="continue"``).
+        """
         self._noting.close()
+        if trainer.strategy.broadcast(self._is_behind):  # only the first process writes
+            raise UserError(
+                f"{self.folder.last}: the end of the training could not be written, and is lost; free some space, then "
+                "add resume=auto to train again from the last checkpoint that could be"
+            )
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """The same."""
+        """From here on, a signal stops at once again."""
         self._noting.close()
 
     def _asked(self, step: int) -> Wishes:
@@ -150,6 +161,7 @@ class LastCheckpoint(Checkpoint):
             with self.on_full:
                 link_or_copy(self.folder.last, self.folder.previous)
         trainer.save_checkpoint(self.folder.unlogged)
+        self._is_behind = cast(WholeCheckpointIO, trainer.strategy.checkpoint_io).on_full.is_full
         self._saved = time.monotonic()
 
     def _let_count(self, trainer: lightning.Trainer) -> None:

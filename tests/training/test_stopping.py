@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -12,6 +13,7 @@ import torch
 
 from dlunet.cli import main
 from dlunet.errors import WriteError
+from dlunet.files import save_tensors
 from dlunet.training.checkpoint import WholeCheckpointIO
 from dlunet.training.module import SegmentationModule
 from dlunet.training.run_folder import RunFolder
@@ -169,3 +171,22 @@ def test_a_full_disk_stops_or_does_not(tmp_path, monkeypatch, caplog):
     WholeCheckpointIO("continue").save_checkpoint({}, tmp_path / "last.ckpt")
     assert "No space left" in caplog.text and "training goes on" in caplog.text
     assert os.listdir(tmp_path) == []
+
+
+def test_a_training_whose_end_could_not_be_written_fails_and_can_be_resumed(place, whole, dlunet, monkeypatch):
+    """There is no room from the second epoch on, and the training is to go on."""
+    words = (*LONG, "method=supervised", "output=no-room", "checkpoint.on_full=continue")
+
+    def written(checkpoint, path):
+        if checkpoint["epoch"] == 1:
+            raise WriteError.of(path, "No space left on device")
+        save_tensors(checkpoint, path)
+
+    with monkeypatch.context() as full:
+        full.setattr("dlunet.training.checkpoint.save_tensors", written)
+        printed = dlunet(*words, cwd=place, fails=True).stderr
+    run = RunFolder(place / "no-room")
+    assert f"{Path('no-room', 'checkpoints', 'last.ckpt')}: the end of the training could not be written" in printed
+    assert "resume=auto" in printed and run.done().epochs == 1
+    dlunet(*words, "resume=auto", cwd=place)
+    check_same_end(run.path, whole("supervised"))
