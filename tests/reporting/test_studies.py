@@ -5,12 +5,15 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
 from dlunet.configs import compose
+from dlunet.datasets import Case
 from experiments.recipes import study as studies
+from experiments.recipes.volumes import predicted_per_true
 
 #: A link to the results of a study and the table below it, and figures with decimals or percentages.
 TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
@@ -181,6 +184,25 @@ def test_scores_of_other_settings_are_refused(place, finish, recorded):
     study.settings.scale = "cpu"
     with pytest.raises(SystemExit, match=r"ours was trained with name=ours scale=demo, .* name=ours scale=cpu"):
         studies.check_settings("some", study)
+
+
+def test_the_sizes_of_organs_are_those_of_all_cases_and_seeds(tmp_path, write_volume):
+    """Against sums by hand: organ 1 has 4 + 6 true voxels, and 5 + 5 and 12 + 8 are found; organ 13 has 10."""
+
+    def write(file, **sizes):
+        return write_volume(tmp_path / file, np.repeat([0, 1, 13], [30, *sizes.values()]).astype(np.uint8)[None, None])
+
+    cases = [
+        Case("a", tmp_path / "a", write("a.nii.gz", first=4, last=10)),
+        Case("b", tmp_path / "b", write("b.nii.gz", first=6, last=0)),
+    ]
+    write("seed0/a.nii.gz", first=5, last=10)
+    write("seed0/b.nii.gz", first=5, last=1)
+    write("seed1/a.nii.gz", first=12, last=0)
+    write("seed1/b.nii.gz", first=8, last=0)
+    with np.errstate(invalid="ignore"):  # of the organs that no case has
+        found = predicted_per_true(cases, [tmp_path / "seed0", tmp_path / "seed1"])
+    assert found[[0, 12]].tolist() == [(5 + 5 + 12 + 8) / (2 * (4 + 6)), (10 + 1) / (2 * 10)]
 
 
 @pytest.mark.parametrize("name", TO_COMPOSE)
