@@ -104,7 +104,7 @@ def as_a_new_process() -> Iterator[None]:
 def start_dlunet():
     """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a new process with environment variables;
     ``start_dlunet("train.py", …)`` starts ``python train.py``. With ``fresh``, the process does all imports itself:
-    for settings of the interpreter, and for libraries that start processes in ways of their own."""
+    for what happens in them, and for libraries that start processes in ways of their own."""
 
     def start(*words: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.Popen | ForkedCommand:
         environment = {"OMP_NUM_THREADS": "1", **environment}

@@ -85,16 +85,22 @@ class ForkedCommand:
 
 
 def _run(program: str, words: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
-    """Run a program as a new interpreter would, to its end."""
+    """Run a program as a new interpreter would, to its end; by default without worker processes, which import much."""
     import torch
+
+    from dlunet import parallel
 
     for stream, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1, "utf-8", closefd=False) for stream in (1, 2))
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = os.fdopen(1, "w", 1, encoding, "strict", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding, "backslashreplace", closefd=False)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     torch.set_num_threads(1)
+    parallel.available_cores = lambda: 1
     sys.argv = [program, *words]
     try:
         if program.endswith(".py"):

@@ -207,16 +207,12 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "words", "fails"),
-    [
-        ("ascii", ("--help",), False),
-        ("cp1252", ("doctor", *TINY[:3]), False),
-        ("latin-1", ("evaluate", "predictions=gone", "references=x", "output=y"), True),
-    ],
+    ("encoding", "words"), [("ascii", ("--help",)), ("cp1252", ("prepare", *TINY, "data.prepared=准备"))]
 )
-def test_output_that_is_not_utf8(place, dlunet_process, encoding, words, fails):
+def test_output_that_is_not_utf8(place, dlunet_process, encoding, words):
     """Characters that cannot be encoded do not stop a command."""
-    assert dlunet_process(*words, cwd=place, fails=fails, fresh=True, PYTHONIOENCODING=encoding).all
+    fresh = words == ("--help",)  # it imports next to nothing
+    assert dlunet_process(*words, cwd=place, fresh=fresh, PYTHONIOENCODING=encoding).stdout
 
 
 def no_home():

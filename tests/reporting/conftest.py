@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -110,15 +111,22 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
             "machine": {"processor": "two cores", "gpus": []},
         }
         (run / "provenance.json").write_text(json.dumps(provenance))
-    if "predictions" in parts:
-        for number, case in enumerate(CASES, start=1):
-            moved = ellipsoids(number, 2 + error * number / 2, (9,) if number == 2 else ())
-            write_labels(moved, run / "predictions" / f"{case}.nii.gz", GRID)
-        images = {case: str(data / "Testing" / "images" / f"{case}_0000.nii.gz") for case in CASES}
-        (run / "predictions" / "prediction.json").write_text(json.dumps({"images": images}))
-    if "scores" in parts:
-        evaluate_folder(run / "predictions", data / "Testing" / "labels", run / "scores", workers=1)
+    for part in {"predictions", "scores"} & set(parts):
+        shutil.copytree(scored(data, error) / part, run / part)
     return run
+
+
+@functools.cache
+def scored(data, error):
+    """A folder with predictions and their scores, which are those of all runs with the same error."""
+    folder = data / f"error_{error}"
+    for number, case in enumerate(CASES, start=1):
+        moved = ellipsoids(number, 2 + error * number / 2, (9,) if number == 2 else ())
+        write_labels(moved, folder / "predictions" / f"{case}.nii.gz", GRID)
+    images = {case: str(data / "Testing" / "images" / f"{case}_0000.nii.gz") for case in CASES}
+    (folder / "predictions" / "prediction.json").write_text(json.dumps({"images": images}))
+    evaluate_folder(folder / "predictions", data / "Testing" / "labels", folder / "scores", workers=1)
+    return folder
 
 
 def _write_metrics(path, seed, error, steps=240):

@@ -10,6 +10,8 @@ import pytest
 from dlunet.labels import FLARE22
 from tests.reporting.html_page import Page
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture
 def place(make_run, data, tmp_path):

@@ -17,6 +17,7 @@ from dlunet.volumes import Geometry, write_labels
 from tests.reporting.conftest import GRID, SHAPE
 from tests.reporting.html_page import Page
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 RNG = np.random.default_rng(3)
 
 

@@ -40,7 +40,7 @@ def spoil(place, dlunet_process):
     def run(output, case, *words):
         spoiling = ("augmentation._target_=spoiling.Spoiling", f"+augmentation.case={case}")
         return dlunet_process(
-            *WORDS, *spoiling, f"output={output}", *words, cwd=place, fails=True, fresh=True, PYTHONPATH=path
+            *WORDS, *spoiling, f"output={output}", *words, cwd=place, fails=True, PYTHONPATH=path
         ).stderr
 
     return run

@@ -1,6 +1,7 @@
 """The used and the logged learning rates of every step follow their closed form, also in a resumed run."""
 
 import csv
+from itertools import product
 from types import SimpleNamespace
 
 import lightning
@@ -34,16 +35,6 @@ class Rates(lightning.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         (group,) = optimizer.param_groups
         self.used.append(group["lr"])
-
-
-@pytest.fixture(params=EXPECTED)
-def schedule(request):
-    return request.param
-
-
-@pytest.fixture(params=STREAMS)
-def method(request):
-    return request.param
 
 
 @pytest.fixture
@@ -85,8 +76,22 @@ def begin_another_epoch(folder):
     path.write_text(path.read_text() + "\n".join(lines)[:-2])
 
 
+#: Schedule, method, and whether the schedule is in the checkpoint; if not, that is one of an earlier version.
+CASES = list(product(EXPECTED, STREAMS, [True, False]))
+#: Half of them, with every pair of choices; the others are slow.
+PAIRS = {
+    ("poly", "supervised", True),
+    ("poly", "cross_pseudo", False),
+    ("halving", "supervised", False),
+    ("halving", "cross_pseudo", True),
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kept", [True, False], ids=["schedule in the checkpoint", "checkpoint of an earlier version"])
+@pytest.mark.parametrize(
+    ("schedule", "method", "kept"),
+    [pytest.param(*case, marks=() if case in PAIRS else pytest.mark.slow) for case in CASES],
+)
 def test_rates_have_their_closed_form_also_in_a_run_that_goes_on(train, schedule, kept):
     """The run resumes with more epochs, so that the remaining rates change if they depend on the last epoch."""
     used, folder = train(2)
