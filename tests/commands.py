@@ -103,8 +103,9 @@ def as_a_new_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def start_dlunet():
     """``start_dlunet(verb, …, cwd=FOLDER, NAME=value)`` starts a command in a new process with environment variables;
-    ``start_dlunet("train.py", …)`` starts ``python train.py``. With ``fresh``, the process does all imports itself:
-    for what happens in them, and for libraries that start processes in ways of their own."""
+    ``start_dlunet("train.py", …)`` starts ``python train.py``. Only one core counts in it, so that it starts
+    no processes for cases by default. With ``fresh``, it has all cores and does all imports itself: for what happens in
+    them, and for libraries that start processes in ways of their own."""
 
     def start(*words: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.Popen | ForkedCommand:
         environment = {"OMP_NUM_THREADS": "1", **environment}

@@ -85,7 +85,8 @@ class ForkedCommand:
 
 
 def _run(program: str, words: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
-    """Run a program as a new interpreter would, to its end; by default without worker processes, which import much."""
+    """Run a program as a new interpreter would, to its end; by default without processes for cases, which import
+    everything again."""
     import torch
 
     from dlunet import parallel

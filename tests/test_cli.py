@@ -207,7 +207,8 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "words"), [("ascii", ("--help",)), ("cp1252", ("prepare", *TINY, "data.prepared=准备"))]
+    ("encoding", "words"),
+    [("ascii", ("--help",)), ("cp1252", ("prepare", *TINY, "data.prepared=准备")), ("cp1252", ("doctor", *TINY))],
 )
 def test_output_that_is_not_utf8(place, dlunet_process, encoding, words):
     """Characters that cannot be encoded do not stop a command."""

@@ -155,7 +155,6 @@ TOGETHER = (
     "loss",
     "method",
     "network",
-    "optimizer",
     "optimizer/schedule",
     "pseudo_loss",
 )
@@ -166,7 +165,7 @@ def choices(group):
 
 
 CHOICES = [
-    *([choice] for group in ("debug", "experiment", "recipe", "scale") for choice in choices(group)),
+    *([choice] for group in ("debug", "experiment", "optimizer", "recipe", "scale") for choice in choices(group)),
     *([choice for choice in some if choice] for some in zip_longest(*map(choices, TOGETHER))),
 ]
 

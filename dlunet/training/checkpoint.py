@@ -136,10 +136,11 @@ class LastCheckpoint(Checkpoint):
             UserError: There was no room for the last checkpoint (with ``on_full="continue"``).
         """
         self._noting.close()
-        if trainer.strategy.broadcast(self._is_behind):  # only the first process writes
+        is_lost = trainer.strategy.broadcast(self._is_behind)  # only the first process writes
+        if is_lost and self.request.number is None:  # a signal takes precedence
             raise UserError(
                 f"{self.folder.last}: the end of the training could not be written, and is lost; free some space, then "
-                "add resume=auto to train again from the last checkpoint that could be"
+                "add resume=auto to train it again"
             )
 
     def on_exception(

@@ -7,8 +7,8 @@
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
 study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. Runs whose folders are not here, since they
-were trained elsewhere or deleted, keep the scores that they have in these files. Scores of other settings than the
-study has now are refused.
+were trained elsewhere or deleted, keep the scores that they have in these files. A run that was trained with other
+overrides than the study has now is refused; what else has changed since, the commits tell.
 
 With ``command: self_train``, every round of a run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of
 another study, and trained there.
@@ -43,7 +43,7 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results"
 #: A line for each start of a run, and one with its CPU seconds.
 CPU_SECONDS, START = "cpu_seconds.txt", "start"
-#: The settings that the study had when a run was started, one per line.
+#: The overrides that a run was started with, one per line.
 SETTINGS = "settings.txt"
 
 
@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     study = load(arguments.study)
-    check_settings(arguments.study, study)
-    wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
+    seeds = arguments.seeds or study.seeds
+    check_settings(arguments.study, study, seeds)
+    wanted = list(product(arguments.runs or study.runs, seeds))
     if command_of(study) == "train":
         prepare_all(study, {run for run, _ in wanted})
     with ThreadPoolExecutor(arguments.processes) as threads:
@@ -100,26 +101,29 @@ def trained_with(study, name: str, run: str) -> list[str]:
     return settings_of(study, run)
 
 
-def check_settings(name: str, study) -> None:
-    """Exit if a run was trained with other settings than the study has now: its scores would be those of another."""
+def check_settings(name: str, study, seeds: Sequence[int]) -> None:
+    """Exit if a run was trained with other overrides than the study has now: its scores would be those of another."""
     for run in study.runs:
         now = trained_with(study, name, run)
-        for place, before in recorded_settings(name, study, run).items():
-            if before != now:
+        for place, before in recorded_settings(name, study, run, {*study.seeds, *seeds}).items():
+            if sorted(before) != sorted(now):
                 sys.exit(
-                    f"{place}: {run} was trained with {' '.join(before)}, but the study has {' '.join(now)}; delete "
-                    "its run folders and rows of results to train it again, or give the new settings another name"
+                    f"{place}: {run} was trained with {' '.join(before)}, but the study has {' '.join(now)}; to train "
+                    "it again, delete its run folders and its entries in this file; or give the settings another name"
                 )
 
 
-def recorded_settings(name: str, study, run: str) -> dict[str, list[str]]:
-    """The settings that a run was trained with, by the results and the run folders that record them."""
+def recorded_settings(name: str, study, run: str, seeds: Iterable[int]) -> dict[str, list[str]]:
+    """The overrides that a run was trained with, by the results and the run folders that record them."""
     summary, (_, trained_in, original) = collected_summary(name), home(study, name, run)
     rows = [row for row in trainings(study, name, run, 0) if "settings" in summary.get(row, {})]
-    files = [run_folder(trained_in, original, seed) / SETTINGS for seed in study.seeds]
-    return {f"{RESULTS / name}.json, {row}": summary[row]["settings"] for row in rows} | {
-        str(file.parent): file.read_text().splitlines() for file in files if file.exists()
-    }
+    recorded = {f"{RESULTS / name}.json, {row}": summary[row]["settings"] for row in rows}
+    for seed in seeds:
+        file = run_folder(trained_in, original, seed) / SETTINGS
+        begun = any(RunLayout(part).last.exists() for part in trainings(study, name, run, seed).values())
+        if begun and file.exists():
+            recorded[str(file.parent)] = file.read_text().splitlines()
+    return recorded
 
 
 def prepare_all(study, runs: Iterable[str]) -> None:
@@ -193,12 +197,12 @@ def finished_runs(name: str, study) -> dict[str, list[Run]]:
 
 
 def collected_scores(name: str) -> dict[tuple[str, int], pd.DataFrame]:
-    """The scores in the results of a study, by row and seed."""
-    path = RESULTS / f"{name}.csv"
+    """The scores in the results of a study, by row and seed, of the rows of which the summary says what they are."""
+    path, summary = RESULTS / f"{name}.csv", collected_summary(name)
     if not path.exists():
         return {}
     groups = pd.read_csv(path, dtype={"case": str}).groupby(["run", "seed"])
-    return {(row, seed): scores[["case", "organ", "dsc", "nsd"]] for (row, seed), scores in groups}
+    return {(row, seed): scores[["case", "organ", "dsc", "nsd"]] for (row, seed), scores in groups if row in summary}
 
 
 def run_elsewhere(folder: Path, seed: int, scores: pd.DataFrame) -> Run:
@@ -235,10 +239,7 @@ def write_scores(name: str, runs: Mapping[str, Sequence[Run]]) -> None:
 
 
 def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Mapping[str, object]) -> None:
-    """Write settings and means by run, seed and organ, and the provenance.
-
-    What only folders tell is kept for runs elsewhere.
-    """
+    """Write means by run, seed and organ, and the provenance; what only folders tell is kept for runs elsewhere."""
     summary, table, earlier = {}, score_table(runs, "dsc").mean, collected_summary(name)
     settings = {row: trained_with(study, name, run) for run in study.runs for row in trainings(study, name, run, 0)}
     for group, members in runs.items():
@@ -247,13 +248,14 @@ def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Map
         commits = {run.commit for run in here}
         minutes = [spent for run in members if (spent := cpu_minutes(run.folder)) is not None]
         summary[group] = {
-            "settings": settings[group],
             "seeds": {run.seed: round(organ_means(run.scores, "dsc")[MEAN], 4) for run in members},
             "mean": table.loc[group, MEAN].round(4),
             "organs": table.loc[group].drop(MEAN).round(4).to_dict(),
             "cpu_minutes": round(median(minutes), 1) if minutes else before.get("cpu_minutes"),
             "commits": sorted(commits.union(before.get("commits", ()) if len(here) < len(members) else ())),
         }
+        if overrides := settings[group] if here else before.get("settings"):
+            summary[group]["settings"] = overrides
         kept = {run.seed: count for run in members if (count := kept_cases(run.folder)) is not None}
         if kept := before.get("kept", {}) | kept:
             summary[group]["kept"] = kept

@@ -21,20 +21,24 @@ from dlunet.labels import FLARE22
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
 from dlunet.volumes import read_labels
-from experiments.recipes.study import HERE, RESULTS, is_finished, load, run_folder, settings_of
+from experiments.recipes import study as recipes
 
 
 def main() -> None:
     """Measure the runs of the study named on the command line of which all seeds are here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=sorted(path.stem for path in HERE.glob("*.yaml")))
+    studies = {path.stem: recipes.load(path.stem) for path in sorted(recipes.HERE.glob("*.yaml"))}
+    trained = [name for name, study in studies.items() if recipes.command_of(study) == "train"]
+    parser.add_argument("study", choices=trained)
     name = parser.parse_args().study
-    study, results = load(name), RESULTS / f"{name}_volumes.json"
-    measured = json.loads(results.read_text())["predicted_per_true"] if results.exists() else {}
+    study, results = studies[name], recipes.RESULTS / f"{name}_volumes.json"
+    recipes.check_settings(name, study, study.seeds)
+    earlier = json.loads(results.read_text())["predicted_per_true"] if results.exists() else {}
+    measured = {run: earlier[run] for run in study.runs if run in earlier}
     for run in study.runs:
-        folders = [run_folder(name, run, seed) for seed in study.seeds]
-        if all(map(is_finished, folders)):
-            cases = dataset_of(compose("train", settings_of(study, run))).test
+        folders = [recipes.trainings(study, name, run, seed)[run] for seed in study.seeds]
+        if all(map(recipes.is_finished, folders)):
+            cases = dataset_of(compose("train", recipes.trained_with(study, name, run))).test
             relative = predicted_per_true(cases, [RunLayout(folder).predictions for folder in folders])
             organs = dict(zip((label.name for label in FLARE22), relative.round(2).tolist(), strict=True))
             measured[run] = {"median": round(float(np.median(relative)), 2), "organs": organs}

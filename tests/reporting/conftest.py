@@ -106,7 +106,7 @@ def write_run(sweep, data, name, seed=1, error=1.0, parts=PARTS, data_name="phan
     (run / "labels.json").write_text(json.dumps(FLARE22.to_dict()))
     if "provenance" in parts:
         provenance = {
-            "git": {"commit": "0123abcd", "dirty": False},
+            "git": {"commit": "0123abcd", "modified": False},
             "versions": {"torch": "2.4"},
             "machine": {"processor": "two cores", "gpus": []},
         }

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dlunet.configs import compose
 from dlunet.datasets import Case
+from dlunet.run_layout import RunLayout
 from experiments.recipes import study as studies
 from experiments.recipes.volumes import predicted_per_true
 
@@ -75,6 +77,8 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
     for seed, text in ((1, "start\n60.0\nstart\n70.0\n"), (2, "start\nstart\n10.0\n")):  # stopped, killed
         (studies.run_folder("some", "ours", seed) / studies.CPU_SECONDS).write_text(text)
     studies.run_folder("some", "other", 0).mkdir()  # begun
+    record = RunLayout(studies.run_folder("some", "floor", 0)).provenance
+    record.write_text(record.read_text().replace('"modified": false', '"modified": true'))
     collect("some", study)
 
     summary = json.loads((place / "results" / "some.json").read_text())
@@ -84,7 +88,8 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
         by_seed = scores[scores["run"] == run].groupby("seed")["dsc"].mean()
         assert {int(seed): value for seed, value in row["seeds"].items()} == pytest.approx(dict(by_seed), abs=1e-4)
         assert row["mean"] == pytest.approx(by_seed.mean(), abs=1e-4)
-        assert row["commits"] == ["0123abcd"] and "kept" not in row and row["settings"] == [f"name={run}"]
+        assert row["commits"] == ["0123abcd", "0123abcd (modified)"][: 1 + (run == "floor")] and "kept" not in row
+        assert row["settings"] == [f"name={run}"]
     assert [row["cpu_minutes"] for row in summary["dsc"].values()] == [None, 1.5]
     paired = pd.read_csv(place / "results" / "some_paired.csv").set_index("run")
     means = {run: row["mean"] for run, row in summary["dsc"].items()}
@@ -170,20 +175,68 @@ def test_a_run_of_another_study_is_trained_once(place, finish, monkeypatch, caps
     assert "DSC" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("recorded", ["in a run folder", "in the results"])
-def test_scores_of_other_settings_are_refused(place, finish, recorded):
-    study = OmegaConf.create({"seeds": [0], "settings": {"scale": "demo"}, "runs": {"ours": {}}, "comparisons": []})
+SETTINGS = {"seeds": [0], "settings": {"scale": "demo"}, "runs": {"ours": {}}, "comparisons": []}
+
+
+@pytest.fixture
+def changed_study(place, monkeypatch):
+    """Saves a study in which the scale was changed, and returns the command that goes on with it."""
+    monkeypatch.setattr(studies, "HERE", place)
+
+    def run():
+        (place / "some.yaml").write_text(json.dumps({**SETTINGS, "settings": {"scale": "cpu"}}))
+        monkeypatch.setattr("sys.argv", ["study.py", "some", "--seeds", "7"])
+        studies.main()
+
+    return run
+
+
+def test_results_of_other_settings_are_refused(changed_study, finish):
+    study = OmegaConf.create(SETTINGS)
     folder = studies.run_folder("some", "ours", 0)
     finish(folder, 0, 1.0)
-    if recorded == "in a run folder":
-        (folder / studies.SETTINGS).write_text("name=ours\nscale=demo\n")
+    collect("some", study)
+    shutil.rmtree(folder)
+    reordered = OmegaConf.create({**SETTINGS, "settings": {}, "runs": {"ours": {"scale": "demo"}}})
+    for same in (study, reordered):
+        studies.check_settings("some", same, [0])
+    with pytest.raises(SystemExit, match=r"some.json, ours: ours was trained with name=ours scale=demo, .* scale=cpu"):
+        changed_study()
+
+
+def test_scores_without_a_summary_do_not_count(place, finish):
+    """Of a run of which only the summary was deleted."""
+    study = OmegaConf.create(SETTINGS)
+    folder = studies.run_folder("some", "ours", 0)
+    finish(folder, 0, 1.0)
+    collect("some", study)
+    shutil.rmtree(folder)
+    assert studies.finished_runs("some", study)
+    (place / "results" / "some.json").write_text(json.dumps({"dsc": {}}))
+    assert not studies.finished_runs("some", study)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_was_begun_with_other_settings_is_refused(changed_study, monkeypatch, seed, begun):
+    """Also one of a seed that the study has not; but not one that has failed before its first checkpoint."""
+    started = []
+    monkeypatch.setattr(studies.subprocess, "Popen", lambda words, **_: started.append(words) or SimpleNamespace(pid=0))
+    monkeypatch.setattr(studies.os, "wait4", lambda *_: (0, 1, SimpleNamespace(ru_utime=1, ru_stime=1)))
+    monkeypatch.setattr(studies, "prepare_all", lambda *_: None)
+    assert not studies.train("some", OmegaConf.create(SETTINGS), "ours", seed)
+    if begun:
+        last = RunLayout(studies.run_folder("some", "ours", seed)).last
+        last.parent.mkdir()
+        last.touch()
+        with pytest.raises(
+            SystemExit, match=rf"ours-seed{seed}: ours was trained with name=ours scale=demo, .* scale=cpu"
+        ):
+            changed_study()
     else:
-        collect("some", study)
-        shutil.rmtree(folder)
-    studies.check_settings("some", study)  # the same
-    study.settings.scale = "cpu"
-    with pytest.raises(SystemExit, match=r"ours was trained with name=ours scale=demo, .* name=ours scale=cpu"):
-        studies.check_settings("some", study)
+        with pytest.raises(SystemExit, match="1 runs failed"):
+            changed_study()
+    assert ["scale=cpu" in words for words in started] == [False, True][: 2 - begun]
 
 
 def test_the_sizes_of_organs_are_those_of_all_cases_and_seeds(tmp_path, write_volume):
