@@ -207,13 +207,18 @@ def test_a_command_that_fails_at_once_leaves_no_folder(place, dlunet, words):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "words"),
-    [("ascii", ("--help",)), ("cp1252", ("prepare", *TINY, "data.prepared=准备")), ("cp1252", ("doctor", *TINY))],
+    ("encoding", "words", "fails"),
+    [
+        ("ascii", ("--help",), False),
+        ("cp1252", ("prepare", *TINY, "data.prepared=准备"), False),
+        ("cp1252", ("doctor", *TINY), False),
+        ("latin-1", ("evaluate", "predictions=gone", "references=x", "output=y"), True),
+    ],
 )
-def test_output_that_is_not_utf8(place, dlunet_process, encoding, words):
+def test_output_that_is_not_utf8(place, dlunet_process, encoding, words, fails):
     """Characters that cannot be encoded do not stop a command."""
     fresh = words == ("--help",)  # it imports next to nothing
-    assert dlunet_process(*words, cwd=place, fresh=fresh, PYTHONIOENCODING=encoding).stdout
+    assert dlunet_process(*words, cwd=place, fails=fails, fresh=fresh, PYTHONIOENCODING=encoding).all
 
 
 def no_home():

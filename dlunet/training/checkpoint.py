@@ -52,8 +52,7 @@ class MovableCheckpoint(ModelCheckpoint):
     def _update_best_and_save(self, current: Tensor, trainer: lightning.Trainer, candidates: dict[str, Tensor]) -> None:
         before = {name: copy(getattr(self, name)) for name in BEST}
         super()._update_best_and_save(current, trainer, candidates)
-        files = cast(WholeCheckpointIO, trainer.strategy.checkpoint_io)
-        if trainer.strategy.broadcast(files.on_full.is_full):  # only the first process writes
+        if _found_no_room(trainer):
             vars(self).update(before)
 
     def _here(self, path: str) -> str:
@@ -93,7 +92,6 @@ class LastCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.on_full = OnFull(on_full)
         self._saved = 0.0  # when the last checkpoint was written
-        self._is_behind = False  # whether it could not be
         self._between_validations = 0  # steps
         self._noting = ExitStack()
 
@@ -136,8 +134,7 @@ class LastCheckpoint(Checkpoint):
             UserError: There was no room for the last checkpoint (with ``on_full="continue"``).
         """
         self._noting.close()
-        is_lost = trainer.strategy.broadcast(self._is_behind)  # only the first process writes
-        if is_lost and self.request.number is None:  # a signal takes precedence
+        if _found_no_room(trainer) and self.request.number is None:  # a signal takes precedence
             raise UserError(
                 f"{self.folder.last}: the end of the training could not be written, and is lost; free some space, then "
                 "add resume=auto to train it again"
@@ -162,7 +159,6 @@ class LastCheckpoint(Checkpoint):
             with self.on_full:
                 link_or_copy(self.folder.last, self.folder.previous)
         trainer.save_checkpoint(self.folder.unlogged)
-        self._is_behind = cast(WholeCheckpointIO, trainer.strategy.checkpoint_io).on_full.is_full
         self._saved = time.monotonic()
 
     def _let_count(self, trainer: lightning.Trainer) -> None:
@@ -187,3 +183,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint under a temporary name, then rename it."""
         with self.on_full:
             save_tensors(checkpoint, Path(path))
+
+
+def _found_no_room(trainer: lightning.Trainer) -> bool:
+    """Whether there was no room for the newest checkpoint, as the first process knows, which alone writes."""
+    files = cast(WholeCheckpointIO, trainer.strategy.checkpoint_io)
+    return trainer.strategy.broadcast(files.on_full.is_full)

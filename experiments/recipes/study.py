@@ -103,9 +103,10 @@ def trained_with(study, name: str, run: str) -> list[str]:
 
 def check_settings(name: str, study, seeds: Sequence[int]) -> None:
     """Exit if a run was trained with other overrides than the study has now: its scores would be those of another."""
+    summary = collected_summary(name)
     for run in study.runs:
         now = trained_with(study, name, run)
-        for place, before in recorded_settings(name, study, run, {*study.seeds, *seeds}).items():
+        for place, before in recorded_settings(summary, name, study, run, {*study.seeds, *seeds}).items():
             if sorted(before) != sorted(now):
                 sys.exit(
                     f"{place}: {run} was trained with {' '.join(before)}, but the study has {' '.join(now)}; to train "
@@ -113,9 +114,11 @@ def check_settings(name: str, study, seeds: Sequence[int]) -> None:
                 )
 
 
-def recorded_settings(name: str, study, run: str, seeds: Iterable[int]) -> dict[str, list[str]]:
+def recorded_settings(
+    summary: Mapping[str, dict], name: str, study, run: str, seeds: Iterable[int]
+) -> dict[str, list[str]]:
     """The overrides that a run was trained with, by the results and the run folders that record them."""
-    summary, (_, trained_in, original) = collected_summary(name), home(study, name, run)
+    _, trained_in, original = home(study, name, run)
     rows = [row for row in trainings(study, name, run, 0) if "settings" in summary.get(row, {})]
     recorded = {f"{RESULTS / name}.json, {row}": summary[row]["settings"] for row in rows}
     for seed in seeds:

@@ -88,7 +88,8 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
         by_seed = scores[scores["run"] == run].groupby("seed")["dsc"].mean()
         assert {int(seed): value for seed, value in row["seeds"].items()} == pytest.approx(dict(by_seed), abs=1e-4)
         assert row["mean"] == pytest.approx(by_seed.mean(), abs=1e-4)
-        assert row["commits"] == ["0123abcd", "0123abcd (modified)"][: 1 + (run == "floor")] and "kept" not in row
+        modified = ["0123abcd (modified)"] if run == "floor" else []
+        assert row["commits"] == ["0123abcd", *modified] and "kept" not in row
         assert row["settings"] == [f"name={run}"]
     assert [row["cpu_minutes"] for row in summary["dsc"].values()] == [None, 1.5]
     paired = pd.read_csv(place / "results" / "some_paired.csv").set_index("run")
@@ -191,29 +192,30 @@ def changed_study(place, monkeypatch):
     return run
 
 
-def test_results_of_other_settings_are_refused(changed_study, finish):
+@pytest.fixture
+def collected(finish):
+    """The study before that, of which only the results are left."""
     study = OmegaConf.create(SETTINGS)
     folder = studies.run_folder("some", "ours", 0)
     finish(folder, 0, 1.0)
     collect("some", study)
     shutil.rmtree(folder)
+    return study
+
+
+def test_results_of_other_settings_are_refused(changed_study, collected):
     reordered = OmegaConf.create({**SETTINGS, "settings": {}, "runs": {"ours": {"scale": "demo"}}})
-    for same in (study, reordered):
+    for same in (collected, reordered):
         studies.check_settings("some", same, [0])
     with pytest.raises(SystemExit, match=r"some.json, ours: ours was trained with name=ours scale=demo, .* scale=cpu"):
         changed_study()
 
 
-def test_scores_without_a_summary_do_not_count(place, finish):
+def test_scores_without_a_summary_do_not_count(place, collected):
     """Of a run of which only the summary was deleted."""
-    study = OmegaConf.create(SETTINGS)
-    folder = studies.run_folder("some", "ours", 0)
-    finish(folder, 0, 1.0)
-    collect("some", study)
-    shutil.rmtree(folder)
-    assert studies.finished_runs("some", study)
+    assert studies.finished_runs("some", collected)
     (place / "results" / "some.json").write_text(json.dumps({"dsc": {}}))
-    assert not studies.finished_runs("some", study)
+    assert not studies.finished_runs("some", collected)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -225,18 +227,15 @@ def test_a_run_that_was_begun_with_other_settings_is_refused(changed_study, monk
     monkeypatch.setattr(studies.os, "wait4", lambda *_: (0, 1, SimpleNamespace(ru_utime=1, ru_stime=1)))
     monkeypatch.setattr(studies, "prepare_all", lambda *_: None)
     assert not studies.train("some", OmegaConf.create(SETTINGS), "ours", seed)
+    said = "1 runs failed"
     if begun:
         last = RunLayout(studies.run_folder("some", "ours", seed)).last
         last.parent.mkdir()
         last.touch()
-        with pytest.raises(
-            SystemExit, match=rf"ours-seed{seed}: ours was trained with name=ours scale=demo, .* scale=cpu"
-        ):
-            changed_study()
-    else:
-        with pytest.raises(SystemExit, match="1 runs failed"):
-            changed_study()
-    assert ["scale=cpu" in words for words in started] == [False, True][: 2 - begun]
+        said = rf"ours-seed{seed}: ours was trained with name=ours scale=demo, .* scale=cpu"
+    with pytest.raises(SystemExit, match=said):
+        changed_study()
+    assert ["scale=cpu" in words for words in started] == ([False] if begun else [False, True])
 
 
 def test_the_sizes_of_organs_are_those_of_all_cases_and_seeds(tmp_path, write_volume):
