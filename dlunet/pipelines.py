@@ -17,6 +17,7 @@ from dlunet.evaluation import evaluate_folder
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
+from dlunet.methods import method_of
 from dlunet.rounds import keep_agreeing, summarize_rounds
 from dlunet.run_layout import KeptLayout, ScoresLayout, SelfTrainingLayout
 from dlunet.settings import check_config
@@ -85,6 +86,8 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
         config.agreement = agreement  # it determines the training cases: a run with another value is not resumed
     for config in (teacher, *students):
         check_config(config)
+    for config in students:
+        _check_uses_unlabelled(config)
     dataset = dataset_of(students[0])
     if len(dataset.unlabelled) < 2:  # checked before the teacher is trained, not after
         raise UserError(
@@ -157,6 +160,16 @@ def predict(config: DictConfig) -> Path:
     return output
 
 
+def _check_uses_unlabelled(student: DictConfig) -> None:
+    """Check that a student's method trains on unlabelled cases."""
+    method = method_of(student)
+    if not method.needs_unlabelled:
+        raise UserError(
+            f"self_train: the method of the student {student.name} is {type(method).__name__}, which trains on "
+            "labelled cases alone; expected a semi-supervised one, such as experiment=ssl_light or pseudo_light"
+        )
+
+
 def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, strict: bool) -> None:
     """Segment the unlabelled CTs."""
     bundle, engine = load_engine(checkpoint)
@@ -169,10 +182,9 @@ def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, strict: bool
 def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: float, workers: int | None) -> Path:
     """Keep the label maps of a round that agree with those of the round before, and return their folder."""
     before, now = (
-        {case.name: case.pseudo_label for case in with_pseudo_labels(dataset, folder).unlabelled if case.pseudo_label}
+        {case.name: case.pseudo_label for case in with_pseudo_labels(dataset, folder).unlabelled}
         for folder in (layout.round(number - 1).pseudo_labels, layout.round(number).pseudo_labels)
     )
-    now = {name: path for name, path in now.items() if name in before}  # a CT may have been mended since
     kept = layout.round(number).kept
     count = keep_agreeing(before, now, kept, dataset.labels, agreement, workers)
     print(f"kept {count} of {len(now)} unlabelled cases, see {KeptLayout(kept).table}")

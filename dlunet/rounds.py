@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,8 @@ KEPT, DROPPED = "yes", "no"
 
 
 def keep_agreeing(
-    before: Mapping[str, Path],
-    now: Mapping[str, Path],
+    before: Mapping[str, Path | None],
+    now: Mapping[str, Path | None],
     folder: Path,
     labels: LabelSet,
     least: float,
@@ -48,11 +49,12 @@ def keep_agreeing(
     """Copy the label maps on which two rounds agree into a folder, and say in a table what was kept and why.
 
     The folder appears complete or not at all. It is kept if it was made from the same label maps with the same
-    ``least``, and replaced otherwise. A case in which neither round finds any class is dropped.
+    ``least`` and is still complete, and replaced otherwise. A case in which neither round finds any class is dropped,
+    and one that a round has no label map of.
 
     Args:
-        before: The label maps of the earlier round, by case.
-        now: Those of the later round, by case; these are copied.
+        before: The label maps of the earlier round, by case; None for a case that it could not label.
+        now: Those of the later round, by the same cases; these are copied.
         folder: Destination of the label maps and of ``kept.csv`` (columns ``case,agreement,kept,reason``).
         labels: The classes.
         least: The lowest agreement, 0 … 1, of a case that is kept, see :func:`dlunet.evaluation.agreement`.
@@ -65,16 +67,18 @@ def keep_agreeing(
         UserError: No case is kept, but the table is written; or a label map cannot be read.
         WriteError: The folder cannot be written.
     """
-    layout, files = KeptLayout(folder), [*before.values(), *now.values()]
-    if not _is_up_to_date(layout, least, files):
+    layout, files = KeptLayout(folder), [file for file in (*before.values(), *now.values()) if file is not None]
+    if not (_is_up_to_date(layout, least, files) and _is_complete(layout, now)):
         record = json.dumps({"agreement": least, "files": stamps.stamp_if_readable(files)})
-        agreements = _agreements(before, now, labels, workers)
-        rows = {case: _row(case, value, least) for case, value in agreements.items()}
+        pairs = {case: (one, other) for case, other in now.items() if (one := before[case]) and other}
+        agreements = _agreements(pairs, labels, workers)
+        rows = {case: _row(case, agreements.get(case), least) for case in now}
         remove_leftovers(folder.parent)
         with whole(folder) as temporary:
             temporary.mkdir()
             for case in _kept(rows):
-                shutil.copyfile(now[case], temporary / now[case].name)
+                file = pairs[case][1]
+                shutil.copyfile(file, temporary / file.name)
             unfinished = KeptLayout(temporary)
             write_case_table(unfinished.table, rows)
             write_text(unfinished.record, record)
@@ -116,24 +120,33 @@ def _is_up_to_date(layout: KeptLayout, least: float, files: Sequence[Path]) -> b
         return False
 
 
-def _agreements(
-    before: Mapping[str, Path], now: Mapping[str, Path], labels: LabelSet, workers: int | None
-) -> dict[str, float]:
+def _is_complete(layout: KeptLayout, now: Mapping[str, Path | None]) -> bool:
+    """Whether there is a table of these cases, and the label map of each case that it says is kept."""
+    try:
+        rows = read_case_table(layout.table)
+    except UserError:
+        return False
+    files = [now.get(case) for case in _kept(rows)]
+    return rows.keys() == now.keys() and all(file is not None and (layout.path / file.name).exists() for file in files)
+
+
+def _agreements(pairs: Mapping[str, tuple[Path, Path]], labels: LabelSet, workers: int | None) -> dict[str, float]:
     """The agreement of each case, rounded as in the table; NaN where neither round finds any class."""
-    cases = {(before[case], now[case]): case for case in now}
+    cases = {pair: case for case, pair in pairs.items()}
     found: dict[str, float] = {}
     compare = partial(agreement_of_files, labels=labels)
     for pair, outcome in for_each_case("comparing", compare, list(cases), workers):
         if isinstance(outcome, UserError):
             raise outcome
         found[cases[pair]] = round(outcome, DECIMALS)
-    return {case: found[case] for case in now}
+    return found
 
 
-def _row(case: str, value: float, least: float) -> dict[str, str]:
-    """A row of the table."""
-    if math.isnan(value):
-        return {"case": case, "agreement": "", "kept": DROPPED, "reason": "neither round finds any class"}
+def _row(case: str, value: float | None, least: float) -> dict[str, str]:
+    """A row of the table; without a value, there were no two label maps to compare."""
+    if value is None or math.isnan(value):
+        reason = "not labelled in both rounds" if value is None else "neither round finds any class"
+        return {"case": case, "agreement": "", "kept": DROPPED, "reason": reason}
     if value < least:
         return {"case": case, "agreement": f"{value}", "kept": DROPPED, "reason": f"agreement below {least}"}
     return {"case": case, "agreement": f"{value}", "kept": KEPT, "reason": f"agreement of at least {least}"}
@@ -145,7 +158,8 @@ def _kept(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _none_kept(table: Path, rows: Mapping[str, Mapping[str, str]], least: float) -> str:
     values = [float(row["agreement"]) for row in rows.values() if row["agreement"]]
-    found = "both rounds find no class in any of them"
+    reasons = Counter(row["reason"] for row in rows.values())
+    found = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
     if values:
         found = f"two rounds agree on them by {min(values)} to {max(values)}, median {median(values):.{DECIMALS}g}"
     return (

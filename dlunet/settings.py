@@ -130,7 +130,8 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check every setting in :data:`RULES`, and that a semi-supervised run gets to its unlabelled cases.
+    """Check every setting in :data:`RULES`, that a semi-supervised run gets to its unlabelled cases, and that networks
+    which are to be different are.
 
     Raises:
         UserError: A setting is invalid.
@@ -144,6 +145,7 @@ def check_settings(config: DictConfig) -> None:
         if not is_exempt and not fits(value):
             raise UserError(f"{name}: found {value}; expected {expected}")
     _check_unlabelled_part(config)
+    _check_other_network(config)
 
 
 def _check_unlabelled_part(config: DictConfig) -> None:
@@ -153,6 +155,16 @@ def _check_unlabelled_part(config: DictConfig) -> None:
         raise UserError(
             f"trainer.max_epochs: found {epochs}, of which {on_labels} are on labels alone (method.supervised_epochs); "
             f"expected more, or unlabelled cases would never be used; add scale.supervised_epochs={epochs // 6}"
+        )
+
+
+def _check_other_network(config: DictConfig) -> None:
+    """Networks of different kinds teach each other because they make different errors."""
+    other = OmegaConf.select(config, "other_network")
+    if other is not None and other == config.network:
+        raise UserError(
+            f"other_network: found {other.kind}, as in network; expected a network of another kind; choose it with "
+            "network@other_network=…, or let equal networks teach each other: method=cross_pseudo"
         )
 
 

@@ -104,6 +104,35 @@ def test_a_choice_is_made_again_only_if_it_depends_on_something_else(label_maps,
     assert made[4] != made[3]
 
 
+@pytest.mark.parametrize("damage", ["label map lost", "table lost", "table empty"])
+def test_a_folder_that_lost_files_is_made_again(label_maps, tmp_path, damage):
+    def keep():
+        return keep_agreeing(*label_maps, tmp_path / "kept", LABELS, 0.5, workers=1)
+
+    assert keep() == 2
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    if damage == "table empty":
+        (tmp_path / "kept" / "kept.csv").write_text("\n")
+    else:
+        (tmp_path / "kept" / ("kept.csv" if damage == "table lost" else "same.nii.gz")).unlink()
+    assert keep() == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == whole
+
+
+def test_cases_that_a_round_could_not_label_are_in_the_table(label_maps, tmp_path):
+    before, now = ({**maps, "new": None} for maps in label_maps)
+    before["same"], now["half"] = None, None
+    why = "not labelled in both rounds"
+    assert keep_agreeing(before, now, tmp_path / "kept", LABELS, 0.0, workers=1) == 1
+    rows = kept_by(tmp_path / "kept")
+    assert {name for name, row in rows.items() if row == ("", "no", why)} == {"same", "half", "new"}
+    assert rows["other"][1] == "yes" and rows.keys() == now.keys()
+    before["other"] = None
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"none of the 5 .*: {why} \(4\), neither round finds any class \(1\);"):
+            keep_agreeing(before, now, tmp_path / "kept", LABELS, 0.0, workers=1)
+
+
 def test_a_folder_that_was_being_replaced_when_killed_is_not_finished(label_maps, tmp_path, monkeypatch):
     before, now = label_maps
 
@@ -131,7 +160,7 @@ def test_no_case_is_kept(label_maps, tmp_path):
             keep_agreeing(before, now, tmp_path / "kept", LABELS, 0.6, workers=1)
     assert [row[1] for row in kept_by(tmp_path / "kept").values()] == ["no"] * 3
     before, now = ({"empty": maps["empty"]} for maps in label_maps)
-    with pytest.raises(UserError, match="both rounds find no class in any of them"):
+    with pytest.raises(UserError, match=r"none of the 1 .*: neither round finds any class \(1\);"):
         keep_agreeing(before, now, tmp_path / "kept", LABELS, 0.6, workers=1)
 
 
@@ -212,7 +241,8 @@ def test_files_that_cannot_be_used_are_left_out(place, tiny_flare22, self_train)
     printed = self_train(*words, "output=rest")
     assert "1 of 2 cases could not be scored" in printed
     assert "1 of 4 cases could not be segmented" in printed and "1 of 3 cases could not be segmented" in printed
-    assert "kept 3 of 3 unlabelled cases" in printed
+    assert "kept 3 of 4 unlabelled cases" in printed
+    assert kept_by(place / "rest" / "rounds" / "2" / "kept")["Case_00002"] == ("", "no", "not labelled in both rounds")
     scores = pd.read_csv(place / "rest" / "rounds" / "2" / "student" / "scores" / "scores.csv")
     assert set(scores["case"]) == {"FLARETs_0003"}
     assert "1 of 3 cases could not be segmented" in self_train(*words, "output=all", "strict=true", fails=True)
@@ -230,6 +260,11 @@ def test_files_that_cannot_be_used_are_left_out(place, tiny_flare22, self_train)
         (("teacher=pseudo_light",), "with a teacher that needs none (teacher=sup_light)"),
         (("agreement=null",), "agreement: found None; expected a number from 0 to 1"),
         (("rounds=2", "method=pseudo_label"), "data.pseudo_labels: found null"),
+        (
+            ("experiment=sup_light",),
+            "the method of the student sup_light is Supervised, which trains on labelled cases",
+        ),
+        (("rounds=2", "final=sup_light"), "the method of the student sup_light is Supervised"),
     ],
 )
 def test_settings_that_do_not_fit(place, self_train, words, message):

@@ -139,6 +139,13 @@ def test_a_run_that_ends_before_its_unlabelled_part_is_refused(compose):
         check_settings(compose("train", ["scale=cpu", "trainer.max_epochs=6"]))
 
 
+def test_cross_teaching_of_equal_networks_is_refused(compose):
+    with pytest.raises(UserError, match=r"^other_network: found PlainUNet, as in network; .* network@other_network="):
+        check_settings(compose("train", ["method=cross_teaching", "network=plain"]))
+    for words in (["network=plain", "network@other_network=light"], []):
+        check_settings(compose("train", ["method=cross_teaching", *words]))
+
+
 @pytest.mark.parametrize(
     "words",
     [["debug=fast"], ["debug=profile"], ["trainer.max_epochs=7"], ["method=supervised", "trainer.max_epochs=1"]],

@@ -77,6 +77,17 @@ def test_the_methods_differ_in_method_and_losses_alone(methods_sweep):
     assert {name: ours[name] for name in published} == published
 
 
+@pytest.mark.parametrize("experiment", ["with_dice_ce", "with_ga_nrd_tce"])
+def test_methods_begin_with_labels_alone_at_the_papers_scale_as_well(compose, experiment):
+    """As in the measured table: BCP's authors train like that, and the recipe does."""
+    for method in ("bcp", "dhc", "fixmatch"):
+        assert (
+            compose("train", [f"method={method}", f"experiment={experiment}", "scale=paper"]).method.supervised_epochs
+            == 160
+        )
+    assert compose("train", ["experiment=ssl_light", "scale=paper"]).method.supervised_epochs == 0
+
+
 def test_the_study_of_methods_trains_the_runs_of_the_sweep(methods_sweep):
     study = OmegaConf.load(studies.HERE / "methods.yaml")
     runs = [resolved(compose("train", studies.settings_of(study, run))) for run in study.runs]

@@ -93,4 +93,9 @@ def _wrong_streams(method: Method) -> Iterator[str]:
             yield f"streams: {name} is other_than={stream.other_than!r}; expected a stream before it: {choices}"
         elif stream.other_than is not None and method.streams[stream.other_than].kind != stream.kind:
             yield f"streams: {name} is other_than={stream.other_than!r}; expected a stream of {stream.kind} cases, too"
+        elif stream.other_than is not None and (times := method.streams[stream.other_than].times) != stream.times:
+            yield (
+                f"streams: {name} has times={stream.times} and is other_than={stream.other_than!r}, which has "
+                f"times={times}; expected the same"
+            )
         before.append(name)

@@ -126,8 +126,12 @@ def cases_of(prepared: PreparedDataset, stream: Stream) -> tuple[PreparedCase, .
 
 def apart(streams: Mapping[str, Stream], name: str) -> list[str]:
     """A stream and the streams that must differ from it in their cases, in the method's order."""
-    first = streams[name].other_than or name
-    return [other for other, stream in streams.items() if first in (other, stream.other_than)]
+
+    def first(stream: str) -> str:
+        other = streams[stream].other_than
+        return stream if other is None else first(other)
+
+    return [other for other in streams if first(other) == first(name)]
 
 
 def _views(subjects: Any, stream: Stream) -> dict[str, torch.Tensor]:

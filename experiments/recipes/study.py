@@ -51,14 +51,16 @@ def main() -> None:
     """Run the study named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=sorted(path.stem for path in HERE.glob("*.yaml")))
-    parser.add_argument("--runs", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--runs", nargs="+", help="some of its runs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="some of its seeds")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     study = load(arguments.study)
-    seeds = arguments.seeds or study.seeds
-    check_settings(arguments.study, study, seeds)
-    wanted = list(product(arguments.runs or study.runs, seeds))
+    for name, known in (("runs", study.runs), ("seeds", study.seeds)):
+        if unknown := [value for value in getattr(arguments, name) or () if value not in known]:
+            parser.error(f"--{name}: found {unknown[0]}; {arguments.study}.yaml has {', '.join(map(str, known))}")
+    check_settings(arguments.study, study)
+    wanted = list(product(arguments.runs or study.runs, arguments.seeds or study.seeds))
     if command_of(study) == "train":
         prepare_all(study, {run for run, _ in wanted})
     with ThreadPoolExecutor(arguments.processes) as threads:
@@ -101,12 +103,12 @@ def trained_with(study, name: str, run: str) -> list[str]:
     return settings_of(study, run)
 
 
-def check_settings(name: str, study, seeds: Sequence[int]) -> None:
+def check_settings(name: str, study) -> None:
     """Exit if a run was trained with other overrides than the study has now: its scores would be those of another."""
     summary = collected_summary(name)
     for run in study.runs:
         now = trained_with(study, name, run)
-        for place, before in recorded_settings(summary, name, study, run, {*study.seeds, *seeds}).items():
+        for place, before in recorded_settings(summary, name, study, run).items():
             if sorted(before) != sorted(now):
                 sys.exit(
                     f"{place}: {run} was trained with {' '.join(before)}, but the study has {' '.join(now)}; to train "
@@ -114,14 +116,12 @@ def check_settings(name: str, study, seeds: Sequence[int]) -> None:
                 )
 
 
-def recorded_settings(
-    summary: Mapping[str, dict], name: str, study, run: str, seeds: Iterable[int]
-) -> dict[str, list[str]]:
+def recorded_settings(summary: Mapping[str, dict], name: str, study, run: str) -> dict[str, list[str]]:
     """The overrides that a run was trained with, by the results and the run folders that record them."""
     _, trained_in, original = home(study, name, run)
     rows = [row for row in trainings(study, name, run, 0) if "settings" in summary.get(row, {})]
     recorded = {f"{RESULTS / name}.json, {row}": summary[row]["settings"] for row in rows}
-    for seed in seeds:
+    for seed in study.seeds:
         file = run_folder(trained_in, original, seed) / SETTINGS
         begun = any(RunLayout(part).last.exists() for part in trainings(study, name, run, seed).values())
         if begun and file.exists():

@@ -19,6 +19,8 @@ from experiments.recipes.volumes import predicted_per_true
 
 #: A link to the results of a study and the table below it, and figures with decimals or percentages.
 TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
+#: The floor of a comparison in the results of a study, and its table.
+PAIRED = re.compile(r"shares with (.+?)(?: and .+?)?, with 95.*\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
 PAGE = Path(__file__).parents[2] / "README.md"
@@ -184,9 +186,9 @@ def changed_study(place, monkeypatch):
     """Saves a study in which the scale was changed, and returns the command that goes on with it."""
     monkeypatch.setattr(studies, "HERE", place)
 
-    def run():
+    def run(*words):
         (place / "some.yaml").write_text(json.dumps({**SETTINGS, "settings": {"scale": "cpu"}}))
-        monkeypatch.setattr("sys.argv", ["study.py", "some", "--seeds", "7"])
+        monkeypatch.setattr("sys.argv", ["study.py", "some", *words])
         studies.main()
 
     return run
@@ -206,7 +208,7 @@ def collected(finish):
 def test_results_of_other_settings_are_refused(changed_study, collected):
     reordered = OmegaConf.create({**SETTINGS, "settings": {}, "runs": {"ours": {"scale": "demo"}}})
     for same in (collected, reordered):
-        studies.check_settings("some", same, [0])
+        studies.check_settings("some", same)
     with pytest.raises(SystemExit, match=r"some.json, ours: ours was trained with name=ours scale=demo, .* scale=cpu"):
         changed_study()
 
@@ -218,24 +220,36 @@ def test_scores_without_a_summary_do_not_count(place, collected):
     assert not studies.finished_runs("some", collected)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_run_that_was_begun_with_other_settings_is_refused(changed_study, monkeypatch, seed, begun):
-    """Also one of a seed that the study has not; but not one that has failed before its first checkpoint."""
+def test_a_run_that_was_begun_with_other_settings_is_refused(changed_study, monkeypatch, begun):
+    """But not one that has failed before its first checkpoint."""
     started = []
     monkeypatch.setattr(studies.subprocess, "Popen", lambda words, **_: started.append(words) or SimpleNamespace(pid=0))
     monkeypatch.setattr(studies.os, "wait4", lambda *_: (0, 1, SimpleNamespace(ru_utime=1, ru_stime=1)))
     monkeypatch.setattr(studies, "prepare_all", lambda *_: None)
-    assert not studies.train("some", OmegaConf.create(SETTINGS), "ours", seed)
+    assert not studies.train("some", OmegaConf.create(SETTINGS), "ours", 0)
     said = "1 runs failed"
     if begun:
-        last = RunLayout(studies.run_folder("some", "ours", seed)).last
+        last = RunLayout(studies.run_folder("some", "ours", 0)).last
         last.parent.mkdir()
         last.touch()
-        said = rf"ours-seed{seed}: ours was trained with name=ours scale=demo, .* scale=cpu"
+        said = r"ours-seed0: ours was trained with name=ours scale=demo, .* scale=cpu"
     with pytest.raises(SystemExit, match=said):
         changed_study()
     assert ["scale=cpu" in words for words in started] == ([False] if begun else [False, True])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--runs", "ours", "our"), "--runs: found our; some.yaml has ours"),
+        (("--seeds", "0", "7"), "--seeds: found 7; some.yaml has 0"),  # its scores would not be collected
+    ],
+)
+def test_a_run_or_seed_that_the_study_has_not_is_refused(changed_study, capsys, words, said):
+    with pytest.raises(SystemExit):
+        changed_study(*words)
+    assert said in capsys.readouterr().err
 
 
 def test_the_sizes_of_organs_are_those_of_all_cases_and_seeds(tmp_path, write_volume):
@@ -287,12 +301,12 @@ def printed_figures(study):
             "share of the gap": [[]],
             "cases kept": [[str(count) for count in row.get("kept", {}).values()]],
         }
-    for _, row in pd.read_csv(studies.RESULTS / f"{study}_paired.csv").iterrows():
-        found[row["run"]]["share of the gap"].append(
-            [f"{row[end]:.0%}" for end in ("share", "share_low", "share_high")]
-        )
-        to_floor = [f"{row[f'difference{end}']:+.3f}" for end in ("", "_low", "_high")]
-        found[row["run"]][f"difference to `{row['floor']}`"] = [[] if row["run"] == row["floor"] else to_floor]
+    for floor, table in PAIRED.findall((studies.RESULTS / f"{study}.md").read_text()):
+        titles, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+        for row in (dict(zip(titles, cells, strict=True)) for cells in rows):
+            of_run = found[row["Experiment"]]
+            of_run[f"difference to `{floor}`"] = [FIGURE.findall(row["Difference to floor"])]
+            of_run["share of the gap"].append(FIGURE.findall(row.get("Share of the gap", "")))
     return found
 
 

@@ -79,6 +79,23 @@ def test_each_step_gets_one_labelled_and_two_unlabelled_batches_of_different_cas
         assert {case for step in seen for case in step[stream]} == set(cases)
 
 
+class ThreeStreams(Supervised):
+    """The second stream differs from the first in its cases, the third from the second."""
+
+    streams = {  # noqa: RUF012
+        "labelled": Stream(labelled=True),
+        "i": Stream(labelled=False),
+        "j": Stream(labelled=False, other_than="i"),
+        "k": Stream(labelled=False, other_than="j"),
+    }
+
+
+def test_streams_that_differ_from_one_another_in_a_chain(make_prepared):
+    for step in steps(make_module(make_prepared(), ThreeStreams())):
+        for cases in zip(step["i"], step["j"], step["k"], strict=True):
+            assert len(set(cases)) == 3
+
+
 class OneNetwork(Supervised):
     """A method with one network and several views of unlabelled patches, of which it uses twice as many."""
 

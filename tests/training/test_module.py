@@ -187,6 +187,10 @@ class Wrong(Pair):
             "Wrong: streams: x is other_than='labelled'; expected a stream of pseudo-labelled cases, too$",
         ),
         (
+            {"streams": {"labelled": Stream(True), "x": Stream(True, other_than="labelled", times=2)}},
+            "Wrong: streams: x has times=2 and is other_than='labelled', which has times=1; expected the same$",
+        ),
+        (
             {"streams": {"labelled": Stream(True, pseudo_labelled=True)}},
             "Wrong: streams: labelled has labelled=True and pseudo_labelled=True; expected one of them$",
         ),
