@@ -19,6 +19,16 @@ import psutil
 from dlunet.errors import UserError, WriteError
 
 
+def _machine() -> str:
+    """This machine, or the container of it: where a process has the id that it has here."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{platform.node()}.{namespace.stat().st_ino if namespace.exists() else 0}"
+
+
+#: How the names of this machine's temporary files begin, before the process.
+TEMPORARY = f".{_machine()}."
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, see :func:`write_bytes`."""
     write_bytes(path, text.encode())
@@ -77,7 +87,7 @@ def whole(path: Path, ending: str = "") -> Iterator[Path]:
     """
     # A digest, because the file's own name may already have the maximum length.
     short = blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
-    temporary = path.with_name(f".{platform.node()}.{os.getpid()}.{short}{ending}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}.{short}{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)  # left by an earlier process with the same id
@@ -117,8 +127,8 @@ def read_any_text(path: Path) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files left in a folder by processes of this machine that no longer run."""
-    pattern = re.compile(re.escape(f".{platform.node()}.") + r"(\d+)\.")
-    for path in folder.glob(f".{platform.node()}.*"):
+    pattern = re.compile(re.escape(TEMPORARY) + r"(\d+)\.")
+    for path in folder.glob(f"{TEMPORARY}*"):
         match = pattern.match(path.name)
         if match and not is_running(int(match[1])):
             _remove(path)

@@ -26,6 +26,16 @@ def _triple(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, ListConfig) and len(value) == 3 and all(map(fits, value))
 
 
+def _devices(value: Any) -> bool:
+    """A number, -1 or ``auto`` for all, or a list of numbers, also as text: ``0,1``."""
+    numbers = value.split(",") if isinstance(value, str) else value if isinstance(value, ListConfig) else None
+    if numbers is None:
+        return value == -1 or _whole(value, 1)
+    return value in ("auto", "-1") or (
+        len(numbers) > 0 and all(str(number).strip().isdecimal() for number in numbers) and value != "0"
+    )
+
+
 Rule = tuple[Callable[[Any], bool], str]
 
 COUNT: Rule = (lambda value: _whole(value, 1), "a whole number, 1 or more")
@@ -97,6 +107,8 @@ RULES: dict[str, Rule] = {
     "rounds": COUNT,
     "agreement": FRACTION,
     "logger.checkpoints": SWITCH,
+    "trainer.devices": (_devices, "a number of devices, a list of them, such as [0,1], or auto for all"),
+    "trainer.num_nodes": COUNT,
     "shard": (is_shard, "K/N, the K-th of N shards, such as 2/8"),
     "sampling.repeat": SWITCH,
     "strict": SWITCH,
@@ -107,6 +119,15 @@ RULES: dict[str, Rule] = {
     "test": SWITCH,
     "runs": FOLDERS,
     "predictions": FOLDERS,
+}
+
+#: Arguments of Lightning's trainer that contradict settings of ours, and what to use instead.
+INSTEAD = {
+    "limit_train_batches": "sampling.steps_per_epoch",
+    "overfit_batches": "debug=overfit",
+    "fast_dev_run": "debug=fast",
+    "max_steps": "trainer.max_epochs",
+    "max_time": "trainer.max_epochs, or a signal: timeout 12h dlunet train …",
 }
 
 #: The parts of a config that must not be null.
@@ -130,8 +151,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check every setting in :data:`RULES`, that a semi-supervised run gets to its unlabelled cases, and that networks
-    which are to be different are.
+    """Check every setting in :data:`RULES`, and those that contradict each other.
 
     Raises:
         UserError: A setting is invalid.
@@ -144,8 +164,18 @@ def check_settings(config: DictConfig) -> None:
         is_exempt = value is ... or (value is None and name in MAY_BE_NULL)
         if not is_exempt and not fits(value):
             raise UserError(f"{name}: found {value}; expected {expected}")
+    _check_trainer(config)
     _check_unlabelled_part(config)
     _check_other_network(config)
+
+
+def _check_trainer(config: DictConfig) -> None:
+    """Lightning's own ways to end an epoch early would leave out its last patches, and a resumed run repeat others."""
+    for name, instead in INSTEAD.items():
+        if (value := OmegaConf.select(config, f"trainer.{name}")) is not None:
+            raise UserError(
+                f"trainer.{name}: found {value}, which would end an epoch before its last step; use {instead}"
+            )
 
 
 def _check_unlabelled_part(config: DictConfig) -> None:

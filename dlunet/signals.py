@@ -51,18 +51,18 @@ class StopRequest:
     def noting(self) -> Iterator[None]:
         """While the block runs, the first signal is only noted; a second one has the effect that it had before.
 
-        In a process that another one has started, a further SIGTERM has none: signals to all processes of a job are
-        passed on by the parent, which decides when to wait no longer.
+        A further one has none if it is passed on by what has started the process, which may have got it, too, and
+        decides when to wait no longer: SIGTERM by a parent or SLURM, and what torchrun passes on.
         """
         process = os.getpid()
         before = {number: signal.getsignal(number) for number in ASKING}
+        passed_on = _passed_on()
         noted = [number for number, handler in before.items() if handler != signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():
             noted = []  # only the main thread can set handlers
 
         def note(number: int, frame: FrameType | None) -> None:
-            is_passed_on = number == signal.SIGTERM and parent_process() is not None  # by the parent, which got it too
-            if os.getpid() == process and (self.number is None or is_passed_on):
+            if os.getpid() == process and (self.number is None or number in passed_on):
                 self.number = self.number or number
                 return
             signal.signal(number, before[number] if os.getpid() == process else signal.SIG_DFL)
@@ -80,6 +80,15 @@ class StopRequest:
         """Raise :class:`Stopped` if a signal has come."""
         if self.number is not None:
             raise Stopped(self.number)
+
+
+def _passed_on() -> tuple[int, ...]:
+    """The signals that what has started this process passes on to it, or follows up another one with."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which kills its processes 30 seconds later
+        return tuple(
+            number for number in ASKING if number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", 0))
+        )
+    return (signal.SIGTERM,) if parent_process() is not None or "SLURM_JOB_ID" in os.environ else ()
 
 
 @contextmanager

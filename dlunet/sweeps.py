@@ -16,10 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from dlunet.errors import few, message_for_users
+from dlunet.errors import UserError, few, message_for_users
 from dlunet.files import write_text
 from dlunet.locks import FileLock
 from dlunet.signals import Stopped
+
+#: How ``trainer.devices`` may ask for one GPU, or for all that a run sees.
+ONE_DEVICE = ("1", "auto", "-1")
 
 #: The file in the folder of a run that says why it failed.
 FAILURE = "failed.txt"
@@ -88,15 +91,28 @@ def _failures_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{FAILURE}"))
 
 
-def claim_gpu() -> None:
+def claim_gpu(devices: Any = 1) -> None:
     """Of several GPUs, let this process see one that no other process of a sweep has claimed, until it ends.
 
     For launchers that run several processes on one machine. Does nothing if there is no choice. Each job of SLURM may
     count its own GPUs from 0, so the claims of one say nothing to another.
+
+    Args:
+        devices: The setting ``trainer.devices``.
+
+    Raises:
+        UserError: It asks for more than one.
     """
     import torch  # only here: most commands do without it
 
-    if _CLAIMED or torch.cuda.device_count() < 2:
+    if torch.cuda.device_count() < 2:
+        return
+    if str(devices) not in ONE_DEVICE:
+        raise UserError(
+            f"trainer.devices: found {devices} with launcher=local, which gives each run one GPU; expected 1; leave "
+            "the launcher out for runs on several GPUs, one after the other"
+        )
+    if _CLAIMED:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     job = os.environ.get("SLURM_JOB_ID", "0")
@@ -107,6 +123,10 @@ def claim_gpu() -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = device
             return
         lock.release()
+    print(
+        "dlunet: warning: more runs than GPUs at once: this one shares the first GPU; lower hydra.launcher.n_jobs",
+        file=sys.stderr,
+    )
 
 
 #: The lock of the GPU that this process has claimed; kept as long as it lives.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlunet import sweeps
 from dlunet.configs import register_resolvers
@@ -54,7 +54,7 @@ class Task:
         with sweeps.noting_failures() if HydraConfig.get().mode is RunMode.MULTIRUN else failures_exit():
             check_config(config)  # a pipeline checks too, but only after imports that take seconds
             if "joblib" in HydraConfig.get().launcher["_target_"]:
-                sweeps.claim_gpu()
+                sweeps.claim_gpu(OmegaConf.select(config, "trainer.devices", default=1))
             return self.command(config)
         return None
 

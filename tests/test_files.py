@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dlunet.errors import UserError
-from dlunet.files import remove_leftovers, write_text
+from dlunet.files import TEMPORARY, remove_leftovers, write_text
 
 
 def test_text_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
@@ -35,8 +35,12 @@ def test_leftovers_are_those_of_processes_that_have_ended(tmp_path):
     """Also if nobody has waited for the process, as in a container whose first process does not."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-        kept = [f".{platform.node()}.{os.getpid()}.0123", f".another.{ended.pid}.0123", "a.txt"]
-        for name in (f".{platform.node()}.{ended.pid}.0123", *kept):
+        elsewhere = [
+            f".another.{ended.pid}.0123",
+            f".{platform.node()}.1.{ended.pid}.0123",
+        ]  # the latter in a container
+        kept = [f"{TEMPORARY}{os.getpid()}.0123", *elsewhere, "a.txt"]
+        for name in (f"{TEMPORARY}{ended.pid}.0123", *kept):
             (tmp_path / name).touch()
         remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)

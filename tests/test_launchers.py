@@ -270,12 +270,21 @@ def test_no_choice_of_gpus(monkeypatch, tmp_path, count):
     assert claim(monkeypatch, tmp_path, count) == (None, [])
 
 
-def test_each_process_claims_a_gpu_of_its_own(monkeypatch, tmp_path):
+def test_each_process_claims_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
     locks = []
     for expected in ("0", "1", "2", None):  # there are three
+        assert not capsys.readouterr().err
         locks += claimed(monkeypatch, tmp_path, expected)
+    assert "more runs than GPUs at once" in capsys.readouterr().err
     for lock in locks:
         lock.release()
+
+
+@pytest.mark.parametrize("devices", [2, [0, 1]])
+def test_runs_on_several_gpus_are_refused(monkeypatch, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=r"trainer.devices: found .* with launcher=local, which gives each run one GPU"):
+        sweeps.claim_gpu(devices)
 
 
 def test_the_gpus_of_a_job_of_slurm_are_its_own(monkeypatch, tmp_path):

@@ -69,6 +69,13 @@ WRONG = [
     "+method.threshold=1.5",
     "method.num_boxes=-1",
     "method.supervised_epochs=soon",
+    "trainer.devices=two",
+    "trainer.devices=0",
+    "trainer.devices=1.5",
+    "trainer.devices=0-3",
+    "trainer.devices=[]",
+    "trainer.devices=null",
+    "+trainer.num_nodes=x",
     "+shard=4/3",
     "+shard=3",
     "seed=-1",
@@ -109,6 +116,24 @@ def test_a_setting_that_cannot_be_is_named(default, override):
     OmegaConf.update(config, name, parsed.value(), force_add=True)
     found = "None" if value == "null" else f".*{value.strip('[].')[:1]}.*"
     with pytest.raises(UserError, match=rf"^{name}: found {found}; expected "):
+        check_settings(config)
+
+
+@pytest.mark.parametrize("devices", ["1", "-1", "auto", "[0,2]", "'0,2'", "'3'"])
+def test_ways_to_choose_devices(default, devices):
+    config = copy.deepcopy(default)
+    config.trainer.devices = OverridesParser.create().parse_override(f"x={devices}").value()
+    check_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [("limit_train_batches", 100, "sampling.steps_per_epoch"), ("max_time", "00:12:00:00", "trainer.max_epochs, or")],
+)
+def test_what_would_end_an_epoch_early_is_refused(default, name, value, instead):
+    config = copy.deepcopy(default)
+    OmegaConf.update(config, f"trainer.{name}", value, force_add=True)
+    with pytest.raises(UserError, match=rf"^trainer\.{name}: found {value}, which would .*; use {instead}"):
         check_settings(config)
 
 

@@ -206,7 +206,9 @@ def test_scores_of_changed_label_maps_or_other_settings_are_not_used(folders, ca
     assert score(folders, SHARDS[2]) is not None  # the same contents
     shutil.copy(folders / "references" / "b.nii.gz", folders / "predictions" / "b.nii.gz")
     for shard in SHARDS[:2]:
+        capfd.readouterr()
         assert score(folders, shard) is None
+        assert "scores.csv is of before, until all shards are repeated" in " ".join(capfd.readouterr().err.split())
     shutil.copy(folders / "references" / "d.nii.gz", folders / "predictions" / "d.nii.gz")  # of shard 1, after it
     capfd.readouterr()
     assert score(folders, SHARDS[2]) is None

@@ -71,7 +71,9 @@ def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
         program.kill()
 
 
-def test_a_request_notes_the_first_signal_and_the_second_one_acts_as_before():
+def test_a_request_notes_the_first_signal_and_the_second_one_acts_as_before(monkeypatch):
+    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
     request = StopRequest()
     with pytest.raises(Stopped) as stopped, signals_raise(), request.noting():
         os.kill(os.getpid(), signal.SIGINT)
@@ -86,6 +88,27 @@ def test_a_request_notes_the_first_signal_and_the_second_one_acts_as_before():
     with StopRequest().noting():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("started_by", "first", "passed_on"),
+    [
+        ("TORCHELASTIC_RUN_ID", signal.SIGTERM, signal.SIGTERM),
+        ("TORCHELASTIC_RUN_ID", signal.SIGINT, signal.SIGINT),
+        ("SLURM_JOB_ID", signal.SIGUSR1, signal.SIGTERM),
+    ],
+)
+def test_a_signal_that_torchrun_or_slurm_passes_on_does_not_stop_at_once(monkeypatch, started_by, first, passed_on):
+    monkeypatch.setenv(started_by, "1")
+    request = StopRequest()
+    with signals_raise(), request.noting():
+        for number in (first, passed_on, passed_on):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        assert request.number == first
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGXCPU)
+            time.sleep(5)
 
 
 def test_a_forked_process_ends_though_a_request_notes_signals():

@@ -79,6 +79,8 @@ def evaluate_shard(
         missing = [str(each) for each, part in found.items() if part is None]
         if missing:
             of_shards = f"shard {shard} is scored; the tables are written when all are; missing: {', '.join(missing)}"
+            if layout.table.exists():
+                of_shards += f"; {layout.table} is of before, until all shards are repeated"
             console.print(of_shards, markup=False, highlight=False)
         else:
             rows = {case: of_case for part in found.values() if part for case, of_case in part.rows.items()}

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from dlunet.errors import UserError
 from dlunet.methods import Progress
@@ -21,6 +24,9 @@ from dlunet.run_layout import RunLayout
 from dlunet.training.build import build_module
 from dlunet.training.faults import read_fault
 from dlunet.training.module import SegmentationModule
+
+#: Errors of a config that is damaged, or of another run.
+UNUSABLE = (KeyError, TypeError, ValueError, RuntimeError, YAMLError, OmegaConfBaseException, InstantiationException)
 
 
 def debug(path: Path) -> Iterator[str]:
@@ -72,7 +78,7 @@ def _module_of(saved: dict[str, Any], run: RunLayout) -> SegmentationModule:
         module.load_state_dict(saved["state_dict"])
     except OSError as error:
         raise UserError(f"{run.config}: {error.strerror}; expected the config of the run that saved the step") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except UNUSABLE as error:
         raise UserError(
             f"{run.config}: does not fit the step ({str(error).splitlines()[0]}); expected the config of the run that "
             "saved it"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any, Literal
 
+import lightning
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import (
@@ -16,9 +18,11 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher, _WorkerOutput
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dlunet.errors import UserError
+from dlunet.parallel import end_with_parent
 
 #: The ways in which this process can start others, by Lightning's names; spawned processes also work inside a sweep.
 START_METHODS: dict[str, Literal["spawn", "fork"]] = {"ddp_spawn": "spawn", "ddp_fork": "fork"}
@@ -34,6 +38,30 @@ class SharedSteps(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave out the wrapper."""
+
+    def setup_environment(self) -> None:
+        """Connect the processes; one that this process has started does not outlive it, and write beside another."""
+        if parent_process() is not None:
+            end_with_parent()
+        super().setup_environment()
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if isinstance(self._launcher, _MultiProcessingLauncher):
+            self._launcher = _Launcher(self, self._launcher._start_method)
+
+
+class _Launcher(_MultiProcessingLauncher):
+    """Lightning's, but the weights stay in the process that has trained: the run folder has them.
+
+    Lightning passes them through the system's temporary folder, which may be too small.
+    """
+
+    def _collect_rank_zero_results(self, trainer: lightning.Trainer, results: Any) -> _WorkerOutput | None:
+        if self._strategy.local_rank != 0:
+            return None
+        best = getattr(trainer.checkpoint_callback, "best_model_path", None)
+        return _WorkerOutput(best, None, trainer.state, results, self.get_extra_results(trainer))
 
 
 @dataclass(frozen=True)

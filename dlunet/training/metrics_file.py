@@ -7,20 +7,27 @@ import io
 import logging
 import math
 import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlunet.errors import OUT_OF_PLACE, WriteError
-from dlunet.files import whole, write_bytes
+from dlunet.files import write_bytes
 from dlunet.run_layout import RunLayout
 from dlunet.training.full_disk import OnFull
 from dlunet.training.launch import rank
 
 log = logging.getLogger(__name__)
+
+
+class _Rows(ExperimentWriter):
+    """Lightning's writer of rows, which would first delete the file of the run that is resumed."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the file."""
 
 
 class MetricsFile(CSVLogger):
@@ -34,6 +41,7 @@ class MetricsFile(CSVLogger):
     def __init__(self, output: Path, on_full: str) -> None:
         super().__init__(output, name="", version="", flush_logs_every_n_steps=20)
         self.path = RunLayout(output).metrics
+        self._experiment = _Rows(self.log_dir)
         self.on_full = OnFull(on_full)
 
     @rank_zero_only
@@ -77,8 +85,7 @@ class MetricsFile(CSVLogger):
 def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVLogger:
     """A logger that writes ``output/metrics.csv``.
 
-    Lightning's logger deletes the file of an earlier run. Here the rows of steps that a resumed run does not repeat are
-    written back first.
+    The rows of steps that a resumed run does not repeat are kept.
 
     Args:
         output: The run folder.
@@ -90,22 +97,12 @@ def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVL
     logger = MetricsFile(output, on_full)
     if rank() != 0:  # only the first of several processes writes
         return logger
-    if not kept:
-        _begin(logger)
-        return logger
-    text, columns = _as_csv(kept)
-    with whole(path) as rewritten:
-        rewritten.write_bytes(text)
-        _begin(logger)
-    logger.experiment.metrics_keys = columns
+    if kept:
+        text, logger.experiment.metrics_keys = _as_csv(kept)
+        write_bytes(path, text)
+    else:
+        path.unlink(missing_ok=True)
     return logger
-
-
-def _begin(logger: CSVLogger) -> None:
-    """Use the logger for the first time: Lightning then deletes the file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        _ = logger.experiment
 
 
 def best_value(output: Path, name: str) -> float | None:

@@ -92,13 +92,18 @@ class RunFolder(RunLayout):
         """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
         return self.best if self.best.exists() else self.last
 
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a run; the last checkpoint may be lost."""
+        return self.last.exists() or self.previous.exists()
+
     def done(self) -> Done:
-        """What is done, according to the last checkpoint, or to the one before if that is damaged.
+        """What is done, according to the last checkpoint, or to the one before if that is damaged or lost.
 
         Raises:
             UserError: Both are damaged.
         """
-        if not self.last.exists():
+        if not self.has_run:
             return Done(None, 0, 0)
         try:
             return Done.of(self.last)
@@ -115,7 +120,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The folder contains a run that is not to be resumed.
         """
-        if self.last.exists() and not resume:
+        if self.has_run and not resume:
             raise UserError(
                 f"{self.path}: already contains a run; add resume=auto to continue it, or output=FOLDER to start "
                 "another"
@@ -149,7 +154,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The run was started with other settings, or has more finished epochs than requested.
         """
-        if self.last.exists():
+        if self.has_run:
             self.check_same_settings(settings)
         done = self.done()
         wanted = settings["trainer"]["max_epochs"]
@@ -163,7 +168,8 @@ class RunFolder(RunLayout):
         self.unlogged.unlink(missing_ok=True)
         write_if_changed(self.config, OmegaConf.to_yaml(OmegaConf.create(settings)))
         if done.checkpoint == self.previous:
-            self.last.replace(self.last.with_name("damaged.ckpt"))
+            if self.last.exists():
+                link_or_copy(self.last, self.last.with_name("damaged.ckpt"))
             link_or_copy(self.previous, self.last)
             done = replace(done, checkpoint=self.last)
         if done.epochs < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
@@ -176,7 +182,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The cases changed; a former training case may now be a validation case.
         """
-        known = _read_json(self.cases) if self.last.exists() else None
+        known = _read_json(self.cases) if self.has_run else None
         changed = [] if known is None else [_difference(part, known.get(part, []), cases[part]) for part in cases]
         if any(changed):
             raise UserError(
@@ -194,7 +200,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The pseudo-labels changed: one run would be trained with two versions of them.
         """
-        known = _read_json(self.pseudo_labels) if self.last.exists() else None
+        known = _read_json(self.pseudo_labels) if self.has_run else None
         if known is None:
             now = {case: stamps.stamp([path]) for case, path in files.items()}
         else:
@@ -218,7 +224,7 @@ class RunFolder(RunLayout):
         Raises:
             UserError: The run was started with other settings.
         """
-        before = self._read_settings() if self.last.exists() else None
+        before = self._read_settings() if self.has_run else None
         if before is None:
             return
         old, new = flattened(before), flattened(now)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from dlunet.errors import UserError, WriteError
+from dlunet.files import TEMPORARY
 from dlunet.inference import Extras, Predictor, find_images, labels_on_grid, predict_files, predict_logits
 from dlunet.labels import FLARE22
 from dlunet.networks import Bundle, LightUNet
@@ -103,7 +103,7 @@ def test_a_finished_case_is_skipped_and_a_new_one_is_added(predictor, images, tm
     stamp = first.stat().st_mtime_ns
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (tmp_path / f".{platform.node()}.{ended.pid}.FLARETs_0002.nii.gz").write_text("half-written")
+    (tmp_path / f"{TEMPORARY}{ended.pid}.FLARETs_0002.nii.gz").write_text("half-written")
     predict_files(predictor, images, tmp_path)
     predict_files(predictor, images, tmp_path)  # nothing left to do
     assert sorted(os.listdir(tmp_path)) == WRITTEN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import platform
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import SimpleITK as sitk
 
 from dlunet.datasets import open_phantoms, read_flare22
 from dlunet.errors import UserError
+from dlunet.files import TEMPORARY
 from dlunet.labels import FLARE22
 from dlunet.phantom import Phantom, make_phantom, phantom_of, write_phantoms
 from dlunet.phantom.variation import PHASES, draw_variation
@@ -383,7 +383,7 @@ def test_a_broken_off_run_is_taken_up_again(tmp_path: Path) -> None:
     killed = tmp_path / "Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz"
     with subprocess.Popen(["true"]) as ended:
         pass
-    killed.rename(killed.with_name(f".{platform.node()}.{ended.pid}.0.nii.gz"))
+    killed.rename(killed.with_name(f"{TEMPORARY}{ended.pid}.0.nii.gz"))
     write_small(tmp_path)
     assert files_of(tmp_path) == whole
     assert kept.stat().st_mtime_ns == before, "a finished case was made again"

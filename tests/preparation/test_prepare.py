@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import shutil
 import subprocess
 from dataclasses import replace
@@ -15,6 +14,7 @@ from scipy import ndimage
 
 from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import UserError
+from dlunet.files import TEMPORARY
 from dlunet.preparation import PreparedCase, prepare_dataset
 
 SPACING, PATCH = (10.0, 8.0, 6.0), (16, 32, 32)
@@ -161,8 +161,8 @@ def test_a_half_written_case_is_not_taken_for_finished(prepare, tmp_path):
     """Killed while writing: the case has its temporary name or, were writes not atomic, lacks its last file."""
     first = prepare()
     killed, cut = first.labelled[0].folder, first.labelled[1].folder
-    killed.rename(killed.with_name(f".{platform.node()}.{ended_process()}.{killed.name}"))
-    running, elsewhere = (f".{machine}.{os.getppid()}.x" for machine in (platform.node(), "elsewhere"))
+    killed.rename(killed.with_name(f"{TEMPORARY}{ended_process()}.{killed.name}"))
+    running, elsewhere = (f"{machine}{os.getppid()}.x" for machine in (TEMPORARY, ".elsewhere."))
     (killed.parent / running).mkdir()
     (killed.parent / elsewhere).mkdir()
     (cut / "case.json").unlink()
@@ -179,7 +179,7 @@ def test_what_a_killed_process_left_goes_though_all_cases_are_finished(prepare, 
     folder = tmp_path / "prepared"
     before = {*folder.rglob("*")}
     for place in (folder, prepared.labelled[0].folder.parent, prepared.unlabelled[0].folder.parent):
-        (place / f".{platform.node()}.{ended_process()}.x").mkdir()
+        (place / f"{TEMPORARY}{ended_process()}.x").mkdir()
     prepare()
     assert {*folder.rglob("*")} == before
 

@@ -1,5 +1,6 @@
 """Steps that cannot be taken: they stop the run, name their cases, and can be repeated."""
 
+import importlib
 import os
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
+from dlunet.errors import UserError
 from tests.commands import TINY
 
 WORDS = ("train", *TINY, "experiment=ssl_light", "augmentation=none", "sampling.steps_per_epoch=4")
@@ -72,6 +74,16 @@ def test_what_cannot_be_debugged(place, dlunet):
     (place / "text.pt").write_text("no tensors")
     assert "text.pt: is not a step" in dlunet("debug", "batch=text.pt", cwd=place, fails=True).stderr
     assert "none.pt: no such file" in dlunet("debug", "batch=none.pt", cwd=place, fails=True).stderr
+
+
+@pytest.mark.parametrize("config", ["a: [1", "network: ${nothing}\nmethod: {_target_: x}"])
+def test_the_config_of_a_run_is_damaged(tmp_path, monkeypatch, config):
+    (tmp_path / "config.yaml").write_text(config)
+    debugging = importlib.import_module("dlunet.training.debug")
+    monkeypatch.setattr(debugging, "read_fault", lambda path: {"described": None})
+    monkeypatch.setattr(debugging, "read_description", lambda described: (None, None))
+    with pytest.raises(UserError, match=r"config.yaml: does not fit the step \(.*\); expected the config of the run"):
+        next(debugging.debug(tmp_path / "checkpoints" / "step.pt"))
 
 
 def test_a_reader_of_patches_that_ends_is_named_with_its_cases(spoil):

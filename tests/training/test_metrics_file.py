@@ -105,6 +105,18 @@ def half_a_row(writer):
     raise OSError(errno.EIO, "Input/output error")
 
 
+def test_a_resumed_run_that_is_killed_at_once_loses_no_row(logger, monkeypatch):
+    whole = logger.path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", interrupt)
+        metrics_logger(logger.path.parent, BEFORE - 1)
+    assert logger.path.read_bytes() == whole
+
+
+def interrupt(path, target):
+    raise KeyboardInterrupt
+
+
 def test_a_resumed_run_keeps_the_rows_of_before_if_there_is_no_room(logger):
     whole = logger.path.read_bytes()
     with room_for(len(whole) - 1000), pytest.raises(WriteError, match=r"metrics\.csv"):

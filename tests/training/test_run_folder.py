@@ -1,13 +1,14 @@
 """The folder of a run: locking, and the checks before a run resumes."""
 
+import errno
 import json
 import logging
 
 import pytest
 import torch
 
-from dlunet.errors import UserError
-from dlunet.training import RunFolder
+from dlunet.errors import UserError, WriteError
+from dlunet.training import RunFolder, run_folder
 from dlunet.training.run_folder import Done
 
 SETTINGS = {"seed": 1, "resume": None, "trainer": {"max_epochs": 5, "precision": 32}}
@@ -88,6 +89,25 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(run, content, cap
     assert run.begin(SETTINGS) == run.done() == Done(run.last, 2, 25)
     assert "continuing from the one before" in caplog.text
     assert run.last.with_name("damaged.ckpt").read_bytes() == content  # and is never the one before
+
+
+def test_a_repair_that_is_interrupted_loses_nothing(run, monkeypatch):
+    torch.save(checkpoint(2, 25), run.previous)
+    run.last.write_bytes(b"truncated")
+    with monkeypatch.context() as patch, pytest.raises(WriteError):
+        patch.setattr(run_folder, "link_or_copy", fail)
+        run.begin(SETTINGS)
+    assert run.last.exists() and run.begin(SETTINGS) == Done(run.last, 2, 25)
+    run.last.unlink()
+    with pytest.raises(UserError, match="already contains a run; add resume=auto"):
+        run.check_free(resume=False)
+    with pytest.raises(UserError, match="other settings"):
+        run.begin({**SETTINGS, "seed": 2})
+    assert run.begin(SETTINGS) == Done(run.last, 2, 25)
+
+
+def fail(source, target):
+    raise WriteError.of(target, OSError(errno.ENOSPC, "No space left on device"))
 
 
 def test_a_checkpoint_without_training_state(run):
