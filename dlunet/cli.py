@@ -32,7 +32,7 @@ from dlunet.configs import (
     without_hydra,
 )
 from dlunet.datasets import dataset_of, labels_of, read_dataset_json
-from dlunet.errors import UserError
+from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
@@ -236,8 +236,9 @@ def report(config: DictConfig) -> None:
 
     _check_what_to_report(config)
     compared = {"floor": config.floor, "ceiling": config.ceiling}
+    failed: list[str] = []
     if config.runs is None:
-        contents = reporting.report_of(_score_for_report(config), **compared)
+        contents = reporting.report_of(_score_for_report(config, failed), **compared)
     else:
         contents = reporting.read_report(_folders(config.runs), **compared)
     output, cases = Path(config.output), None if config.cases is None else _as_list(config.cases)
@@ -247,6 +248,8 @@ def report(config: DictConfig) -> None:
         reporting.print_sheets(*reporting.write_methods_table(contents, output))
     else:
         reporting.print_paper_table(reporting.write_paper_table(contents, config.table, output))
+    if failed:
+        raise SomeCasesFailed("\n".join(failed))
 
 
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
@@ -299,8 +302,13 @@ def _check_what_to_report(config: DictConfig) -> None:
         raise UserError(f"{min(alone)}: found it with table={config.table}, which has its own; leave one out")
 
 
-def _score_for_report(config: DictConfig) -> list[Run]:
-    """Score folders of label maps, each into ``scores/NAME`` of the report's folder."""
+def _score_for_report(config: DictConfig, failed: list[str]) -> list[Run]:
+    """Score folders of label maps, each into ``scores/NAME`` of the report's folder.
+
+    Args:
+        config: The config of ``report``.
+        failed: Receives a message for each folder of which some cases could not be scored.
+    """
     from dlunet.evaluation import evaluate_folder
     from dlunet.reporting import read_predictions
 
@@ -316,7 +324,10 @@ def _score_for_report(config: DictConfig) -> list[Run]:
         if name in (run.name for run in runs):
             raise UserError(f"{folder}: is the second folder named {name}; expected different names; rename one")
         scores = Path(config.output) / "scores" / name
-        evaluate_folder(folder, Path(config.references), scores, labels)
+        try:
+            evaluate_folder(folder, Path(config.references), scores, labels)
+        except SomeCasesFailed as error:
+            failed.append(str(error))
         runs.append(read_predictions(folder, scores, labels, images))
     return runs
 

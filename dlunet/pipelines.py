@@ -14,6 +14,7 @@ from dlunet import training
 from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder
+from dlunet.files import write_text
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
@@ -38,7 +39,7 @@ def train(config: DictConfig) -> Path:
         UserError: A setting is missing or invalid, or the data or the run folder cannot be used.
     """
     check_config(config)
-    cases = _cases_to_score(config) if config.test and training.is_first(config.trainer) else []
+    cases, part = _cases_to_score(config) if config.test and training.is_first(config.trainer) else ([], "")
     run = RunFolder(Path(config.output))
     before = _changed_at(run.last)
     with training.closing_loggers(config.logger):
@@ -50,6 +51,7 @@ def train(config: DictConfig) -> Path:
             return best
         if cases:
             _score(cases, run, config.data.workers, config.strict)
+            write_text(ScoresLayout(run.scores).part_of_dataset, f"{part}\n")
         training.log_results(config.logger, run, scored=bool(cases))
     return best
 
@@ -191,16 +193,16 @@ def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: 
     return kept
 
 
-def _cases_to_score(config: DictConfig) -> list[Case]:
-    """The test cases with labels, or the validation cases where the test labels are not public."""
+def _cases_to_score(config: DictConfig) -> tuple[list[Case], str]:
+    """The test cases with labels, or the validation cases where the test labels are not public, and which these are."""
     dataset = dataset_of(config)
-    cases = [case for case in dataset.test if case.label is not None]
+    cases, part = [case for case in dataset.test if case.label is not None], "test"
     if not cases:
         print(f"{config.data.root}: no test case has a label map; the validation cases are scored instead")
-        cases = list(dataset.validation)
+        cases, part = list(dataset.validation), "validation"
     if not cases:
         raise UserError(f"{config.data.root}: no test or validation case has a label map; train with test=false")
-    return cases
+    return cases, part
 
 
 def _changed_at(path: Path) -> int | None:

@@ -150,6 +150,11 @@ class ScoresLayout:
         """The reference label maps, by case."""
         return self.path / "references.json"
 
+    @property
+    def part_of_dataset(self) -> Path:
+        """Which cases a training has scored: ``test`` or ``validation``."""
+        return self.path / "part.txt"
+
     def part(self, shard: Shard) -> Path:
         """The scores of a shard of the cases, until those of all shards are in the tables."""
         return self.path / f".shard-{shard.number}-of-{shard.count}.json"

@@ -60,6 +60,8 @@ class Dataset:
 def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[Case]:
     """The CTs in a folder, each with the label map of the same name in another folder, if there is one.
 
+    A CT of which there is a label map that cannot be used is left out: it would be taken for an unlabelled one.
+
     Args:
         images: Folder of CTs.
         labels: Folder of label maps, if there is one.
@@ -69,12 +71,15 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
         UserError: The folder of images is missing.
     """
     named = [(case_name(path), path) for path in list_volumes(images)]
-    by_name = {}
+    by_name, unusable = {}, set()
     if labels and labels.is_dir():
-        by_name = _labels_by_name(labels, {name for name, _ in named}, problems)
-        problems += unreadable_volumes(labels).values()
+        names = {name for name, _ in named}
+        by_name, unreadable = _labels_by_name(labels, names, problems), unreadable_volumes(labels)
+        problems += unreadable.values()
+        unusable = {label_name(path, names) for path in (*list_volumes(labels), *unreadable)} - by_name.keys()
     problems += unreadable_volumes(images).values()
-    return [Case(name, path, by_name.get(name)) for name, path in _by_name(named, problems).items()]
+    cases = [Case(name, path, by_name.get(name)) for name, path in _by_name(named, problems).items()]
+    return [case for case in cases if case.name not in unusable]
 
 
 def list_labelled(images: Path, labels: Path, problems: list[str]) -> list[Case]:

@@ -59,6 +59,11 @@ def _label_set(root: Path, names: Sequence[str]) -> LabelSet:
         raise UserError(
             f"data.names: found {names}; expected the names of labels 1, 2, …, such as 'data.names=[liver,tumour]'"
         )
+    if "background" in map(str.lower, map(str, names)):
+        raise UserError(
+            f"data.names: found {', '.join(map(str, names))}; expected the names of labels 1, 2, … without the "
+            "background, which is 0; leave it out"
+        )
     try:
         return label_set(root.name, dict(enumerate(map(str, names), start=1)))
     except ValueError as error:

@@ -113,6 +113,11 @@ def print_summary(scores: pd.DataFrame, folder: Path) -> None:
         if without := _classes_without(scores, name):
             line = f"{metric.title}: no value for {few(without)}; the mean leaves out what has none"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if perfect := _perfect_classes(scores):
+        line = (
+            f"DSC of 1 in all cases: {few(perfect)}; a class that no label map contains has it, too: it raises the mean"
+        )
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for low in low_cases(scores):
         organs = ", ".join(f"{organ} {dsc:.3f}" for organ, dsc in low.organs.items())
         line = f"low: {low.case}, mean DSC {low.dsc:.3f} (all others {low.others:.3f}): {organs}"
@@ -123,6 +128,11 @@ def _classes_without(scores: pd.DataFrame, name: str) -> list[str]:
     """The classes that have no value of a metric in any case; none if no class has one."""
     counts = scores.groupby("organ", sort=False)[name].count()
     return [str(organ) for organ in counts.index[counts == 0]] if counts.any() else []
+
+
+def _perfect_classes(scores: pd.DataFrame) -> list[str]:
+    lowest = scores.groupby("organ", sort=False)["dsc"].min()
+    return [str(organ) for organ in lowest.index[lowest == 1]]
 
 
 def _low_case(case: str, table: pd.DataFrame, means: pd.Series) -> LowCase:

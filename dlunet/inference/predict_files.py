@@ -163,7 +163,8 @@ def _outcome(work: Callable[[], Result], path: Path, failures: list[Path]) -> Re
         is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not is_known and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        logger.error("%s: not enough memory for this CT; free some, or choose device=cpu", path)
+        instead = ", or choose device=cpu" if isinstance(error, torch.OutOfMemoryError) else ""
+        logger.error("%s: not enough memory for this CT; free some%s; see docs/inference.md, Memory", path, instead)
     failures.append(path)
     return None
 

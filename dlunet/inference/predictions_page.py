@@ -52,7 +52,7 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
         UserError: The page cannot be written.
     """
     embedded, rows, room = EmbeddedCases(labels), [], MOST_PICTURES
-    for case in _read(folder, images):
+    for case in _read(folder, images, labels):
         label_map = case.predictions[TITLE]
         assert label_map is not None
         picture = _picture(case, label_map, labels) if room > 0 else None
@@ -73,12 +73,12 @@ def _picture(case: ShownCase, label_map: np.ndarray, labels: LabelSet) -> str:
     return data_uri(overlay_png(case.image, label_map, case.spacing, labels))
 
 
-def _read(folder: Path, images: Iterable[Path]) -> Iterator[ShownCase]:
+def _read(folder: Path, images: Iterable[Path], labels: LabelSet) -> Iterator[ShownCase]:
     pairs = [(image, target) for image in images if (target := folder / f"{case_name(image)}.nii.gz").exists()]
     with progress_bar("writing the page", len(pairs)) as advance:
         for image, target in pairs:
             try:
-                volume, label_map = read_ct(image), read_labels(target).array
+                volume, label_map = read_ct(image), read_labels(target, labels.num_classes).array
                 yield ShownCase(case_name(image), "", volume.array, volume.spacing, None, {TITLE: label_map})
             except UserError as error:
                 logger.warning("warning: not in the page: %s", error)

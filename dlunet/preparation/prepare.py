@@ -113,6 +113,8 @@ def prepare_dataset(
     problems = [*dataset.problems, *failures.values()]
     warnings = [f"{case.name}: {warning}" for part in prepared.values() for case in part for warning in case.warnings]
     warnings += _lost_classes(dataset.labels, plan, [*prepared["labelled"], *prepared["validation"]])
+    if shard.is_all:
+        warnings += _unknown_classes(dataset.labels, prepared["labelled"])
     for message in problems:
         logger.warning("skipped: %s", message)
     for message in warnings:
@@ -272,6 +274,16 @@ def _lost_classes(labels: LabelSet, plan: Plan, cases: Sequence[PreparedCase]) -
                 "labels of it; choose a finer plan.spacing"
             )
     return warnings
+
+
+def _unknown_classes(labels: LabelSet, cases: Sequence[PreparedCase]) -> list[str]:
+    """A warning for each class that no labelled case contains."""
+    known = {id_ for case in cases for id_ in (*case.lost, *case.ranges)}
+    return [
+        f"{label.name}: not in any labelled case; a network cannot learn it"
+        for label in labels
+        if cases and label.id not in known
+    ]
 
 
 def check_size(path: Path, image: Volume, plan: Plan) -> None:

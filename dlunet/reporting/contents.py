@@ -64,7 +64,7 @@ class Report:
     @property
     def has_validation_scores(self) -> bool:
         """Whether a run was scored on its validation cases, which flatters it: they chose its checkpoint."""
-        return any(set(run.scores["case"]) <= run.validated for run in self.runs if run.scores is not None)
+        return any(run.is_scored_on_validation for run in self.runs)
 
     @property
     def data_note(self) -> str:
@@ -75,6 +75,8 @@ class Report:
             note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
         if self.has_validation_scores:
             note += " No test case has labels: the validation cases are scored, by which the checkpoints were chosen."
+        if unscored := self._unscored:
+            note += f" Without scores, so not in the means: {', '.join(unscored)}."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
 
     @property
@@ -90,6 +92,12 @@ class Report:
     def distinct(self, attribute: str) -> list[str]:
         """The values of an attribute of the runs."""
         return sorted({getattr(run, attribute) for run in self.runs})
+
+    @property
+    def _unscored(self) -> list[str]:
+        """The runs without scores of experiments that have some."""
+        scored = [(name, runs) for name, runs in self.groups.items() if any(run.scores is not None for run in runs)]
+        return [f"{name}, seed {run.seed}" for name, runs in scored for run in runs if run.scores is None]
 
     def _scored_cases(self) -> Iterator[set[str]]:
         return (set(run.scores["case"]) for run in self.runs if run.scores is not None)

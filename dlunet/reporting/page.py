@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
 from dlunet.reporting import figures, tables
 from dlunet.reporting.contents import Report
@@ -18,6 +19,7 @@ from dlunet.reporting.paper import comparisons, tables_of_experiments
 from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import MEAN, case_rows
 from dlunet.reporting.templates import render
+from dlunet.run_layout import ScoresLayout
 from dlunet.settings import flattened
 
 
@@ -45,8 +47,13 @@ def write_report(report: Report, output: Path, cases: Sequence[str] | None = Non
         The path of ``index.html``.
 
     Raises:
-        UserError: A case has no scores, or the output cannot be written.
+        UserError: A case has no scores, or the output cannot be written, or contains scores of label maps.
     """
+    if ScoresLayout(output).references.exists():
+        raise UserError(
+            f"{output}: contains scores, and a report would replace {ScoresLayout(output).table.name}; choose another "
+            "folder: output=FOLDER"
+        )
     groups, labels = report.groups, report.labels
     gallery = make_gallery(report.groups, report.labels, cases)
     drawn = {
@@ -84,6 +91,7 @@ def _render(report: Report, images: Mapping[str, _Image | None], gallery: Galler
         columns=[MEAN] + [label.abbreviation for label in report.labels],
         format_score=tables.format_score,
         case_count=_case_count,
+        scored_seeds=tables.scored_seeds,
         paper_tables=of_paper,
         comparisons=comparisons(of_paper),
         images=images,

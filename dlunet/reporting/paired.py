@@ -231,8 +231,9 @@ def _described(scores: pd.DataFrame) -> str:
 
 
 def signed_rank_p(differences: np.ndarray) -> float:
-    """The two-sided p of Wilcoxon's signed-rank test; NaN if no value differs from 0."""
-    return float(wilcoxon(differences).pvalue) if differences.any() else math.nan
+    """The two-sided p of Wilcoxon's signed-rank test over the values that differ from 0; NaN if none does."""
+    differing = differences[differences != 0]  # with zeros, SciPy approximates, and its p is too small
+    return float(wilcoxon(differing).pvalue) if len(differing) else math.nan
 
 
 def _mean(values: np.ndarray) -> Estimate:

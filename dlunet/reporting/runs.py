@@ -127,12 +127,19 @@ class Run:
         )
 
     @property
-    def validated(self) -> set[str]:
-        """The names of the validation cases; empty if unknown."""
+    def is_scored_on_validation(self) -> bool:
+        """Whether its validation cases were scored; of runs that have not recorded it, by the names of the cases."""
+        if self.scores is None:
+            return False
+        run = RunLayout(self.folder)
         try:
-            return set(json.loads(RunLayout(self.folder).cases.read_text(encoding="utf-8"))["validation"])
+            return ScoresLayout(run.scores).part_of_dataset.read_text(encoding="utf-8").strip() == "validation"
+        except OSError:
+            pass
+        try:
+            return set(self.scores["case"]) <= set(json.loads(run.cases.read_text(encoding="utf-8"))["validation"])
         except (OSError, ValueError, KeyError, TypeError):
-            return set()
+            return False
 
     @property
     def machine(self) -> str:

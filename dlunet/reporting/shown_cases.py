@@ -97,7 +97,8 @@ def choose_cases(groups: Mapping[str, Sequence[Run]], chosen: Collection[str] | 
     means = case_means(scores)
     usable = means[[case in cases and case in runs[ranking].predictions for case in means.index]]
     if not len(usable):
-        notes.append("No scored test case has its image, its reference and a prediction.")
+        without_ct = "" if cases else "; for label maps of your own, give the CTs: images=FOLDER"
+        notes.append(f"No scored test case has its image, its reference and a prediction{without_ct}.")
     missing = [case for case in chosen or () if case not in usable.index]
     notes += [f"{case}: not shown: {ranking} has no score, prediction, CT or reference of it" for case in missing]
     ranks = best_and_worst(list(map(str, usable.index)))

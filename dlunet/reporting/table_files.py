@@ -223,11 +223,15 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
     if not tests:
         return
     yield TESTS_NOTE
-    # The smallest p: a class changes in the same direction in all cases; Holm multiplies it by the number of classes.
-    least = max(2 * 0.5 ** each[0].cases * sum(not math.isnan(test.p) for test in each[1:]) for each in tests)
+    # The smallest p: all cases that differ do so in one direction; Holm multiplies it by the number of classes.
+    classes = [[test for test in each[1:] if not math.isnan(test.p)] for each in tests]
+    differing = [max((test.better + test.worse for test in each), default=0) for each in classes]
+    least = max(2 * 0.5**cases * len(each) for cases, each in zip(differing, classes, strict=True))
     if least > 0.05:
-        cases = min(each[0].cases for each in tests)
-        yield f"With {cases} cases, no p of a class can be below {min(1.0, least):.3f}: a large one says nothing."
+        yield (
+            f"With {min(differing)} cases, no p of a class can be below {min(1.0, least):.3f} (cases without a "
+            "difference do not count): a large one says nothing."
+        )
 
 
 def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[str]]:

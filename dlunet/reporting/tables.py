@@ -121,6 +121,11 @@ def case_rows(groups: Mapping[str, Sequence[Run]], labels: LabelSet) -> list[Cas
     ]
 
 
+def scored_seeds(runs: Sequence[Run]) -> list[str]:
+    """The seeds of the runs that have scores; means are over these."""
+    return [run.seed for run in runs if run.scores is not None]
+
+
 def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
     """The last and first of cases that are sorted, worst first: best first, each marked ``best`` or ``worst``."""
     count = max(1, min(CASES_PER_END, len(cases) // 2))
@@ -134,7 +139,7 @@ def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, Score
     rows = []
     for score, table in tables.items():
         for name in table.mean.index:
-            row: dict[str, object] = {"run": name, "score": score, "seeds": " ".join(run.seed for run in groups[name])}
+            row: dict[str, object] = {"run": name, "score": score, "seeds": " ".join(scored_seeds(groups[name]))}
             for column in table.mean.columns:
                 row[column] = round(table.mean[column][name], 4)
                 row[f"{column}_std"] = round(table.std[column][name], 4)

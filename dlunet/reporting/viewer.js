@@ -65,7 +65,7 @@ class Viewer {
   /** Scroll to the viewer and show a case. */
   async goTo(name) {
     this.section.scrollIntoView();
-    this.input("case").selectedIndex = [...this.input("case").options].findIndex((option) => option.text === name);
+    this.input("case").selectedIndex = this.data.cases.findIndex((shown) => shown.name === name);
     await this.start();
     await this.showCase();
   }

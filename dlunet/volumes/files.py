@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import NotReadable, UserError, WriteError
+from dlunet.errors import NotReadable, UserError, WriteError, few
 from dlunet.files import check_name, whole
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
@@ -118,10 +118,12 @@ def read_labels(path: Path | str, num_classes: int | None = None) -> Volume:
     if values.dtype.kind == "f":
         wrong |= np.abs(values - whole) > LABEL_ROUNDING
     if wrong.any():
-        raise UserError(
-            f"{path}: found the label value {values[wrong].flat[0]:g}; expected whole numbers from 0 to {highest}; "
-            "use the original label map, or resample it with nearest-neighbour interpolation"
-        )
+        found, is_whole = values[wrong], bool((np.abs(values - whole) <= LABEL_ROUNDING).all())
+        advice = "use the original label map, or resample it with nearest-neighbour interpolation"
+        if is_whole:
+            advice = "name all classes (data.names, dataset.json), or renumber the labels without gaps"
+        named = few([f"{value:g}" for value in np.unique(found)]) if is_whole else f"{found.flat[0]:g}"
+        raise UserError(f"{path}: found the label value {named}; expected whole numbers from 0 to {highest}; {advice}")
     return Volume(labels, stored.canonical_spacing, stored, warnings)
 
 

@@ -208,6 +208,22 @@ def test_two_folders_in_disorder(tmp_path):
         assert said in problem
 
 
+@pytest.mark.parametrize("unusable", [["b.nii", "b.nii.gz"], ["b.mhd"], ["b_0000.nii", "b.nii.gz"]])
+def test_a_ct_whose_label_map_cannot_be_used_is_not_an_unlabelled_one(tmp_path, unusable):
+    root = tmp_path / "mine"
+    touch(*(root / "images" / f"{name}.nii.gz" for name in "abc"), root / "labels" / "a.nii.gz")
+    touch(*(root / "labels" / name for name in unusable))
+    dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
+    assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a"], ["c"])
+    assert len(dataset.problems) == 1 and unusable[0] in dataset.problems[0]
+
+
+def test_the_background_is_not_among_the_names(tmp_path):
+    touch(tmp_path / "images" / "a.nii.gz", tmp_path / "labels" / "a.nii.gz")
+    with pytest.raises(UserError, match=r"data.names: found Background, liver; .* without the background, which is 0"):
+        read_folders(tmp_path, ["Background", "liver"], tmp_path / "splits.json", fold="all")
+
+
 def test_a_layout_of_one_s_own_that_returns_something_wrong(monkeypatch):
     """Cases of one name would be training and validation cases at once."""
     labels, case = label_set("mine", {1: "liver"}), Case("a", Path("a.nii.gz"), Path("b.nii.gz"))

@@ -99,6 +99,17 @@ def test_cases_without_a_value_are_counted_and_classes_without_one_are_named(tmp
     assert "Far [mm]: no value for Aorta; the mean leaves out what has none\n" in printed and "DSC: no" not in printed
 
 
+def test_classes_that_are_perfect_or_nowhere_are_named(tmp_path, capsys):
+    for values, said in (([1.0, 1.0, 0.7], "DSC of 1 in all cases: Liver, Spleen;"), ([1.0, 0.8, 0.7], "Liver;")):
+        scores = table([values, [1.0, values[1], 0.6]])
+        summarize_scores(scores).to_csv(tmp_path / "summary.csv", index=False)
+        print_summary(scores, tmp_path)
+        assert said in capsys.readouterr().out
+    scores = table([[0.9, 0.8, 1.0], [1.0, 0.8, 0.6]])
+    print_summary(scores, tmp_path)
+    assert "DSC of 1" not in capsys.readouterr().out
+
+
 def test_a_class_may_be_called_na(tmp_path, capsys):
     scores = table([[0.9, 0.8, 0.7]]).replace({"organ": {"Liver": "NA"}})
     summarize_scores(scores, label_set("mine", {1: "NA"})).to_csv(tmp_path / "summary.csv", index=False)

@@ -85,6 +85,14 @@ def test_an_export_predicts_what_its_checkpoint_does(form, exports, checkpoint, 
     np.testing.assert_array_equal(segment(moved, volume, device="cpu")[0], labels)
 
 
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_an_export_whose_engines_cannot_use_the_gpu_runs_on_the_cpu(form, exports, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_engine(exports / form)[1].name.endswith("on cpu, float32")
+    with pytest.raises(UserError, match=r"found device=cuda|has no CUDAExecutionProvider"):
+        load_engine(exports / form, device="cuda")
+
+
 def test_a_safetensors_file_alone(checkpoint, volume, tmp_path):
     bundle = load_bundle(checkpoint)
     save_safetensors(bundle, tmp_path / "light.safetensors")
@@ -191,7 +199,7 @@ def test_onnx_runtime_that_falls_back_to_the_cpu_is_not_taken_for_the_gpu(monkey
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_: session)
-    with pytest.raises(UserError, match="device=cuda: ONNX Runtime could not use its CUDAExecutionProvider"):
+    with pytest.raises(base.EngineUnavailable, match="device=cuda: ONNX Runtime could not use its CUDAExecutionProv"):
         OnnxRuntimeEngine(b"", "cuda", "float32")
 
 

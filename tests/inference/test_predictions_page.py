@@ -34,6 +34,14 @@ def test_volumes_and_pictures_of_the_cases_that_have_label_maps(folder):
     assert all(link.startswith("data:") for link in page.links)
 
 
+def test_a_label_map_with_another_class_is_left_out(folder, caplog):
+    labels = np.full((10, 20, 30), 20, np.uint8)
+    write_labels(labels, folder / "labels" / "two.nii.gz", GRID)
+    page = Page(write_predictions_page(folder / "labels", [folder / "one.nii.gz", folder / "two.nii.gz"], FLARE22))
+    assert [row[0] for row in page.tables[0][1:]] == ["one"]
+    assert "not in the page" in caplog.text and "two.nii.gz: found the label value 20" in caplog.text
+
+
 def test_a_ct_that_is_gone_is_left_out(folder, caplog):
     (folder / "one.nii.gz").unlink()
     page = Page(write_predictions_page(folder / "labels", [folder / "one.nii.gz"], FLARE22))

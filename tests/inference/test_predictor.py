@@ -207,6 +207,7 @@ def test_nothing_in_view_and_too_little_memory(predictor, images, tmp_path, writ
     with pytest.raises(UserError, match="2 of 2 cases"):
         predict_files(Predictor(Bundle(Full(), PLAN, FLARE22)), images, tmp_path / "full")
     assert f"{images[0]}: not enough memory" in caplog.text
+    assert ("or choose device=cpu" in caplog.text) == isinstance(error, torch.OutOfMemoryError)  # on a GPU
 
 
 def test_a_ct_that_would_be_too_large_is_a_case_that_failed(predictor, images, tmp_path, caplog, monkeypatch):

@@ -15,6 +15,7 @@ from scipy import ndimage
 from dlunet.datasets import read_case, read_flare22
 from dlunet.errors import UserError
 from dlunet.files import TEMPORARY
+from dlunet.labels import FLARE22
 from dlunet.preparation import PreparedCase, prepare_dataset
 
 SPACING, PATCH = (10.0, 8.0, 6.0), (16, 32, 32)
@@ -212,6 +213,19 @@ def test_a_ct_that_is_not_in_hu_is_warned_of_each_time_and_refused_where_strict(
     for _ in range(2):
         with pytest.raises(UserError, match=r"strict=true.*\n  Case_00002: its lowest value is"):
             prepare(strict=True)
+
+
+def test_a_class_that_no_labelled_case_has_is_said(root, prepare, caplog):
+    labelled = read_flare22(root).labelled
+    for case in labelled:
+        drawn = sitk.ReadImage(str(case.label))
+        sitk.WriteImage(sitk.ChangeLabel(drawn, {5: 0}), str(case.label))
+    with caplog.at_level(logging.WARNING):
+        prepare()
+    name = next(label.name for label in FLARE22 if label.id == 5)
+    assert [message for message in caplog.messages if "cannot learn" in message] == [
+        f"warning: {name}: not in any labelled case; a network cannot learn it"
+    ]
 
 
 def test_classes_that_are_too_small_for_the_spacing_are_said(root, prepare, caplog):

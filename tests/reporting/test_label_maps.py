@@ -47,9 +47,17 @@ def test_the_cts_are_those_of_the_predictions_or_of_a_folder(place, dlunet):
     dlunet(*WORDS, "predictions=mine", cwd=place)
     assert len(viewed(place)) == 4
     dlunet(*WORDS, "predictions=theirs", cwd=place)
-    assert not viewed(place) and "No scored test case has its image" in Page(place / "report" / "index.html").text
+    assert not viewed(place) and "give the CTs: images=FOLDER" in Page(place / "report" / "index.html").text
     dlunet(*WORDS, "predictions=theirs", "images=Testing/images", "cases=case_3", cwd=place)
     assert viewed(place) == ["case_3"]
+
+
+def test_one_label_map_that_cannot_be_read_does_not_stop_the_others(place, dlunet):
+    (place / "theirs" / "case_2.nii.gz").write_bytes(b"")
+    message = dlunet(*WORDS, "predictions=[mine,theirs]", cwd=place, fails=True).stderr
+    assert "1 of 4 cases could not be scored" in message and "case_2.nii.gz" in message
+    rows = Page(place / "report" / "index.html").tables[0][1:]
+    assert {row[0]: row[2] for row in rows} == {"mine": "4", "theirs": "3"}
 
 
 def test_what_is_missing_is_said(place, dlunet):

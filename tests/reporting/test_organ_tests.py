@@ -16,6 +16,7 @@ from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
 from dlunet.labels import FLARE22
 from dlunet.reporting.organ_tests import holm, organ_tests
+from dlunet.reporting.paired import signed_rank_p
 from dlunet.reporting.runs import Run
 
 CASES, SEEDS, ORGANS = 12, 3, len(FLARE22)
@@ -70,6 +71,13 @@ def test_counts_medians_and_p(scores):
         assert test.p == pytest.approx(stats.wilcoxon(of_cases).pvalue)
         assert test.p == pytest.approx(signed_rank_by_permutation(np.array(of_cases)))
         assert test.cases == CASES and test.seeds == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(("ties", "differing"), [(0, 5), (19, 5), (21, 3), (60, 8)])
+def test_cases_that_tie_do_not_make_p_smaller(ties, differing):
+    differences = np.array([0.0] * ties + [0.01 * (k + 1) for k in range(differing)])
+    assert signed_rank_p(differences) == pytest.approx(2 * 0.5**differing)
+    assert signed_rank_p(differences) == pytest.approx(signed_rank_by_permutation(differences[ties:]))
 
 
 def test_the_interval_is_that_of_a_bootstrap_loop_over_cases_and_seeds(scores):

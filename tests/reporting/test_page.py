@@ -95,6 +95,25 @@ def test_scores_of_validation_cases_are_called_so(make_run, tmp_path, capsys):
         assert "the validation cases are scored, by which the checkpoints were chosen" in text
 
 
+def test_test_cases_may_have_the_names_of_validation_cases(make_run, tmp_path, capsys):
+    """As in FLARE22."""
+    run = make_run("ssl_light")
+    (run / "cases.json").write_text(json.dumps({"validation": [f"case_{number}" for number in range(1, 5)]}))
+    for part in ("test", "validation"):
+        (run / "scores" / "part.txt").write_text(f"{part}\n")
+        for text in said(run, tmp_path / part, capsys):
+            assert ("the validation cases are scored" in text) == (part == "validation")
+
+
+def test_a_report_does_not_replace_scores(make_run, tmp_path):
+    run = make_run("ssl_light")
+    before = (run / "scores" / "scores.csv").read_bytes()
+    (run / "scores" / "references.json").write_text("{}")
+    with pytest.raises(UserError, match=r"scores: contains scores, and a report would replace scores.csv; choose"):
+        written([run], run / "scores")
+    assert (run / "scores" / "scores.csv").read_bytes() == before
+
+
 def test_classes_without_a_tolerance_are_left_out_of_the_mean_nsd(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
     scores = pd.read_csv(run / "scores" / "scores.csv")
@@ -190,6 +209,15 @@ def test_seeds_are_averaged(make_run, tmp_path):
     row = Page(written(runs, tmp_path / "report")).tables[0][1]
     means = pd.Series([pd.read_csv(run / "scores" / "scores.csv")["dsc"].mean() for run in runs])
     assert row[:4] == ["ssl_light", "1, 2, 3", "4", f"{means.mean():.3f}± {means.std():.3f}"]
+
+
+def test_seeds_without_scores_are_not_said_to_be_averaged(make_run, tmp_path):
+    runs = [make_run("ssl_light", seed, error=seed) for seed in (1, 2, 3)]
+    shutil.rmtree(runs[2] / "scores")
+    page = Page(written(runs, tmp_path / "report"))
+    assert page.tables[0][1][1] == "1, 2" and "Without scores, so not in the means: ssl_light, seed 3." in page.text
+    table = pd.read_csv(tmp_path / "report" / "scores.csv", dtype=str)
+    assert set(table["seeds"]) == {"1 2"}
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_path):

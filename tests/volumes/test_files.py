@@ -455,6 +455,13 @@ def test_labels_that_are_scaled(tmp_path, write_volume, value, kept):
             read_labels(path, 4)
 
 
+@pytest.mark.parametrize(("values", "found"), [([0, 10, 5], "5, 10"), ([1, 256, -1], "-1, 256")])
+def test_labels_with_gaps_need_names_not_another_interpolation(tmp_path, write_volume, values, found):
+    path = write_volume(tmp_path / "labels.nii.gz", np.array(values, np.int16).reshape(1, 1, 3))
+    with pytest.raises(UserError, match=rf"found the label value {found}; .* from 0 to 3; name all classes .*renumber"):
+        read_labels(path, 4)
+
+
 def phantom_hu():
     """A body of soft tissue, lung and bone in air."""
     hu = np.full((10, 40, 40), -1000.0)

@@ -36,7 +36,8 @@ def load_engine(
     _check_known("engine", engine, ENGINES)
     _check_known("device", device, _all("devices"))
     _check_known("precision", precision, _all("precisions"))
-    if device == "auto":
+    chosen = device != "auto"
+    if not chosen:
         device = "cuda" if torch.cuda.is_available() and engine in ("auto", "torch") else "cpu"
     if not is_export(checkpoint):
         bundle = load_bundle(checkpoint)
@@ -44,7 +45,8 @@ def load_engine(
     export = read_export(checkpoint)
     if export.bundle.network is not None:
         return export.bundle, make_engine(export.bundle, engine, device, precision)
-    return export.bundle, _open_export(checkpoint, export, engine, device, precision)
+    devices = [device] if chosen else list(dict.fromkeys((device, "cpu")))
+    return export.bundle, _open_export(checkpoint, export, engine, devices, precision)
 
 
 def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", precision: str = "auto") -> Engine:
@@ -52,49 +54,49 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
     assert bundle.network is not None
     names = _by_rank(device) if engine == "auto" else [engine]
 
-    def make(kind: type[Engine], precision: str) -> Engine:
+    def make(kind: type[Engine], device: str, precision: str) -> Engine:
         return kind.from_bundle(bundle, device, precision)
 
-    return _first_usable(names, device, precision, make, bundle.network)
+    return _first_usable([(name, device) for name in names], precision, make, bundle.network)
 
 
-def _open_export(folder: Path, export: Export, engine: str, device: str, precision: str) -> Engine:
+def _open_export(folder: Path, export: Export, engine: str, devices: Sequence[str], precision: str) -> Engine:
     suitable = [name for name, kind in ENGINES.items() if export.format in kind.formats]
     if engine not in ("auto", *suitable):
         raise UserError(
             f"engine={engine}: {folder} was exported as {export.format}; expected engine={' or '.join(suitable)}, or "
             "the checkpoint itself"
         )
-    names = [name for name in _by_rank(device) if name in suitable] if engine == "auto" else [engine]
+    names = suitable if engine == "auto" else [engine]
+    ranked = [(name, device) for device in devices for name in _by_rank(device) if name in names]
 
-    def make(kind: type[Engine], precision: str) -> Engine:
+    def make(kind: type[Engine], device: str, precision: str) -> Engine:
         return kind.from_export(export.model, device, precision)
 
-    return _first_usable(names or suitable, device, precision, make)
+    return _first_usable(ranked or [(name, device) for name in names for device in devices], precision, make)
 
 
 def _first_usable(
-    names: Sequence[str],
-    device: str,
+    choices: Sequence[tuple[str, str]],
     precision: str,
-    make: Callable[[type[Engine], str], Engine],
+    make: Callable[[type[Engine], str, str], Engine],
     network: nn.Module | None = None,
 ) -> Engine:
-    """The first of these engines that supports the request.
+    """The first of these engines, each on a device, that supports the request.
 
     Raises:
         UserError: None does; the message says why.
     """
     obstacles = []
-    for name in names:
+    for name, device in choices:
         kind = ENGINES[name]
         obstacle = _obstacle(name, device, precision, network)
         if obstacle is None:
             try:
-                return make(kind, kind.default_precision(device) if precision == "auto" else precision)
+                return make(kind, device, kind.default_precision(device) if precision == "auto" else precision)
             except EngineUnavailable as error:
                 obstacle = _named(name, str(error))
-                if name != names[-1]:
+                if (name, device) != choices[-1]:
                     logger.warning("warning: engine=%s cannot be used: %s", name, error)
         obstacles.append(obstacle)
     raise UserError("; ".join(obstacles))

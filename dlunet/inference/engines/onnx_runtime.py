@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlunet.errors import UserError
-from dlunet.inference.engines.base import register_engine
+from dlunet.inference.engines.base import EngineUnavailable, register_engine
 from dlunet.inference.engines.graph_engine import GraphEngine
 from dlunet.parallel import available_cores
 
@@ -36,7 +35,7 @@ class OnnxRuntimeEngine(GraphEngine):
         wanted = PROVIDERS[device]
         available = onnxruntime.get_available_providers()
         if wanted not in available:
-            raise UserError(
+            raise EngineUnavailable(
                 f"device={device}: this ONNX Runtime has no {wanted}, only {', '.join(available)}; install "
                 "onnxruntime-gpu, or choose device=cpu"
             )
@@ -46,7 +45,7 @@ class OnnxRuntimeEngine(GraphEngine):
         options.intra_op_num_threads = available_cores()  # its own choice ignores the cores that a job may use
         self.session = onnxruntime.InferenceSession(content, options, [wanted])
         if wanted not in self.session.get_providers():  # without the libraries that it needs, it goes on on the CPU
-            raise UserError(
+            raise EngineUnavailable(
                 f"device={device}: ONNX Runtime could not use its {wanted}, see the messages above; install the CUDA "
                 "and cuDNN libraries that it was built for, or choose device=cpu"
             )
