@@ -156,6 +156,11 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         UserError: A setting is invalid.
     """
+    if isinstance(given := config.get("checkpoint"), ListConfig):
+        raise UserError(
+            f"checkpoint: found a list of {len(given)}; expected one file or folder: the networks of several folds are "
+            "not averaged"
+        )
     for part in PARTS:
         if OmegaConf.select(config, part, default=...) is None:
             raise UserError(f"{part}: found null; expected its settings; leave it out for the default")

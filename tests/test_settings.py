@@ -154,6 +154,11 @@ def test_every_number_of_a_method_has_a_rule():
         assert {f"method.{name}" for name in numbers} <= set(RULES), path.name
 
 
+def test_several_checkpoints_are_refused(compose):
+    with pytest.raises(UserError, match=r"^checkpoint: found a list of 2; expected one file or folder"):
+        check_settings(compose("predict", ["checkpoint=[a.ckpt,b.ckpt]", "input=a", "output=b"]))
+
+
 def test_no_run_to_report(compose):
     with pytest.raises(UserError, match=r"runs: found \[\]; expected at least one folder"):
         check_settings(compose("report", ["runs=[]"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -16,8 +17,11 @@ from dlunet.inference.postprocessing import postprocess
 from dlunet.inference.resample_to_input import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.networks import Bundle, check_logits
+from dlunet.networks.bundle import MIRRORED
 from dlunet.preparation import prepare_image
 from dlunet.volumes import Volume
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -44,6 +48,12 @@ class Predictor:
         self.flips = flips
         self.engine = engine or make_engine(bundle, "torch")
         self.postprocess = postprocess
+        if flips != "none" and bundle.description.get(MIRRORED) is False:
+            logger.warning(
+                "warning: flips=%s: this network was trained without mirrored CTs, and segments mirrored copies "
+                "wrongly; expected flips=none, or a network trained with augmentation=nnunet",
+                flips,
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,6 +17,9 @@ KEY = "dlunet"
 #: The description key of the prefix of the predicting network's weights in the state dict; for an ensemble, a list.
 WEIGHTS = "weights"
 
+#: The description key that says whether it was trained with mirrored patches, if known.
+MIRRORED = "mirrored"
+
 #: That prefix in files of version 0.1 and in files with a single network.
 FIRST = "networks.0."
 
@@ -43,13 +46,14 @@ class Bundle:
     description: dict[str, Any] = field(default_factory=dict)
 
 
-def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str, Any]:
+def describe(network: dict[str, Any], plan: Plan, labels: LabelSet, mirrored: bool | None = None) -> dict[str, Any]:
     """The description stored with the weights, as plain values.
 
     Args:
         network: The class name under ``kind`` and the arguments of its constructor.
         plan: The plan it was trained with.
         labels: The classes it segments.
+        mirrored: Whether it was trained with mirrored patches, as test-time flips require; None if unknown.
     """
     return {
         "format": FORMAT,
@@ -57,6 +61,7 @@ def describe(network: dict[str, Any], plan: Plan, labels: LabelSet) -> dict[str,
         "network": network,
         "plan": plan.to_dict(),
         "labels": labels.to_dict(),
+        **({} if mirrored is None else {MIRRORED: mirrored}),
     }
 
 

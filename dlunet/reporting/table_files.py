@@ -45,6 +45,11 @@ NOTES = {
     7: "The cost is that of the machine named below; without a GPU, its memory is 0.",
 }
 
+NOT_MIRRORED = (
+    "Ours were trained without mirrored CTs, the paper's with them: flips at prediction lower the scores of ours. "
+    "augmentation=nnunet trains with mirrored CTs."
+)
+
 
 @dataclass(frozen=True)
 class WrittenTable:
@@ -206,6 +211,9 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     if table.number in NOTES:
         yield NOTES[table.number]
     runs = [run for row in table.rows for run in row.runs]
+    augmentations = [dict(run.setting("augmentation", {"flip": "unknown"})) for run in runs]
+    if table.number == 5 and not all(augmentation.get("flip") for augmentation in augmentations):
+        yield NOT_MIRRORED
     seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) > 1:
         yield "Seeds: " + "; ".join(f"{name}: {text}" for name, text in seeds.items()) + "."

@@ -56,7 +56,14 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         labels=prepared.labels,
         seed=config.seed,
         accumulate=config.sampling.accumulate_grad_batches,
+        mirrored=_is_mirrored(config),
     )
+
+
+def _is_mirrored(config: DictConfig) -> bool | None:
+    """Whether patches are mirrored; None for an augmentation of one's own, which may do so in any way."""
+    is_ours = config.augmentation._target_ == f"dlunet.sampling.{Augmentation.__name__}"
+    return config.augmentation.get("flip") is not None if is_ours else None
 
 
 def check_parts(config: DictConfig, num_classes: int) -> None:

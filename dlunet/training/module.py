@@ -58,6 +58,7 @@ class SegmentationModule(lightning.LightningModule):
         gradient_clip: Maximum gradient norm, for each network separately.
         seed: Seed of the method's random numbers.
         accumulate: Batches whose gradients make one step.
+        mirrored: Whether patches are mirrored; None if unknown. It is only written to checkpoints.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SegmentationModule(lightning.LightningModule):
         gradient_clip: float = 12.0,
         seed: int = 0,
         accumulate: int = 1,
+        mirrored: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -97,6 +99,7 @@ class SegmentationModule(lightning.LightningModule):
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.accumulate = accumulate
+        self.mirrored = mirrored
         # What this process wishes after a step, and what all do: see dlunet.training.checkpoint.LastCheckpoint.
         self.asked: Callable[[int], Wishes] = _no_wishes
         self.agreed = Wishes()
@@ -253,7 +256,7 @@ class SegmentationModule(lightning.LightningModule):
         roles = self.method.predicting
         # AveragedModel wraps its network in an attribute ``module``.
         prefixes = [f"networks.{role}.{'module.' * (role in self.method.averaged)}" for role in roles]
-        described = describe(self.network_description, self.plan, self.labels)
+        described = describe(self.network_description, self.plan, self.labels, self.mirrored)
         checkpoint[KEY] = {**described, WEIGHTS: prefixes if len(roles) > 1 else prefixes[0]}
 
     @property

@@ -180,11 +180,12 @@ def _for_users(text: str, config: DictConfig, datamodule: PatchDataModule) -> st
             f"{f', when the next patches were of {cases}' * bool(cases)}; use fewer: sampling.num_workers=0; add "
             "resume=auto to continue from the last checkpoint"
         )
-    found = f"plan.patch_size={list(config.plan.patch_size)} sampling.batch_size={config.sampling.batch_size}"
+    batch = config.sampling.batch_size
+    found = f"plan.patch_size={list(config.plan.patch_size)} sampling.batch_size={batch}"
+    smaller = "a smaller batch (sampling.accumulate_grad_batches makes one step of several), " * (batch > 1)
     return (
-        f"out of memory ({line}); found {found} trainer.precision={config.trainer.precision}; set a smaller batch "
-        "(sampling.accumulate_grad_batches makes one step of several), a smaller patch, or trainer.precision=16-mixed "
-        "on a GPU"
+        f"out of memory ({line}); found {found} trainer.precision={config.trainer.precision}; set {smaller}a smaller "
+        "patch, or trainer.precision=16-mixed on a GPU"
     )
 
 

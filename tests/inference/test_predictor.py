@@ -64,6 +64,13 @@ def seconds(output):
         return {row["case"]: float(row["seconds"]) for row in csv.DictReader(lines)}
 
 
+@pytest.mark.parametrize(("flips", "mirrored"), [("none", False), ("axes", True), ("axes", None), ("full", False)])
+def test_flips_of_a_network_that_has_seen_no_mirrored_ct_are_warned_of(predictor, caplog, flips, mirrored):
+    described = {} if mirrored is None else {"mirrored": mirrored}
+    Predictor(replace(predictor.bundle, description=described), flips=flips)
+    assert (f"flips={flips}: this network was trained without mirrored CTs" in caplog.text) == (flips == "full")
+
+
 @pytest.mark.parametrize("flips", ["none", "axes", "full"])
 def test_labels_lie_on_the_inputs_own_grid(predictor, images, tmp_path, flips):
     """The CTs have the plan's spacing, so that nothing is interpolated and every voxel's label is known."""

@@ -98,8 +98,11 @@ def test_too_little_memory_names_the_settings(place, dlunet, monkeypatch, words)
         raise torch.OutOfMemoryError(words) if words.startswith("CUDA") else RuntimeError(words)
 
     monkeypatch.setattr("dlunet.training.module.SegmentationModule.gradients", fail)
-    message = dlunet(*WORDS, f"output={words[:4]}", cwd=place, fails=True).stderr
-    assert words in message and "plan.patch_size=[16, 32, 32]" in message and "accumulate_grad_batches" in message
+    for batch in (2, 1):  # of one patch, a smaller batch is no advice
+        settings = (f"sampling.batch_size={batch}", f"output={words[:4]}-{batch}")
+        message = dlunet(*WORDS, *settings, cwd=place, fails=True).stderr
+        assert words in message and "plan.patch_size=[16, 32, 32]" in message
+        assert ("accumulate_grad_batches" in message) == (batch > 1)
 
 
 KILLED = "RuntimeError: DataLoader worker (pid(s) 17) exited unexpectedly"

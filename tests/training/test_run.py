@@ -119,13 +119,18 @@ def test_validation_cases_are_scored_where_test_cases_have_no_labels(tiny_flare2
     assert {row.split(",")[0] for row in rows[1:]} == {"FLARETs_0001"}
 
 
-@pytest.mark.parametrize("setting", ["accelerator=gpu", "precision=banana", "devices=0", "+no_such_setting=1"])
+@pytest.mark.parametrize("setting", ["accelerator=gpu", "precision=banana", "+no_such_setting=1"])
 def test_bad_trainer_settings_end_in_one_message(train, setting):
     if setting == "accelerator=gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     key = setting.removeprefix("+")
     message = train("experiment=sup_light", "output=bad", setting.replace(key, f"trainer.{key}"), fails=True)
     assert "dlunet: trainer: " in message and "check the trainer settings" in message
+
+
+def test_wrong_devices_end_in_one_message(train):
+    message = train("experiment=sup_light", "output=bad", "trainer.devices=0", fails=True)
+    assert "dlunet: trainer.devices: found 0; expected a number of devices" in message
 
 
 IMPOSSIBLE = [
