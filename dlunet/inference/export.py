@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 from dlunet.files import write_bytes, write_text
 from dlunet.inference.graphs import graph_of, why_no_graph
 from dlunet.networks import Bundle, load_bundle, read_description, save_safetensors
@@ -42,16 +42,18 @@ def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
         raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
     if form != "safetensors" and (reason := why_no_graph(bundle.network)):
         raise UserError(f"format={form}: {reason}; expected format=safetensors")
-    (folder / DESCRIPTION).unlink(missing_ok=True)  # a partly overwritten older export is not a valid one
     model = folder / MODELS[form]
-    if form == "safetensors":
-        save_safetensors(bundle, model)
-    else:
-        try:
-            _WRITERS[form](bundle, model)
-        except ImportError as error:
-            extra = "onnx" if form == "onnx" else "openvino"
-            raise UserError(f"format={form}: {error.name} is not installed; pip install 'dlunet[{extra}]'") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # a partly overwritten older export is not a valid one
+        for earlier in folder.glob("model.*"):  # which may have been of another network
+            earlier.unlink()
+        _WRITERS[form](bundle, model)
+    except ImportError as error:
+        extra = "onnx" if form == "onnx" else "openvino"
+        raise UserError(f"format={form}: {error.name} is not installed; pip install 'dlunet[{extra}]'") from None
+    except OSError as error:
+        raise WriteError.of(folder, error) from None
     files = {path.name: _checksum(path) for path in sorted(folder.glob("model.*"))}
     about = {**bundle.description, "digest": bundle.digest, "model_format": form, "files": files}
     write_text(folder / DESCRIPTION, json.dumps(about, indent=2))
@@ -103,11 +105,17 @@ def _write_openvino(bundle: Bundle, path: Path) -> None:
     import openvino
 
     model = openvino.Core().read_model(graph_of(bundle))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # by which OpenVINO says that a file cannot be written
+        raise WriteError.of(path, str(error).strip().splitlines()[-1]) from None
 
 
-_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
+_WRITERS: dict[str, Callable[[Bundle, Path], None]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "safetensors": save_safetensors,
+}
 
 
 def _checksum(path: Path) -> str:

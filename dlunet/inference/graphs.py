@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from dlunet.networks import Bundle, LightUNet, PlainUNet
+from dlunet.networks.unet import is_as_written
 
 
 def why_no_graph(network: nn.Module | None) -> str | None:
     """Why a network cannot be written as an ONNX graph; None if it can."""
-    if isinstance(network, LightUNet | PlainUNet):
+    if network is not None and is_as_written(network):
         return None
-    return f"only LightUNet and PlainUNet can be written as a graph, found {type(network).__name__}"
+    changed = ", which changes what they compute" if isinstance(network, LightUNet | PlainUNet) else ""
+    return f"only LightUNet and PlainUNet can be written as a graph, found {type(network).__name__}{changed}"
 
 
 def graph_of(bundle: Bundle) -> bytes:

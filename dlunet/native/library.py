@@ -94,6 +94,7 @@ def library_path(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
 def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
     with whole(library) as temporary:
         _run([compiler, *flags, *map(str, SOURCES), "-o", str(temporary)])
+        temporary.chmod(temporary.stat().st_mode & ~OTHERS_WRITE)  # else it would not be trusted, see _is_ours
     return library
 
 

@@ -60,18 +60,20 @@ class Blocks:
     def take(self, size: int) -> Tensor:
         """A block of at least this many floats."""
         with self._lock:
-            self._free.sort(key=len)
-            fitting = next((place for place, block in enumerate(self._free) if len(block) >= size), None)
-            if fitting is not None:
-                return self._free.pop(fitting)
-            if self._free:
-                self._free.pop()  # too small: its memory makes room for the new one
-        return torch.empty(size)
+            by_size = sorted(self._free, key=len)
+            fitting = next((block for block in by_size if len(block) >= size), None)
+            taken = fitting if fitting is not None else by_size[-1] if by_size else None
+            if taken is not None:
+                self._free.pop(next(place for place, block in enumerate(self._free) if block is taken))
+        # One that is too small is dropped: its memory makes room for the new one.
+        return torch.empty(size) if fitting is None else fitting
 
     def give_back(self, block: Tensor) -> None:
-        """Keep a block for the next request."""
-        with self._lock:
-            self._free.append(block)
+        """Keep a block for the next request.
+
+        It waits for no lock: the garbage collector may call it in the middle of :meth:`take`.
+        """
+        self._free.append(block)
 
 
 #: The blocks of this process.

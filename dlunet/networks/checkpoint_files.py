@@ -89,7 +89,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             described = json.loads((file.metadata() or {})[KEY])
             prefix = described.get(WEIGHTS, FIRST)
             weights = {f"{prefix}{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({error}); expected one that `dlunet export` wrote"
         ) from None
@@ -112,5 +112,5 @@ def _check_exists(path: Path) -> None:
 def _digest(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for _, tensor in sorted(weights.items()):
-        digest.update(tensor.cpu().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -100,10 +100,15 @@ def _is_observed(network: nn.Module) -> bool:
         or nn.modules.module._has_any_global_hook()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or any(
-            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-            for layer in list(network.modules())[1:]
-        )
+        or has_hooks(network)
+    )
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Whether there are hooks on layers of a network."""
+    return any(
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        for layer in list(network.modules())[1:]
     )
 
 

@@ -86,7 +86,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each sample of ``x`` (B, C, z, y, x) over its voxels."""
-        if not x.is_cpu or torch.is_grad_enabled():
+        if not x.is_cpu or torch.is_grad_enabled() or x.dtype != torch.float32:  # 16 bits are too few for the squares
             return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
         mean, variance = (moment.to(x.dtype) for moment in _moments(x))
         scale = self.weight * torch.rsqrt(variance + self.eps)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dlunet.networks.compiled import compiled_forward, why_not
+from dlunet.networks.compiled import LAYERS, compiled_forward, has_hooks, why_not
 from dlunet.networks.layers import (
     LEAKY_SLOPE,
     InstanceNorm3d,
@@ -61,7 +61,7 @@ class UNet(nn.Module):
         deep_supervision: Whether a network in training mode returns the logits of every decoder level.
 
     Raises:
-        ValueError: The lengths of ``features``, ``strides`` and ``kernel_sizes`` do not match.
+        ValueError: The lengths of ``features``, ``strides`` and ``kernel_sizes`` do not match, or there is one stage.
     """
 
     stage: type[LightStage] | type[PlainStage]
@@ -82,6 +82,8 @@ class UNet(nn.Module):
                 f"{len(features)} features, {len(kernel_sizes)} kernel sizes and {len(strides)} strides: expected one "
                 "kernel size per stage and one stride between consecutive stages"
             )
+        if not strides:
+            raise ValueError("found a U-Net of one stage; expected two or more; choose a larger patch, or finer voxels")
         self.in_channels, self.num_classes = in_channels, num_classes
         self.features = tuple(features)
         self.strides = [_size3(stride) for stride in strides]
@@ -189,6 +191,26 @@ class PlainUNet(UNet):
 
     stage = PlainStage
     upsampling = PlainUpsampling
+
+
+#: The layers of a U-Net; one of another class may compute otherwise.
+KNOWN_LAYERS = {*LAYERS, PlainStage, PlainUpsampling, nn.Conv3d}
+
+
+def is_as_written(network: nn.Module) -> bool:
+    """Whether a network computes what the U-Nets here do, so that code written for these may run it.
+
+    A subclass may have methods or layers of its own.
+    """
+    if not isinstance(network, LightUNet | PlainUNet):
+        return False
+    methods = {name: getattr(getattr(network, name), "__func__", None) for name in ("forward", "encode", "decode")}
+    return (
+        methods["forward"] in (UNet.forward, LightUNet.forward)
+        and (methods["encode"], methods["decode"]) == (UNet.encode, UNet.decode)
+        and all(type(layer) in KNOWN_LAYERS for layer in list(network.modules())[1:])
+        and not has_hooks(network)
+    )
 
 
 def runs_compiled(network: nn.Module) -> bool:

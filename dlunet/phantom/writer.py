@@ -199,9 +199,10 @@ def _make_all(cases: list[_Case], shape: tuple[int, int, int], workers: int | No
 
 def _make(case: _Case, shape: tuple[int, int, int]) -> None:
     phantom = make_phantom(np.random.default_rng(case.seed), case.profile, shape)
-    if case.label is not None:
+    if case.label is not None and not case.label.exists():
         _write(phantom, phantom.labels, case.label)
-    _write(phantom, phantom.image, case.image)
+    if not case.image.exists():
+        _write(phantom, phantom.image, case.image)
 
 
 def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:

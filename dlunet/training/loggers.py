@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -96,8 +97,11 @@ def _instantiated(logger: DictConfig, folder: RunFolder) -> Any:
     settings.pop("checkpoints", None)  # ours, not the logger's
     try:
         return instantiate(settings)
-    except ModuleNotFoundError as error:
-        raise UserError(f"logger: {error}; install it with: pip install 'dlunet[tensorboard]'") from None
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        tensorboard = "; pip install 'dlunet[tensorboard]'" if "TensorBoardLogger" in logger._target_ else ""
+        raise UserError(f"logger: {logger._target_} is not installed ({error.__cause__}){tensorboard}") from None
 
 
 def _wandb_id(folder: RunFolder) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.segmentation import DiceScore
 
 from dlunet.distributed import average_gradients, copy_from_first, mean, process_count
 from dlunet.errors import UserError
@@ -27,6 +26,7 @@ from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
 from dlunet.preparation import Plan
+from dlunet.training.case_dice import CaseDice
 from dlunet.training.schedules import Schedule
 
 
@@ -106,7 +106,7 @@ class SegmentationModule(lightning.LightningModule):
         # The error about a step, of which it has the patches, progress and losses: see dlunet.training.faults.Faults.
         self.fault: Callable[[SegmentationModule, Batch, Progress, dict[str, Tensor]], UserError] = _fault
         self._of_step: tuple[Batch, Progress, dict[str, Tensor]] = {}, Progress(0, 0, 0.0), {}
-        self.dice = DiceScore(labels.num_classes, include_background=False, average="none", input_format="index")
+        self.dice = CaseDice(labels.num_classes)
 
     def train(self, mode: bool = True) -> SegmentationModule:
         """Set training mode; fixed networks stay in evaluation mode."""
@@ -238,9 +238,7 @@ class SegmentationModule(lightning.LightningModule):
         """Segment a complete prepared case with the predicting network or networks; returns the classes (z, y, x)."""
         network = partial(mean_logits, [self.networks[role] for role in self.method.predicting])
         prediction = predict_logits(network, batch["image"], self.plan.patch_size).argmax(0)
-        label = batch["label"].long()
-        counted = prediction.where(torch.isin(prediction, label.unique()), 0)  # a class counts where a case contains it
-        self.dice.update(counted[None], label[None])
+        self.dice.update(prediction, batch["label"])
         return prediction
 
     def on_validation_epoch_end(self) -> None:

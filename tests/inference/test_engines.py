@@ -8,16 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 from dlunet.inference import Predictor, export_bundle, load_engine, make_engine
 from dlunet.inference.engines import TorchEngine, base, choice
 from dlunet.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from dlunet.inference.engines.pytorch import tiles_at_once
 from dlunet.labels import FLARE22
 from dlunet.native import find_compiler, library
-from dlunet.networks import Bundle, build_network, describe, load_bundle, save_safetensors
+from dlunet.networks import Bundle, LightUNet, PlainUNet, build_network, describe, load_bundle, save_safetensors
 from dlunet.preparation import Intensity, Plan
 from dlunet.volumes import read_ct
 
@@ -304,6 +305,78 @@ def test_a_damaged_export_is_refused(spoil, exports, tmp_path):
     with pytest.raises(UserError, match="export") as caught:
         load_engine(folder, device="cpu")
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("described", ["[]", "3", '"x"'])
+def test_a_safetensors_file_of_something_else(tmp_path, described):
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", {"dlunet": described})
+    with pytest.raises(UserError, match=r"odd\.safetensors: is not a"):
+        load_engine(tmp_path / "odd.safetensors")
+
+
+def test_an_export_replaces_another_one_of_the_folder(checkpoint, tmp_path):
+    bundle = load_bundle(checkpoint)
+    for form in FORMATS:
+        export_bundle(bundle, form, tmp_path)
+        listed = json.loads((tmp_path / "dlunet.json").read_text())["files"]
+        assert {"dlunet.json", *listed} == {path.name for path in tmp_path.iterdir()}
+        load_engine(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_that_cannot_be_written(form, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"file: could not be written"):
+        export_bundle(load_bundle(checkpoint), form, tmp_path / "file")
+
+
+class OwnForward(LightUNet):
+    def forward(self, x):
+        return super().forward(x + 1)
+
+
+class OwnDecoding(LightUNet):
+    def decode(self, features):
+        return 2 * super().decode(features)
+
+
+class Gated(PlainUNet):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.gate = nn.Conv3d(1, 1, 1)
+
+    def encode(self, x):
+        return super().encode(self.gate(x))
+
+
+class OwnLayer(PlainUNet):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.encoder[0][2] = nn.ReLU()
+
+
+@pytest.mark.parametrize("kind", [OwnForward, OwnDecoding, Gated, OwnLayer])
+def test_a_network_derived_from_a_unet_is_run_as_it_is(kind, tmp_path):
+    """Not as the U-Net that it is derived from, by code written for that."""
+    torch.manual_seed(0)
+    network = kind(**{name: value for name, value in NETWORK.items() if name != "kind"}).eval()
+    bundle = Bundle(network, PLAN, FLARE22, description=describe(NETWORK, PLAN, FLARE22))
+    engine, tile = make_engine(bundle, "auto"), torch.randn(1, 1, *PLAN.patch_size)
+    with torch.inference_mode():
+        assert engine.name.startswith("torch") and torch.allclose(engine(tile), network(tile), atol=1e-4)
+    for form in FORMATS[1:]:
+        with pytest.raises(UserError, match=f"found {kind.__name__}, which changes what they compute"):
+            export_bundle(bundle, form, tmp_path)
+
+
+class Renamed(LightUNet):
+    """Changes nothing."""
+
+
+def test_a_derived_network_that_changes_nothing_runs_in_the_fastest_engine():
+    network = Renamed(**{name: value for name, value in NETWORK.items() if name != "kind"})
+    auto = make_engine(Bundle(network, PLAN, FLARE22), "auto").name
+    assert auto.startswith(OTHERS[-1] if OTHERS[-1:] == ["native"] else auto)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 64], ids=repr)

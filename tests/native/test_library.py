@@ -52,9 +52,13 @@ def compiler(compiled, tmp_path, monkeypatch):
 COPY = 'cp "$LIBRARY" "$out"'
 
 
-def test_it_is_compiled_once(empty_cache):
-    quickly = (*FLAGS, "-O0")
-    library.load_library(quickly)
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_it_is_compiled_once(empty_cache, umask):
+    quickly, before = (*FLAGS, "-O0"), os.umask(umask)
+    try:
+        library.load_library(quickly)
+    finally:
+        os.umask(before)
     (path,) = empty_cache.iterdir()
     stamp = path.stat().st_mtime_ns
     library.load_library.cache_clear()

@@ -84,6 +84,18 @@ def test_no_block_has_two_users(requests):
         assert len({block.data_ptr() for block in everywhere}) == len(everywhere) <= most
 
 
+def test_a_block_can_be_given_back_while_another_is_taken():
+    """By the garbage collector, in the thread that holds the lock."""
+    blocks = Blocks()
+    first = blocks.take(8)
+    with blocks._lock:
+        giving = threading.Thread(target=blocks.give_back, args=(first,), daemon=True)
+        giving.start()
+        giving.join(5)
+        assert not giving.is_alive()
+    assert blocks.take(8) is first
+
+
 def test_threads_never_share_a_block():
     blocks, failed = Blocks(), []
 

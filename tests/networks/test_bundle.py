@@ -84,6 +84,13 @@ def test_a_checkpoint_cut_short_is_refused(part, tmp_path):
         load_bundle(path)
 
 
+def test_weights_in_16_bits_are_read(tmp_path):
+    values, _ = checkpoint()
+    values["state_dict"] = {name: weight.bfloat16() for name, weight in values["state_dict"].items()}
+    torch.save(values, tmp_path / "half.ckpt")
+    assert len(load_bundle(tmp_path / "half.ckpt").digest) == 64
+
+
 @pytest.mark.parametrize("name", ["gone.ckpt", "."])
 def test_a_missing_file_is_named(name, tmp_path):
     with pytest.raises(UserError, match="no such checkpoint") as caught:

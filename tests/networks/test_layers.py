@@ -61,6 +61,16 @@ def test_instance_norm_of_a_whole_patch_is_exact_in_prediction(layout):
         torch.testing.assert_close(InstanceNorm3d(2)(x).double(), reference(x.double()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_instance_norm_in_16_bits_is_that_of_float32_to_their_rounding(dtype):
+    """Sums of squares over a slice are beyond the range of float16, and far beyond the digits of bfloat16."""
+    x = (30 + 10 * torch.randn(1, 2, 4, 64, 64)).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        found = InstanceNorm3d(2).to(dtype)(x)
+        expected = InstanceNorm3d(2)(x.float())
+    assert found.dtype == dtype and (found.float() - expected).abs().max() < 0.05
+
+
 def test_instance_norm_of_a_constant_is_zero_in_prediction():
     with torch.inference_mode():
         assert InstanceNorm3d(2)(torch.full((1, 2, 4, 5, 6), 1e3)).abs().max() < 1e-2

@@ -219,6 +219,12 @@ def test_settings_that_do_not_fit_together_are_refused(wrong):
         LightUNet(**wrong)
 
 
+@pytest.mark.parametrize("kind", [LightUNet, PlainUNet])
+def test_a_unet_of_one_stage_is_refused(kind):
+    with pytest.raises(ValueError, match="found a U-Net of one stage; expected two or more; choose a larger patch"):
+        kind(features=(4,), strides=(), kernel_sizes=(CUBE,))
+
+
 def test_mixed_precision_changes_logits_little_and_reaches_every_weight_but_the_unused_heads():
     torch.manual_seed(0)
     network, x = LightUNet(**SMALL).train(), torch.randn(1, 1, 16, 32, 64)

@@ -291,8 +291,10 @@ def test_the_truth_of_unlabelled_cases_changes_no_other_file(tmp_path: Path) -> 
     """It is written on request, later too, and is what the generator painted."""
     write_small(tmp_path)
     before = files_of(tmp_path)
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in before if name.endswith("_0000.nii.gz")}
     write_small(tmp_path, truth=True)
     after = files_of(tmp_path)
+    assert times and {name: (tmp_path / name).stat().st_mtime_ns for name in times} == times
     assert {name: after[name] for name in before} == before
     assert sorted(after.keys() - before.keys()) == ["Truth/Case_00001.nii.gz", "Truth/Case_00002.nii.gz"]
     for number in (1, 2):

@@ -11,18 +11,22 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
 from dlunet.datasets import Case, Dataset
+from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.methods import Averaged, Method, Stream, Trained
 from dlunet.networks import load_bundle
 from dlunet.phantom import write_phantoms
 from dlunet.preparation import PreparedCase, prepare_dataset
+from dlunet.training import RunFolder
 from dlunet.training.dashboards.boards import DRAWN, draws
 from dlunet.training.dashboards.probe import Patches, evaluating, probe
+from dlunet.training.loggers import build_loggers
 from tests.commands import TINY
 from tests.training.wandb_files import wandb_file, wandb_history, wandb_records
 
@@ -232,6 +236,27 @@ def test_dashboards_change_neither_the_metrics_nor_the_weights(place, runs, dlun
     assert "time/" not in (plain / "metrics.csv").read_text()
     for one, other in zip(*(state(run).items() for run in (plain, logged)), strict=True):
         assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]
+
+
+class TensorBoardLogger:
+    """Lightning's, where TensorBoard is missing."""
+
+    def __init__(self):
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+
+class OtherLogger(TensorBoardLogger):
+    """Another one that is not installed."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(TensorBoardLogger, r"'tensorboard'\); pip install 'dlunet\[tensorboard\]'$"), (OtherLogger, r"'tensorboard'\)$")],
+)
+def test_a_logger_that_is_not_installed_is_named(tmp_path, kind, said):
+    logger = OmegaConf.create({"_target_": f"{__name__}.{kind.__name__}"})
+    with pytest.raises(UserError, match=rf"^logger: .*{kind.__name__} is not installed \(.*{said}"):
+        build_loggers(logger, RunFolder(tmp_path), 0, "stop")
 
 
 def test_tensorboard_has_the_numbers_and_the_pictures(place, runs, dlunet):

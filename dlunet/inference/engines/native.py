@@ -12,6 +12,7 @@ from dlunet.native import FLAGS, NO_COMPILER, NativeUnavailable, find_compiler
 from dlunet.native.program import Program, run
 from dlunet.networks import Bundle, LightUNet
 from dlunet.networks.compiled import OTHER_LAYERS, can_compile
+from dlunet.networks.unet import is_as_written
 
 
 @register_engine("native")
@@ -70,4 +71,4 @@ class NativeEngine(Engine):
 
 def can_run(network: nn.Module | None) -> bool:
     """Whether the library supports all layers of a network."""
-    return isinstance(network, LightUNet) and can_compile(network)
+    return isinstance(network, LightUNet) and is_as_written(network) and can_compile(network)
