@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 class CaseDice(Metric):
     """The mean DSC of each class but background over the cases whose label map contains it; NaN if none does.
 
-    It counts voxels. (torchmetrics' ``DiceScore`` makes one-hot copies of a whole CT, and its versions differ in how they
-    count absent classes.)
+    It counts voxels. (torchmetrics' ``DiceScore`` makes one-hot copies of a whole CT, and its versions differ in how
+    they count absent classes.)
 
     Args:
         num_classes: The number of classes, background included.
