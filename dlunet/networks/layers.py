@@ -86,7 +86,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each sample of ``x`` (B, C, z, y, x) over its voxels."""
-        if not x.is_cpu or torch.is_grad_enabled() or x.dtype != torch.float32:  # 16 bits are too few for the squares
+        if x.is_cpu and not torch.is_grad_enabled() and x.dtype.itemsize < torch.float32.itemsize:
+            return self.forward(x.float()).to(x.dtype)  # 16 bits are too few for the squares
+        if not x.is_cpu or torch.is_grad_enabled():
             return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
         mean, variance = (moment.to(x.dtype) for moment in _moments(x))
         scale = self.weight * torch.rsqrt(variance + self.eps)
