@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("study", choices=trained)
     name = parser.parse_args().study
     study, results = studies[name], recipes.RESULTS / f"{name}_volumes.json"
-    recipes.check_settings(name, study, study.seeds)
+    recipes.check_settings(name, study)
     earlier = json.loads(results.read_text())["predicted_per_true"] if results.exists() else {}
     measured = {run: earlier[run] for run in study.runs if run in earlier}
     for run in study.runs:
