@@ -159,6 +159,57 @@ def test_several_checkpoints_are_refused(compose):
         check_settings(compose("predict", ["checkpoint=[a.ckpt,b.ckpt]", "input=a", "output=b"]))
 
 
+#: Table 2 of the paper, and the settings of the authors' program.
+TABLE_2 = {
+    "trainer.max_epochs": 1000,
+    "trainer.precision": "16-mixed",
+    "sampling.steps_per_epoch": 250,
+    "sampling.batch_size": 1,
+    "sampling.foreground_fraction": 0.3333,
+    "plan.spacing": [2.5, 1.5, 1.5],
+    "plan.patch_size": [56, 160, 160],
+    "optimizer.algorithm._target_": "torch.optim.SGD",
+    "optimizer.algorithm.lr": 0.01,
+    "optimizer.algorithm.momentum": 0.99,
+    "optimizer.algorithm.nesterov": True,
+    "optimizer.algorithm.weight_decay": 3e-5,
+    "optimizer.gradient_clip": 12,
+    "method.unlabelled_weight": 0.8,
+    "method.num_boxes": 3,
+    "method.supervised_epochs": 0,
+    "method.decay": 0,
+    "method.strong": False,
+    "augmentation.affine_probability": 0.2,
+    "augmentation.affine.degrees": 30,
+    "augmentation.affine.scales": [0.7, 1.4],
+    "augmentation.flip.flip_probability": 0.5,
+    "augmentation.flip.axes": [0, 1, 2],
+}
+HALVED = {
+    "optimizer.schedule._target_": "dlunet.training.schedules.Halving",
+    "optimizer.schedule.every": 200,
+    "loss._target_": "dlunet.losses.RobustSegmentationLoss",
+    "loss.denominator": "linear",
+    "loss.tce_variant": "paper",
+}
+AS_PUBLISHED = {
+    "optimizer.schedule._target_": "dlunet.training.schedules.Poly",
+    "optimizer.schedule.power": 0.9,
+    "loss.first._target_": "dlunet.losses.DiceCrossEntropyLoss",
+    "loss.then._target_": "dlunet.losses.RobustSegmentationLoss",
+    "loss.then.tce_variant": "published",
+    "loss.epoch": 200,
+}
+
+
+@pytest.mark.parametrize(("experiment", "further"), [("ssl_light", HALVED), ("ssl_light_as_published", AS_PUBLISHED)])
+def test_the_scale_of_the_paper_trains_as_it_says(compose, experiment, further):
+    config = compose("train", [f"experiment={experiment}", "scale=paper"])
+    expected = {**TABLE_2, **further}
+    assert {name: OmegaConf.select(config, name) for name in expected} == expected
+    assert config.pseudo_loss == config.loss
+
+
 def test_no_run_to_report(compose):
     with pytest.raises(UserError, match=r"runs: found \[\]; expected at least one folder"):
         check_settings(compose("report", ["runs=[]"]))

@@ -95,13 +95,22 @@ def draw_batch(method, patch=PATCH, classes=CLASSES, dtype=torch.float64, seed=1
     return batch
 
 
+class OfPseudoLabels(WeightedCrossEntropy):
+    """Another loss than that of labels."""
+
+    def forward(self, *arguments, **settings):
+        return 3 * super().forward(*arguments, **settings)
+
+
 @pytest.fixture
 def make_step():
     def make(method, fraction=0.15):
         torch.manual_seed(0)
         networks = {role: TwoParts().double() for role in method.networks}
-        loss, generator = DeepSupervisionLoss(WeightedCrossEntropy()), torch.Generator().manual_seed(SEED)
-        return Step(networks, draw_batch(method), loss, loss, Progress(3, 1, fraction), generator)
+        losses = (DeepSupervisionLoss(WeightedCrossEntropy()), DeepSupervisionLoss(OfPseudoLabels()))
+        return Step(
+            networks, draw_batch(method), *losses, Progress(3, 1, fraction), torch.Generator().manual_seed(SEED)
+        )
 
     return make
 
@@ -116,6 +125,7 @@ def test_the_terms_are_those_of_the_equations(name, settings, make_step):
     assert {role: list(named) for role, named in terms.items()} == {k: list(v) for k, v in expected.items()}
     for role, named in expected.items():
         for term, value in named.items():
+            value = 3 * value if term in ("unlabelled", "pseudo_labelled", "features") else value  # see OfPseudoLabels
             torch.testing.assert_close(terms[role][term], value, msg=lambda text, term=term: f"{term}: {text}")
 
 
@@ -165,6 +175,21 @@ def test_supervised_epochs_take_labels_alone(name, make_step):
         assert list(named) == ["labelled"]
         if name not in ("bcp", "dhc"):  # bcp mixes patches, dhc weights classes
             torch.testing.assert_close(named["labelled"], step.from_labels(step.networks[role])["labelled"])
+
+
+def test_bcp_mixes_labelled_patches_and_their_labels_alike_in_its_pre_training(make_step):
+    method = METHODS["bcp"](supervised_epochs=2)
+    step = make_step(method.double())
+    first, second = step.batch["labelled"], step.batch["labelled_j"]
+    for stream in ("unlabelled_p", "unlabelled_q"):
+        del step.batch[stream]
+    shape = first["weak"].shape
+    boxes = method.draw_boxes(shape[0], shape[2:], torch.Generator().manual_seed(SEED))
+    found = method.losses(step)["student"]["labelled"]
+    patches = torch.where(boxes[:, None], second["weak"], first["weak"])
+    labels = torch.where(boxes, second["label"], first["label"])
+    assert 0 < boxes.double().mean() < 1
+    torch.testing.assert_close(found, step.loss(step.networks["student"](patches), labels))
 
 
 class Weights(lightning.Callback):

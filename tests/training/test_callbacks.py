@@ -28,6 +28,19 @@ def test_early_stopping_and_the_norms_of_weights(place, dlunet):
     assert len(rows(run, "val/dsc")) == 3
 
 
+def test_the_largest_dsc_is_the_best(place, dlunet, monkeypatch):
+    """It is kept, and early stopping counts from it."""
+    scores = iter([0.2, 0.8, 0.5, 0.9])
+    monkeypatch.setattr(
+        "dlunet.training.module.SegmentationModule.on_validation_epoch_end",
+        lambda module: module.log("val/dsc", torch.tensor(next(scores))),
+    )
+    words = ("experiment=sup_light", "trainer.max_epochs=9", "callback=early_stopping", "output=best")
+    dlunet("train", *TINY, *words, "callbacks.early_stopping.patience=1", cwd=place)
+    assert rows(place / "best", "val/dsc") == pytest.approx([0.2, 0.8, 0.5])
+    assert torch.load(place / "best" / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 1
+
+
 def test_a_callback_that_does_not_accept_its_settings(place, dlunet):
     words = ("callback=early_stopping", "+callbacks.early_stopping.patiense=3", "output=wrong")
     message = dlunet("train", *TINY, *words, cwd=place, fails=True).stderr
