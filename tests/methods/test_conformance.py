@@ -95,6 +95,10 @@ def draw_batch(method, patch=PATCH, classes=CLASSES, dtype=torch.float64, seed=1
     return batch
 
 
+#: The terms whose loss is that of pseudo-labels.
+OF_PSEUDO_LABELS = ("unlabelled", "pseudo_labelled", "strong", "features")
+
+
 class OfPseudoLabels(WeightedCrossEntropy):
     """Another loss than that of labels."""
 
@@ -125,7 +129,7 @@ def test_the_terms_are_those_of_the_equations(name, settings, make_step):
     assert {role: list(named) for role, named in terms.items()} == {k: list(v) for k, v in expected.items()}
     for role, named in expected.items():
         for term, value in named.items():
-            value = 3 * value if term in ("unlabelled", "pseudo_labelled", "features") else value  # see OfPseudoLabels
+            value = 3 * value if term in OF_PSEUDO_LABELS else value
             torch.testing.assert_close(terms[role][term], value, msg=lambda text, term=term: f"{term}: {text}")
 
 
