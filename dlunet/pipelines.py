@@ -50,8 +50,10 @@ def train(config: DictConfig) -> Path:
         if _changed_at(run.last) == before and (not cases or _is_scored(run, cases)):  # it was finished before
             return best
         if cases:
+            write_text(
+                ScoresLayout(run.scores).part_of_dataset, f"{part}\n"
+            )  # first: scored cases are not scored again
             _score(cases, run, config.data.workers, config.strict)
-            write_text(ScoresLayout(run.scores).part_of_dataset, f"{part}\n")
         training.log_results(config.logger, run, scored=bool(cases))
     return best
 

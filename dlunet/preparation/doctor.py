@@ -16,6 +16,7 @@ from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
 from dlunet.preparation.fingerprint import CaseFacts, read_facts
+from dlunet.preparation.prepare import unknown_classes
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,8 @@ def _warnings(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Itera
                 "and testing"
             )
     labelled = [facts.voxels for facts in parts["labelled"].values() if facts.voxels is not None]
-    for label in labels:
-        if labelled and not any(label.id in voxels for voxels in labelled):
-            yield f"{label.name}: not in any labelled case; a network cannot learn it"
+    if labelled:
+        yield from unknown_classes(labels, set().union(*labelled))
 
 
 def _parts_table(parts: dict[str, dict[str, CaseFacts]]) -> Table:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -114,7 +114,8 @@ def prepare_dataset(
     warnings = [f"{case.name}: {warning}" for part in prepared.values() for case in part for warning in case.warnings]
     warnings += _lost_classes(dataset.labels, plan, [*prepared["labelled"], *prepared["validation"]])
     if shard.is_all:
-        warnings += _unknown_classes(dataset.labels, prepared["labelled"])
+        known = {id_ for case in prepared["labelled"] for id_ in (*case.lost, *case.ranges)}
+        warnings += unknown_classes(dataset.labels, known) if prepared["labelled"] else []
     for message in problems:
         logger.warning("skipped: %s", message)
     for message in warnings:
@@ -276,13 +277,12 @@ def _lost_classes(labels: LabelSet, plan: Plan, cases: Sequence[PreparedCase]) -
     return warnings
 
 
-def _unknown_classes(labels: LabelSet, cases: Sequence[PreparedCase]) -> list[str]:
-    """A warning for each class that no labelled case contains."""
-    known = {id_ for case in cases for id_ in (*case.lost, *case.ranges)}
+def unknown_classes(labels: LabelSet, known: Container[int]) -> list[str]:
+    """A warning for each class that is not among those of the labelled cases."""
     return [
         f"{label.name}: not in any labelled case; a network cannot learn it"
         for label in labels
-        if cases and label.id not in known
+        if label.id not in known
     ]
 
 
