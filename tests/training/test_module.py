@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -12,11 +11,8 @@ from dlunet.inference import export_bundle, load_engine
 from dlunet.labels import FLARE22, label_set
 from dlunet.methods import Averaged, Fixed, Method, Stream, Trained
 from dlunet.networks import Bundle, build_network, describe, load_bundle, register_network, save_safetensors
-from dlunet.preparation import Intensity, Plan
 from dlunet.training.build import build_module
-
-PATCH = (16, 32, 32)
-PLAN = Plan((8.0, 8.0, 8.0), PATCH, Intensity(0, 1, 0, 1))
+from tests.training.short_run import PATCH, PLAN, fit
 
 
 class Distillation(Method):
@@ -66,18 +62,6 @@ def earlier(tmp_path):
         return path
 
     return write
-
-
-def fit(module, folder, spoilt=0.0, **settings):
-    """Train three steps on one patch, to a voxel of which ``spoilt`` is added."""
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, default_root_dir=folder, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, **settings,
-    )  # fmt: skip
-    labelled = {"weak": torch.randn(1, 1, *PATCH), "label": torch.randint(0, 14, (1, *PATCH))}
-    labelled["weak"][..., 0] += spoilt
-    trainer.fit(module, torch.utils.data.DataLoader([{"labelled": labelled}] * 3, batch_size=None))
-    return trainer
 
 
 @pytest.mark.filterwarnings("ignore")
