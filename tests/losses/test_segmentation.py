@@ -24,6 +24,7 @@ from dlunet.losses import (
 
 CLASSES, SHAPE = 4, (2, 2, 2, 3)  # (B, z, y, x)
 EPSILON = 1e-5
+EQUAL = (1.0,) * CLASSES
 
 
 @pytest.fixture
@@ -97,40 +98,43 @@ def cross_entropies(logits, target):
     return [(-math.log(p[y.index(1)]), y.index(1)) for _, p, y in voxels(logits, target)]
 
 
-def tversky(logits, target, false_positives=0.3, false_negatives=0.7):
-    indices = []
+def tversky(logits, target, false_positives=0.3, false_negatives=0.7, weights=EQUAL):
+    missed = []
     for c in range(1, CLASSES):
         tp, size, _, truth = sums(logits, target, c)
         both = false_positives * (size - tp) + false_negatives * (truth - tp)
-        indices.append((tp + EPSILON) / (tp + both + EPSILON))
-    return 1 - mean(indices)
+        missed.append(weights[c] * (1 - (tp + EPSILON) / (tp + both + EPSILON)))
+    return mean(missed)
 
 
-def generalised_dice(logits, target):
+def generalised_dice(logits, target, weights=EQUAL):
     top = bottom = 0.0
     by_class = [sums(logits, target, c) for c in range(CLASSES)]
-    largest = max(1 / truth**2 for *_, truth in by_class if truth)
-    for tp, size, _, truth in by_class:
-        weight = (1 / truth**2 if truth else largest) / largest
-        top += weight * tp
-        bottom += weight * (size + truth)
+    rarest = max(1 / truth**2 for *_, truth in by_class if truth)
+    factors = [w * (1 / truth**2 if truth else rarest) for w, (*_, truth) in zip(weights, by_class, strict=True)]
+    for factor, (tp, size, _, truth) in zip(factors, by_class, strict=True):
+        top += factor / max(factors) * tp
+        bottom += factor / max(factors) * (size + truth)
     return 1 - (2 * top + EPSILON) / (bottom + EPSILON)
 
 
-def focal(logits, target, gamma=2.0):
-    return mean((1 - math.exp(-lost)) ** gamma * lost for lost, _ in cross_entropies(logits, target))
+def focal(logits, target, gamma=2.0, weights=EQUAL):
+    seen = cross_entropies(logits, target)
+    total = sum(weights[true] * (1 - math.exp(-lost)) ** gamma * lost for lost, true in seen)
+    return total / sum(weights[true] for _, true in seen)
 
 
-def top_k(logits, target, top=0.1):
-    lost = sorted((lost for lost, _ in cross_entropies(logits, target)), reverse=True)
-    return mean(lost[: max(1, round(top * len(lost)))])
+def top_k(logits, target, top=0.1, weights=EQUAL):
+    seen = sorted(cross_entropies(logits, target), reverse=True)
+    seen = seen[: max(1, round(top * len(seen)))]
+    return sum(weights[true] * lost for lost, true in seen) / sum(weights[true] for _, true in seen)
 
 
-def balanced(logits, target, balance=0.5):
+def balanced(logits, target, balance=0.5, weights=EQUAL):
     seen = cross_entropies(logits, target)
     sizes = [sum(true == c for _, true in seen) for c in range(CLASSES)]
-    weights = [sizes[true] ** -balance for _, true in seen]
-    return sum(w * lost for w, (lost, _) in zip(weights, seen, strict=True)) / sum(weights)
+    factors = [weights[true] * sizes[true] ** -balance for _, true in seen]
+    return sum(factor * lost for factor, (lost, _) in zip(factors, seen, strict=True)) / sum(factors)
 
 
 def gradient_aware_dice(logits, target):
@@ -288,6 +292,23 @@ def test_classes_count_by_their_weights(logits, target):
         loss(logits, target, class_weight=given).item() for loss in (RobustSegmentationLoss(), DiceCrossEntropyLoss())
     ]
     assert found == pytest.approx([mean(robust) + tce, mean(dice) + ce], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        (TverskyLoss(), tversky),
+        (GeneralisedDiceLoss(), generalised_dice),
+        (FocalLoss(), focal),
+        (TopKCrossEntropyLoss(0.6), lambda *given, **weights: top_k(*given, top=0.6, **weights)),
+        (BalancedCrossEntropyLoss(), balanced),
+    ],
+)
+def test_classes_count_by_their_weights_in_losses_for_rare_classes(loss, by_hand, logits, target):
+    weights = [0.5, 2.0, 0.25, 3.0]
+    found = loss(logits, target, class_weight=torch.tensor(weights, dtype=logits.dtype)).item()
+    assert found == pytest.approx(by_hand(logits, target, weights=weights), rel=1e-6)
+    assert found != pytest.approx(by_hand(logits, target), rel=1e-2)
 
 
 @EVERY_LOSS

@@ -106,5 +106,7 @@ def test_gradients_are_clipped_for_each_network_alone(train):
 
 
 def test_weights_that_are_not_finite_at_the_end_of_an_epoch(train):
-    with pytest.raises(UserError, match="^training diverged in epoch 0: found weights that are not finite; train anew"):
+    with pytest.raises(
+        UserError, match=r"^training diverged in epoch 0: found weights that are not finite; train anew"
+    ):
         train(infinite_after=STEPS - 1)
