@@ -79,6 +79,31 @@ def test_values_against_numpy_and_scipy(root, prepare):
     assert all(case.label is None for case in prepared.unlabelled)
 
 
+def test_slices_that_are_thick_are_not_interpolated_between(root, prepare, tiny_abdomen, write_volume):
+    """As in nnU-Net: zoomed within each slice; along z, voxels and labels are those of the nearest slice."""
+    abdomen, training = tiny_abdomen(0), root / "Training" / "FLARE22_LabeledCase50"
+    hu, labels, grid = abdomen.hu[::4], abdomen.labels[::4], {"spacing": (32.0, 8.0, 8.0)}
+    write_volume(training / "images" / "FLARE22_Tr_0001_0000.nii.gz", hu, **grid)
+    write_volume(training / "labels" / "FLARE22_Tr_0001.nii.gz", labels, **grid)
+    prepared = prepare()
+    case, intensity = prepared.labelled[0], prepared.plan.intensity
+    values = (np.clip(hu.astype(float), intensity.lower, intensity.upper) - intensity.mean) / intensity.std
+    in_plane = (1, 8 / SPACING[1], 8 / SPACING[2])
+
+    def zoom(volume, order):
+        return ndimage.zoom(volume, in_plane, order=order, mode="nearest", grid_mode=True)
+
+    lowest, highest = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+    taken = ((np.arange(19) + 0.5) * 6 / 19).astype(int)  # 6 slices of 32 mm → 19 of 10 mm
+    stored = case.image[0] * case.quantisation_step
+    np.testing.assert_allclose(stored, zoom(values, 3).clip(lowest, highest)[taken], atol=3e-4)
+    masks = np.sort([zoom((labels == organ) * 1.0, 1)[taken] for organ in range(14)], axis=0)
+    clear = masks[-1] - masks[-2] > 1e-6
+    expected = np.argmax([zoom((labels == organ) * 1.0, 1)[taken] for organ in range(14)], axis=0)
+    assert clear.mean() > 0.99 and len(np.unique(expected)) > 5
+    np.testing.assert_array_equal(case.label[clear], expected[clear])
+
+
 def test_only_what_changed_is_done_again(root, prepare, tmp_path, write_volume):
     prepare()
     start = times(tmp_path / "prepared")
