@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from dlunet import cli
+from dlunet.inference import Predictor
+from dlunet.inference.postprocessing import fill_holes, keep_largest_components
 from dlunet.labels import FLARE22
+from dlunet.networks import load_bundle
+from dlunet.volumes import read_ct
 
 ROOT = Path(__file__).parents[1]
 REAL_CT = ROOT.parent / "shared" / "data" / "ct_abdomen_3mm.nii.gz"
@@ -72,6 +77,23 @@ def test_labels_of_another_network_or_setting_are_not_kept(predict):
     predict("flare22/Testing/images", "other")
     message = predict("flare22/Testing/images", "other", "flips=axes", fails=True)
     assert "flips" in message and "other" in message
+
+
+def test_the_settings_of_a_prediction_are_those_of_the_command(place, predict):
+    """Beside the labels of default settings, which differ."""
+    ct, words = place / "flare22" / "Testing" / "images" / "FLARETs_0001_0000.nii.gz", ("tile_step=0.9", "flips=axes")
+    for output, more in (("default", ()), ("plain", words), ("largest", (*words, "postprocess=[largest,holes]"))):
+        predict(ct, output, *more)
+    default, plain, largest = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(place / output / "FLARETs_0001.nii.gz")))
+        for output in ("default", "plain", "largest")
+    )
+    predictor = Predictor(load_bundle(place / "run" / "checkpoints" / "best.ckpt"), 0.9, "axes")
+    expected = predictor.segment(read_ct(ct))[:, ::-1, ::-1]  # the file is RAS
+    assert (expected != default).any()
+    np.testing.assert_array_equal(plain, expected)
+    np.testing.assert_array_equal(largest, fill_holes(keep_largest_components(expected)))
+    assert (largest != plain).any()
 
 
 def test_bad_cases_are_named_and_the_others_done(place, predict):

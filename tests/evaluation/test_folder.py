@@ -6,6 +6,7 @@ import pytest
 
 from dlunet.errors import UserError
 from dlunet.evaluation import evaluate_folder, score_case
+from dlunet.evaluation.metrics import Metric
 from dlunet.labels import FLARE22
 from dlunet.volumes import Geometry, write_labels
 
@@ -74,9 +75,11 @@ def test_slices_stored_downwards_lose_their_lowest_slice(tmp_path):
     for name, direction in (("upwards", RAS), ("downwards", RAI)):
         write_labels(reference, tmp_path / "references" / f"{name}.nii.gz", grid(direction))
         write_labels(prediction, tmp_path / "predictions" / f"{name}.nii.gz", grid(direction))
-    scores = evaluate(tmp_path, workers=1)
-    aorta = scores[scores["organ"] == "Aorta"].set_index("case")["dsc"]
-    assert dict(aorta) == {"upwards": 1, "downwards": round(8 / 9, 4)}
+    metrics = {"length": Metric("Slices", measure=lambda predicted, *_: predicted.any((1, 2)).sum())}
+    scores = evaluate(tmp_path, workers=1, metrics=metrics)
+    aorta = scores[scores["organ"] == "Aorta"].set_index("case")
+    assert dict(aorta["dsc"]) == {"upwards": 1, "downwards": round(8 / 9, 4)}
+    assert dict(aorta["length"]) == {"upwards": 5, "downwards": 4}  # of the prediction, in the scored slices
 
 
 def test_a_reference_without_prediction_is_named(folders):

@@ -139,19 +139,22 @@ def test_a_bad_case_is_reported_while_the_others_are_done(predictor, images, tmp
     assert sorted(os.listdir(tmp_path / "out")) == WRITTEN
 
 
-@pytest.mark.parametrize("flips", ["none", "axes", "full"])
+@pytest.mark.parametrize(("flips", "tile_step"), [("none", 0.5), ("axes", 0.5), ("full", 0.5), ("none", 0.3)])
 @pytest.mark.parametrize("shape", [(40, 70, 33), (16, 32, 32), (9, 50, 20), (1, 40, 40), (3, 8, 8)], ids=str)
-def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tmp_path, write_volume):
+def test_streamed_labels_are_those_of_the_whole_volume(shape, flips, tile_step, tmp_path, write_volume):
     """Volumes longer than the patch, equal to it and shorter; logits depend on a voxel's position in its tile."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 8, 5, padding=2), nn.InstanceNorm3d(8), nn.Conv3d(8, 14, 3, padding=1)).eval()
     hu = np.random.default_rng(0).normal(0, 300, shape)
     volume = read_ct(write_volume(tmp_path / "ct.nii.gz", hu.astype(np.float32), spacing=(11, 7, 9)))
-    labels = Predictor(Bundle(network, PLAN, FLARE22), flips=flips).segment(volume)
+    predictor = Predictor(Bundle(network, PLAN, FLARE22), tile_step, flips)
+    labels, tiles = predictor.segment(volume), []
     prepared = torch.from_numpy(prepare_image(volume.array, volume.spacing, PLAN))
-    logits = predict_logits(network, prepared, PLAN.patch_size, 0.5, flips)
+    logits = predict_logits(network, prepared, PLAN.patch_size, tile_step, flips)
     np.testing.assert_array_equal(labels, labels_on_grid([logits], logits.shape[1:], shape))
     assert labels.shape == shape and len(np.unique(labels)) > 3
+    predictor.label(prepared, shape, after_tile=lambda: tiles.append(1))
+    assert len(tiles) == predictor.count_tiles(prepared)
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAI", "SLP"])
