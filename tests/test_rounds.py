@@ -1,5 +1,6 @@
 """Rounds of self-training: which cases are kept, what each round trains, and a command that is killed and run again."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,12 +13,15 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from omegaconf import OmegaConf
 
 from dlunet import cli
 from dlunet.errors import UserError
 from dlunet.evaluation.agreement import agreement_of_files
 from dlunet.labels import label_set
+from dlunet.networks import load_bundle
 from dlunet.rounds import keep_agreeing
+from dlunet.training.case_dice import CaseDice
 from tests.commands import TINY
 from tests.forked import exit_code_of
 
@@ -207,6 +211,27 @@ def test_three_rounds(place, self_train):
     assert printed.rstrip().endswith(table.iloc[-1].astype(str)["test_dsc"])
     message = self_train(*words, "rounds=2", "agreement=0", fails=True)
     assert f"agreement: found {least}, now 0" in message and "set them back" in message
+
+
+def test_the_best_checkpoint_of_a_round_labels_for_the_next_one_and_is_scored(place, self_train, monkeypatch):
+    """The validation score of each training is highest after the second of three epochs."""
+    scores = itertools.cycle([0.5, 0.75, 0.25])
+    monkeypatch.setattr(CaseDice, "compute", lambda self: torch.full((13,), next(scores)))
+    self_train("output=chain_of_best", "rounds=2", "agreement=0", "trainer.max_epochs=3", "test=true")
+    chain, runs = place / "chain_of_best", ("teacher", "student", "rounds/2/student")
+    best, last = (
+        [load_bundle(chain / run / "checkpoints" / f"{which}.ckpt").digest for run in runs]
+        for which in ("best", "last")
+    )
+    assert len({*best, *last}) == 2 * len(runs)
+    labelled_by, scored_by = (
+        [json.loads((chain / folder / "prediction.json").read_text())["weights"] for folder in folders]
+        for folders in (("pseudo_labels", "rounds/2/pseudo_labels"), [f"{run}/predictions" for run in runs])
+    )
+    assert labelled_by == best[:2] and scored_by == best
+    trained_on = OmegaConf.load(chain / "rounds" / "2" / "student" / "config.yaml").data.pseudo_labels
+    assert place / trained_on == chain / "rounds" / "2" / "kept"
+    assert pd.read_csv(chain / "rounds" / "summary.csv")["val_dsc"].tolist() == [0.75] * 3
 
 
 def test_a_folder_that_was_moved_is_resumed(place, self_train):
