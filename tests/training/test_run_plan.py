@@ -1,6 +1,7 @@
 """The plan of a run is said before it starts, measured, and measuring changes nothing."""
 
 import re
+from datetime import datetime, timedelta
 
 import pandas as pd
 import pytest
@@ -29,6 +30,18 @@ def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
     dlunet(*words, "sampling.accumulate_grad_batches=2", cwd=place)  # is no run to be resumed
     state = torch.load(place / "dry" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(value.numel() for name, value in state.items() if name.startswith("networks.a.")) == parameters
+
+
+def test_the_end_of_a_run_follows_from_the_time_of_a_step(place, dlunet, monkeypatch):
+    monkeypatch.setattr(run_plan, "try_steps", lambda *_: run_plan.Cost(450.0, 3 * 2**30))
+    before = datetime.now()
+    printed = dlunet("train", *TINY, "output=timed", "dry_run=true", cwd=place).all
+    assert "memory of a step             3.00 GiB, measured" in printed
+    assert "time of a step               450 s, measured" in printed
+    when, rest = re.search(r"expected end +(\d{4}-\d\d-\d\d \d\d:\d\d), in ([\d:]+), plus", printed).groups()
+    assert rest == "1:00:00"  # of 8 steps
+    minute, hour = timedelta(minutes=1), timedelta(hours=1)
+    assert before - minute <= datetime.fromisoformat(when) - hour <= datetime.now()
 
 
 def test_a_dry_run_of_a_run_that_was_stopped_in_its_first_epoch(place, dlunet, monkeypatch):
