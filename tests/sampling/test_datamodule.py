@@ -149,6 +149,20 @@ def test_pseudo_labelled_streams_draw_cases_with_a_stored_pseudo_label_alone(mak
         make_module(prepared, PseudoLabel())
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_the_stated_fraction_of_patches_is_centred_on_the_foreground(make_case, fraction):
+    """The one voxel of a class lies in a corner, which few of the other patches contain."""
+    label = np.zeros((12, 18, 18), np.uint8)
+    label[0, 0, 0] = 1
+    case = make_case("1", np.ones(label.shape), label)
+    prepared = PreparedDataset(FLARE22, Plan((1, 1, 1), PATCH, Intensity(0, 1, 0, 1)), (case,), (), ())
+    module = PatchDataModule(prepared, Supervised(), Augmentation(), 4, 100, foreground_fraction=fraction)
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, global_step=0)
+    batches = [module.on_before_batch_transfer(batch, 0) for batch, *_ in module.train_dataloader()]
+    found = np.mean([patch.any().item() for batch in batches for patch in batch["labelled"]["label"]])
+    assert found == pytest.approx(fraction, abs=0.08 if 0 < fraction < 1 else 0.02)  # 400 patches
+
+
 @pytest.mark.parametrize(("method", "epoch"), [(Supervised(), 5), (CrossPseudo(supervised_epochs=3), 2)])
 def test_supervised_epochs_have_no_unlabelled_streams(make_prepared, method, epoch):
     seen = steps(make_module(make_prepared(), method, epoch=epoch))
