@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from dlunet.losses import at_least_float32, largest_class
 
+#: The outputs of a network for several batches: each the finest logits, or one tensor per decoder level.
+Outputs = list[Tensor] | list[list[Tensor]]
 
-def in_one_pass(network: nn.Module, *patches: Tensor) -> list[Tensor] | list[list[Tensor]]:
+
+def in_one_pass(network: nn.Module, *patches: Tensor) -> Outputs:
     """The outputs of a network for several batches of patches, computed in one pass: as if called for each batch."""
     outputs = network(torch.cat(patches))
     sizes = [len(batch) for batch in patches]
