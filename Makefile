@@ -58,7 +58,7 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## The measurements behind what the README says
+bench: $(STAMP)  ## Some of the measurements in benchmarks/; each script says what it measures
 	$(BIN)/python benchmarks/phantom_gallery.py picture
 	$(BIN)/python benchmarks/phantom_gallery.py time
 	$(BIN)/python benchmarks/preparation_memory.py
