@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 #: Error numbers of the file system when a result cannot be written.
 OUT_OF_PLACE = (
@@ -51,6 +52,11 @@ class NotReadable(Exception):
 def few(names: Sequence[object], count: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")
+
+
+def in_one_line(error: Exception) -> str:
+    """The text of an error of another package, without line breaks and not longer than a message can be."""
+    return shorten(str(error), 300, placeholder=" …")
 
 
 def message_for_users(error: Exception) -> str | None:

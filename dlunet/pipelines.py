@@ -16,8 +16,7 @@ from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder
 from dlunet.files import write_text
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
-from dlunet.inference.postprocessing import STEPS
-from dlunet.inference.sliding_window import FLIPPED_AXES
+from dlunet.inference.postprocessing import checked_steps
 from dlunet.methods import method_of
 from dlunet.rounds import keep_agreeing, summarize_rounds
 from dlunet.run_layout import KeptLayout, ScoresLayout, SelfTrainingLayout
@@ -53,7 +52,7 @@ def train(config: DictConfig) -> Path:
             write_text(
                 ScoresLayout(run.scores).part_of_dataset, f"{part}\n"
             )  # first: scored cases are not scored again
-            _score(cases, run, config.data.workers, config.strict)
+            _score(cases, run, config)
         training.log_results(config.logger, run, scored=bool(cases))
     return best
 
@@ -107,7 +106,7 @@ def self_train(teacher: DictConfig, students: Sequence[DictConfig], folder: Path
     for number, student in enumerate(students, start=1):
         labels, now = layout.round(number).pseudo_labels, f"round {number} of {len(students)}"
         print(f"{now}: labelling {len(dataset.unlabelled)} unlabelled CTs in {labels}")
-        _pseudo_label(dataset, best, labels, student.strict)
+        _pseudo_label(dataset, best, labels, student)
         if number > 1:
             RunFolder(Path(student.output)).check_same_settings({"agreement": agreement}, only=["agreement"])
             labels = _keep(dataset, layout, number, agreement, student.data.workers)
@@ -130,25 +129,17 @@ def predict(config: DictConfig) -> Path:
         UserError: A setting, the checkpoint, a CT or the output folder cannot be used.
     """
     check_config(config)
-    if config.flips not in FLIPPED_AXES:
-        raise UserError(f"flips: found {config.flips!r}; expected one of {', '.join(FLIPPED_AXES)}")
-    if not 0 < config.tile_step <= 1:
-        raise UserError(f"tile_step: found {config.tile_step}; expected a number greater than 0, at most 1")
     if config.report and config.shard is not None:
         raise UserError(
             "report: found true with a shard; expected false: the page is about all CTs; when all shards are done, "
             "rerun the command without shard"
         )
-    steps = [config.postprocess] if isinstance(config.postprocess, str) else list(config.postprocess)
-    if not set(steps) <= set(STEPS):
-        raise UserError(
-            f"postprocess: found {steps}; expected some of {', '.join(STEPS)}, such as 'postprocess=[largest]'"
-        )
+    steps = checked_steps([config.postprocess] if isinstance(config.postprocess, str) else config.postprocess)
     bundle, engine = load_engine(Path(config.checkpoint), config.engine, config.device, config.precision)
     sources = config.input if isinstance(config.input, ListConfig) else [config.input]
     images = [image for source in sources for image in find_images(Path(str(source)))]
     print(f"engine: {engine.name}")
-    predictor = Predictor(bundle, config.tile_step, config.flips, engine, tuple(steps))
+    predictor = Predictor(bundle, config.tile_step, config.flips, engine, steps)
     extras = Extras(config.volumes, config.overlay, plot=True)
     output, shard, failed = Path(config.output), Shard.parse(config.shard), None
     try:
@@ -174,13 +165,18 @@ def _check_uses_unlabelled(student: DictConfig) -> None:
         )
 
 
-def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, strict: bool) -> None:
+def _predictor(checkpoint: Path, config: DictConfig) -> Predictor:
+    """Predicts with a checkpoint on the device that the training was given."""
+    bundle, engine = load_engine(checkpoint, device=training.device_to_predict(config.trainer))
+    return Predictor(bundle, engine=engine)
+
+
+def _pseudo_label(dataset: Dataset, checkpoint: Path, folder: Path, student: DictConfig) -> None:
     """Segment the unlabelled CTs."""
-    bundle, engine = load_engine(checkpoint)
     # Replaces the label maps of a network that was trained further since.
     images = [case.image for case in dataset.unlabelled]
-    with _without_failed_cases(strict):
-        predict_files(Predictor(bundle, engine=engine), images, folder, replace=True)
+    with _without_failed_cases(student.strict):
+        predict_files(_predictor(checkpoint, student), images, folder, replace=True)
 
 
 def _keep(dataset: Dataset, layout: SelfTrainingLayout, number: int, agreement: float, workers: int | None) -> Path:
@@ -222,18 +218,19 @@ def _is_scored(run: RunFolder, cases: Sequence[Case]) -> bool:
         return False
 
 
-def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: bool) -> None:
+def _score(cases: Sequence[Case], run: RunFolder, config: DictConfig) -> None:
     """Segment and score cases; the results are written to the run folder."""
-    bundle, engine = load_engine(run.trained)
+    predictor = _predictor(run.trained, config)
     # Replaces predictions of an earlier, shorter training of this run.
     images = [case.image for case in cases]
-    with _without_failed_cases(strict):
-        predict_files(Predictor(bundle, engine=engine), images, run.predictions, replace=True)
+    with _without_failed_cases(config.strict):
+        predict_files(predictor, images, run.predictions, replace=True)
     names = {case.name for case in cases}
     segmented = {label_name(path, names) for path in list_volumes(run.predictions)}
     references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
-    with _without_failed_cases(strict):
-        evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
+    labels = predictor.bundle.labels
+    with _without_failed_cases(config.strict):
+        evaluate_folder(run.predictions, references, run.scores, labels, workers=config.data.workers)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ COUNT_OR_NONE: Rule = (lambda value: _whole(value, 0), "a whole number, 0 or mor
 POSITIVE: Rule = (lambda value: _number(value, 0), "a number above 0")
 NOT_NEGATIVE: Rule = (lambda value: _number(value, -1e-9), "a number, 0 or more")
 FRACTION: Rule = (lambda value: _number(value, -1e-9) and value <= 1, "a number from 0 to 1")
+ABOVE_ZERO: Rule = (lambda value: _number(value, 0) and value <= 1, "a number greater than 0, at most 1")
 BELOW_ONE: Rule = (lambda value: _number(value, -1e-9) and value < 1, "a number of at least 0 and less than 1")
 FOLDERS: Rule = (lambda value: not isinstance(value, ListConfig) or len(value) > 0, "at least one folder")
 SWITCH: Rule = (lambda value: isinstance(value, bool), "true or false")
@@ -98,7 +99,7 @@ RULES: dict[str, Rule] = {
     "method.window": COUNT,
     "method.dropout": BELOW_ONE,
     "method.cut_mix_probability": FRACTION,
-    "method.box": (lambda value: _number(value, 0) and value <= 1, "a number greater than 0, at most 1"),
+    "method.box": ABOVE_ZERO,
     "method.num_boxes": COUNT_OR_NONE,
     "method.supervised_epochs": COUNT_OR_NONE,
     "seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to 4294967295"),
@@ -113,6 +114,8 @@ RULES: dict[str, Rule] = {
     "sampling.repeat": SWITCH,
     "strict": SWITCH,
     "dry_run": SWITCH,
+    "tile_step": ABOVE_ZERO,
+    "flips": (lambda value: value in ("none", "axes", "full"), "none, axes, full"),
     "volumes": SWITCH,
     "overlay": SWITCH,
     "report": SWITCH,
@@ -120,6 +123,9 @@ RULES: dict[str, Rule] = {
     "runs": FOLDERS,
     "predictions": FOLDERS,
 }
+
+#: Files and folders; an empty one, as of a shell variable that is not set, would be the current folder.
+PATHS = ("checkpoint", "input", "output", "data.root", "predictions", "references", "runs")
 
 #: Arguments of Lightning's trainer that contradict settings of ours, and what to use instead.
 INSTEAD = {
@@ -142,7 +148,7 @@ def check_config(config: DictConfig) -> None:
     """
     # Not resolved: a setting that refers to a missing one is not missing itself.
     settings = flattened(OmegaConf.to_container(config, resolve=False))
-    missing = [name for name, value in settings.items() if value == "???"]
+    missing = [name for name, value in settings.items() if value == "???" or (value == "" and name in PATHS)]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; add {missing[0]}=… to the command")
     check_settings(config)

@@ -125,6 +125,8 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
             ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "postprocess=nice"),
             ("largest, holes",),
         ),
+        (("predict", "checkpoint=x", "input=x", "output=x", "postprocess=null"), ("postprocess: found None",)),
+        (("predict", "checkpoint=x", "input=", "output=x"), ("missing: input; add input=",)),
         (
             ("predict", "checkpoint=x", "input=flare22/Testing/images", "output=x", "engine=keras"),
             ("engine", "openvino"),

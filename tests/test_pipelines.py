@@ -47,17 +47,18 @@ def test_self_training_checks_the_student_before_it_trains_the_teacher(tmp_path,
 
 
 def test_a_test_case_whose_name_ends_like_a_channel_is_scored(tmp_path, monkeypatch):
-    """Only what is scored is of interest here: segmentation writes one label map per case."""
+    """Only what is scored, and where, is of interest here: segmentation writes one label map per case."""
     cases = [Case(name, Path(f"{name}_0000.nii.gz"), Path(f"labels/{name}.nii.gz")) for name in ("a", "a_0000")]
     run, scored = RunFolder(Path("run")), []
     listed = [run.predictions / f"{case.name}.nii.gz" for case in cases]
-    monkeypatch.setattr(pipelines, "load_engine", lambda _: (SimpleNamespace(labels=None), None))
-    monkeypatch.setattr(pipelines, "Predictor", lambda *_, **__: None)
+    predictor, devices = SimpleNamespace(bundle=SimpleNamespace(labels=None)), []
+    monkeypatch.setattr(pipelines, "load_engine", lambda _, device: (devices.append(device), None))
+    monkeypatch.setattr(pipelines, "Predictor", lambda *_, **__: predictor)
     monkeypatch.setattr(pipelines, "predict_files", lambda *_, **__: None)
     monkeypatch.setattr(pipelines, "list_volumes", lambda _: listed)
     monkeypatch.setattr(pipelines, "evaluate_folder", lambda _, references, *__, **___: scored.append(references))
-    pipelines._score(cases, run, workers=1, strict=False)
-    assert scored == [{case.name: case.label for case in cases}]
+    pipelines._score(cases, run, training("trainer.accelerator=cpu"))
+    assert scored == [{case.name: case.label for case in cases}] and devices == ["cpu"]
 
 
 def test_prediction():

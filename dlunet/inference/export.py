@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dlunet.errors import UserError, WriteError
-from dlunet.files import write_bytes, write_text
+from dlunet.files import TEMPORARY, remove_leftovers, write_bytes, write_text
 from dlunet.inference.graphs import graph_of, why_no_graph
 from dlunet.networks import Bundle, load_bundle, read_description, save_safetensors
 
@@ -35,33 +37,53 @@ class Export:
 def export_bundle(bundle: Bundle, form: str, folder: Path) -> None:
     """Write a network as ``onnx``, ``openvino`` or ``safetensors`` to a folder, with its plan and labels.
 
+    It replaces an earlier export in the folder, once it is complete, and no other file.
+
     Raises:
-        UserError: The format is unknown, its packages are missing, or the folder cannot be written.
+        UserError: The format is unknown, its packages are missing, the folder cannot be written, or it has a file of
+            the same name that is not of an export.
     """
     if form not in MODELS:
         raise UserError(f"format: found {form}; expected one of {', '.join(MODELS)}")
     if form != "safetensors" and (reason := why_no_graph(bundle.network)):
         raise UserError(f"format={form}: {reason}; expected format=safetensors")
-    model = folder / MODELS[form]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / DESCRIPTION).unlink(missing_ok=True)  # a partly overwritten older export is not a valid one
-        for earlier in folder.glob("model.*"):  # which may have been of another network
-            earlier.unlink()
-        _WRITERS[form](bundle, model)
+        remove_leftovers(folder)
+        with TemporaryDirectory(prefix=f"{TEMPORARY}{os.getpid()}.", dir=folder) as temporary:
+            _WRITERS[form](bundle, Path(temporary) / MODELS[form])
+            made = sorted(Path(temporary).iterdir())
+            files = {path.name: _checksum(path) for path in made}
+            _replace_earlier_export(folder, made)
     except ImportError as error:
         extra = "onnx" if form == "onnx" else "openvino"
         raise UserError(f"format={form}: {error.name} is not installed; pip install 'dlunet[{extra}]'") from None
     except OSError as error:
         raise WriteError.of(folder, error) from None
-    files = {path.name: _checksum(path) for path in sorted(folder.glob("model.*"))}
     about = {**bundle.description, "digest": bundle.digest, "model_format": form, "files": files}
     write_text(folder / DESCRIPTION, json.dumps(about, indent=2))
 
 
-def is_export(path: Path) -> bool:
-    """Whether a checkpoint path refers to an exported folder."""
-    return path.is_dir()
+def _replace_earlier_export(folder: Path, made: Sequence[Path]) -> None:
+    """Move the files of a model into a folder, and remove those of an earlier export, which has no valid checksum now.
+
+    Raises:
+        UserError: A file of the same name is not of an earlier export.
+    """
+    try:
+        earlier = {Path(name).name for name in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = set()
+    for path in made:
+        if path.name not in earlier and (folder / path.name).exists():
+            raise UserError(
+                f"{folder / path.name}: is of no export in this folder, and would be replaced; choose another output, "
+                "or move it away"
+            )
+    for name in earlier - {path.name for path in made}:
+        (folder / name).unlink(missing_ok=True)
+    for path in made:
+        path.replace(folder / path.name)
 
 
 def read_export(folder: Path) -> Export:

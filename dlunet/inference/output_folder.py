@@ -24,6 +24,9 @@ from dlunet.volumes import case_name
 
 logger = logging.getLogger(__name__)
 
+#: The setting that has the name of the engine.
+ENGINE = "engine"
+
 
 @dataclass(frozen=True)
 class OutputFolder(PredictionsLayout):
@@ -41,7 +44,8 @@ class OutputFolder(PredictionsLayout):
         Args:
             images: The CTs.
             settings: The settings that the labels depend on.
-            replace: Delete labels made with other settings, or from other CTs, instead of refusing the folder.
+            replace: Delete labels made with other settings, or from other CTs, instead of refusing the folder. Those of
+                another engine are kept: engines agree up to rounding.
             shard: Which of the CTs this job segments.
 
         Raises:
@@ -55,8 +59,11 @@ class OutputFolder(PredictionsLayout):
         mine = {image: targets[image] for image in shard.of(list(targets))}
         with self._writing():
             found = self._read_record() if self.record.exists() else {}
-            if differences := _differences(found, settings):
-                self._make_way(differences if found else [], targets, replace)
+            differences = _differences(found, settings)
+            if found and replace and differences.keys() == {ENGINE}:
+                logger.info("%s: finished label maps are kept (%s)", self.path, differences[ENGINE])
+            elif differences:
+                self._make_way(differences if found else {}, targets, replace)
                 found = {}
             record = {**settings, **{key: found.get(key, {}) for key in ("images", "stamps", "warnings")}}
             self._write_record(self._follow_cts(record, mine, replace))
@@ -79,14 +86,22 @@ class OutputFolder(PredictionsLayout):
             found = self._read_record()
             if differences := _differences(found, settings):
                 raise WriteError(
-                    f"{self.path}: is now used by another command with different settings ({'; '.join(differences)}); "
-                    "rerun this one with another output=FOLDER"
+                    f"{self.path}: is now used by another command with different settings "
+                    f"({'; '.join(differences.values())}); rerun this one with another output=FOLDER"
                 )
             record = _with_ct(found, image, stamp)
             others = {case: messages for case, messages in record["warnings"].items() if case != case_name(image)}
             self._write_record(
                 {**record, "warnings": {**others, case_name(image): list(warnings)} if warnings else others}
             )
+
+    def warnings(self) -> dict[str, list[str]]:
+        """The recorded warnings of finished cases and their CTs, by case."""
+        return self._read_record()["warnings"]
+
+    def knows(self, image: Path) -> bool:
+        """Whether the label map of a CT, or one that was there before, was made by a command like this one."""
+        return case_name(image) in self._read_record()["images"]
 
     def add(self, table: str, row: dict[str, str]) -> None:
         """Add a case's row to a table, replacing an earlier one; rows are in the order of their cases."""
@@ -128,14 +143,24 @@ class OutputFolder(PredictionsLayout):
                 raise UserError(f"{path}: its name has {length} bytes; expected at most {longest}; rename it")
         return {path: self.path / f"{name}.nii.gz" for path, name in zip(images, names, strict=True)}
 
-    def _make_way(self, changed: Sequence[str], targets: Mapping[Path, Path], replace: bool) -> None:
+    def _make_way(self, changed: Mapping[str, str], targets: Mapping[Path, Path], replace: bool) -> None:
         """Delete label maps made with other settings, or raise. Without a record, only overwritten ones count."""
         labels = [path for path in sorted(self.path.glob("[!.]*.nii.gz")) if changed or path in targets.values()]
         if labels and not replace:
-            reason = f"made with different settings ({'; '.join(changed)})" if changed else "made by something else"
+            reason = "made by something else"
+            if changed:
+                reason = f"made with different settings ({'; '.join(changed.values())})"
+            instead = "request that engine, device and precision" if changed.keys() == {ENGINE} else "empty it"
             raise UserError(
                 f"{self.path}: contains predictions {reason}, such as {labels[0].name}; choose another output, or "
-                "empty it"
+                f"{instead}"
+            )
+        if labels:
+            logger.warning(
+                "warning: %s: %d label maps of other settings are deleted (%s)",
+                self.path,
+                len(labels),
+                "; ".join(changed.values()) or "without a record of how they were made",
             )
         for path in labels:
             path.unlink()
@@ -187,10 +212,10 @@ class OutputFolder(PredictionsLayout):
             yield
 
 
-def _differences(record: Mapping[str, Any], settings: dict[str, Any]) -> list[str]:
-    """The settings that differ from those of a record, in words."""
+def _differences(record: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+    """The settings that differ from those of a record, in words, by name."""
     now = json.loads(json.dumps(settings))  # in the form in which a record is read back: lists for tuples
-    return [_difference(key, record.get(key), value) for key, value in now.items() if record.get(key) != value]
+    return {key: _difference(key, record.get(key), value) for key, value in now.items() if record.get(key) != value}
 
 
 def _difference(setting: str, before: Any, now: Any) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
 
+from dlunet.errors import UserError
 from dlunet.labels import LabelSet, words_of
 
 
@@ -40,6 +41,21 @@ def fill_holes(labels: np.ndarray) -> np.ndarray:
 
 #: The steps that ``postprocess`` accepts, in the order of execution.
 STEPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"largest": keep_largest_components, "holes": fill_holes}
+
+
+def checked_steps(steps: Iterable[object] | None) -> tuple[str, ...]:
+    """The named steps of :data:`STEPS` in the order of execution.
+
+    Raises:
+        UserError: There is no step of a name.
+    """
+    found = [None] if steps is None else list(steps)
+    if not all(step in STEPS for step in found):
+        shown = ", ".join(str(step) for step in found)
+        raise UserError(
+            f"postprocess: found {shown}; expected some of {', '.join(STEPS)}, such as 'postprocess=[largest]', or []"
+        )
+    return tuple(name for name in STEPS if name in found)
 
 
 def postprocess(labels: np.ndarray, steps: Sequence[str]) -> np.ndarray:

@@ -89,7 +89,7 @@ def predict_files(
         replace: Delete labels of another network or other settings instead of refusing the folder.
         extras: Optional output, for finished cases as well.
         strict: Refuse CTs with warnings, such as values that are unlikely to be HU. By default they are segmented, and
-            the warning is logged and recorded in ``prediction.json``.
+            the warning is logged and recorded in ``prediction.json``. Finished cases with warnings are named, and kept.
         shard: Which of the CTs this job segments; other jobs segment the others, into the same folder.
 
     Raises:
@@ -102,6 +102,13 @@ def predict_files(
     targets = folder.claim(images, predictor.settings, replace, shard)
     finished = {path: target for path, target in targets.items() if target.exists()}
     todo = [path for path in targets if path not in finished]
+    if strict and (doubtful := [path for path in finished if case_name(path) in folder.warnings()]):
+        logger.warning(
+            "warning: %s: label maps with warnings are kept, since they were made without strict=true; delete them to "
+            "have their CTs checked: %s",
+            output,
+            few([case_name(path) for path in doubtful], 20),
+        )
     writer = _Writer(folder, predictor.settings, predictor.bundle.labels, extras)
     writer.complete(finished)
     failures: list[Path] = []
@@ -119,11 +126,11 @@ def predict_files(
         for path, future in _one_ahead(reading, lambda path: _read(predictor, path, extras.overlay, strict), todo):
             read = _outcome(future.result, path, failures)
             labels = None if read is None else _outcome(partial(_label, predictor, read, bars), path, failures)
+            cost = monitor.finish(case_name(path))  # also of a case that failed: it is not a cost of the next one
             if read is not None and labels is not None:
-                row = as_row(monitor.finish(case_name(path)))
                 if last:
                     done(*last)  # at most one case waits to be written
-                last = path, writing.submit(writer.write, targets[path], labels, read, row)
+                last = path, writing.submit(writer.write, targets[path], labels, read, as_row(cost))
             bars.advance()
         if last:
             done(*last)
@@ -195,7 +202,10 @@ class _Writer:
     extras: Extras
 
     def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
-        name = case_name(read.path)
+        name, picture = case_name(read.path), self._picture(case_name(read.path))
+        is_ours = self.folder.knows(read.path)
+        if read.image is not None and picture.exists() and not is_ours:
+            raise UserError(f"{picture}: was made by something else; expected no such file; choose another output")
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
             logger.warning("warning: %s: %s", name, message)
@@ -203,10 +213,10 @@ class _Writer:
         # What an earlier command wrote of the case is about other labels: it is replaced or removed.
         if self.extras.volumes or self._volumes.exists():
             self._add_volumes(name, labels, read.spacing)
-        if read.image is None:
-            self._picture(name).unlink(missing_ok=True)
-        else:
+        if read.image is not None:
             self._draw(name, read.image, labels, read.spacing)
+        elif is_ours:
+            picture.unlink(missing_ok=True)
         self.folder.add(COSTS, cost)
         write_labels(labels, target, read.stored)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlunet.errors import UserError
 from dlunet.inference.engines import Engine, make_engine
-from dlunet.inference.postprocessing import postprocess
+from dlunet.inference.postprocessing import checked_steps, postprocess
 from dlunet.inference.resample_to_input import labels_on_grid
 from dlunet.inference.sliding_window import FLIPPED_AXES, Flips, stream_logits, tile_starts
 from dlunet.networks import Bundle, check_logits
@@ -33,6 +33,9 @@ class Predictor:
         flips: Test-time flips, see :func:`dlunet.inference.predict_logits`.
         engine: The engine that runs the network; by default PyTorch on the CPU.
         postprocess: Postprocessing steps, from :data:`dlunet.inference.postprocessing.STEPS`.
+
+    Raises:
+        UserError: A postprocessing step is unknown.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Predictor:
         self.tile_step = tile_step
         self.flips = flips
         self.engine = engine or make_engine(bundle, "torch")
-        self.postprocess = postprocess
+        self.postprocess = checked_steps(postprocess)
         if flips != "none" and bundle.description.get(MIRRORED) is False:
             logger.warning(
                 "warning: flips=%s: this network was trained without mirrored CTs, and segments mirrored copies "

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, in_one_line
 from dlunet.files import write_bytes
 from dlunet.networks.bundle import FIRST, KEY, WEIGHTS, Bundle, read_description
 from dlunet.networks.registry import build_network
@@ -42,10 +42,9 @@ def load_bundle(path: Path | str) -> Bundle:
         if isinstance(network, UNet):
             network.check_size(plan.patch_size)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: is not a usable DLUNet checkpoint ({type(error).__name__}: {reason}); expected one that training "
-            f"wrote, such as {EXAMPLE}"
+            f"{path}: is not a usable DLUNet checkpoint ({type(error).__name__}: {in_one_line(error)}); expected one "
+            f"that training wrote, such as {EXAMPLE}"
         ) from None
     return Bundle(network.eval(), plan, labels, _digest(weights), described)
 

@@ -90,7 +90,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             return self.forward(x.float()).to(x.dtype)  # 16 bits are too few for the squares
         if not x.is_cpu or torch.is_grad_enabled():
             return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        mean, variance = (moment.to(x.dtype) for moment in _moments(x))
+        with torch.autocast("cpu", enabled=False):  # it would compute the squares in 16 bits again
+            mean, variance = (moment.to(x.dtype) for moment in _moments(x))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return torch.addcmul(shift[..., None, None, None], x, scale[..., None, None, None])

@@ -109,6 +109,21 @@ def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
+def device_to_predict(trainer: Mapping[str, Any]) -> str:
+    """The device, ``cpu`` or ``auto``, on which a training predicts when it is over: among those that it was given.
+
+    Args:
+        trainer: The config's node ``trainer``. The first GPU of a list becomes PyTorch's current one.
+    """
+    if trainer["accelerator"] == "cpu":
+        return "cpu"
+    devices = trainer["devices"]
+    numbers = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+    if torch.cuda.is_available() and not isinstance(numbers, (int, str)):
+        torch.cuda.set_device(int(numbers[0]))
+    return "auto"
+
+
 def is_first(trainer: Mapping[str, Any]) -> bool:
     """Whether this process is the one that writes the files of the run."""
     launch = joint_launch(trainer)

@@ -1,5 +1,6 @@
 """Every engine reproduces PyTorch's labels; exports are portable; damaged or missing parts are named."""
 
+import importlib
 import json
 import shutil
 from importlib.util import find_spec
@@ -12,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dlunet.errors import UserError, WriteError
-from dlunet.inference import Predictor, export_bundle, load_engine, make_engine
+from dlunet.inference import Predictor, export, export_bundle, load_engine, make_engine
 from dlunet.inference.engines import TorchEngine, base, choice
+from dlunet.inference.engines.native import NativeEngine
 from dlunet.inference.engines.onnx_runtime import OnnxRuntimeEngine
 from dlunet.inference.engines.pytorch import tiles_at_once
 from dlunet.labels import FLARE22
@@ -204,6 +206,31 @@ def test_onnx_runtime_that_falls_back_to_the_cpu_is_not_taken_for_the_gpu(monkey
         OnnxRuntimeEngine(b"", "cuda", "float32")
 
 
+@pytest.mark.parametrize("error", [ImportError("libx.so: not found"), RuntimeError("CUDA error:\nall devices busy")])
+def test_an_engine_that_is_installed_and_does_not_work(checkpoint, monkeypatch, caplog, error):
+    """``engine=auto`` says so and takes the next one; requested by name, it is refused."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(NativeEngine, "from_bundle", fail)
+    monkeypatch.setattr(NativeEngine, "auto_rank", {"cpu": 0})
+    monkeypatch.setattr(NativeEngine, "why_not", lambda network: None)
+    _, engine = load_engine(checkpoint, device="cpu")
+    assert not isinstance(engine, NativeEngine)
+    reason = f"does not work here ({type(error).__name__}: {' '.join(str(error).split())})"
+    assert f"engine=native cannot be used: {reason}" in caplog.text
+    with pytest.raises(UserError) as caught:
+        load_engine(checkpoint, engine="native")
+    assert str(caught.value) == f"engine=native: {reason}; engine=torch runs every checkpoint"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(checkpoint):
+    with pytest.raises(UserError, match=r"^engine=torch: PyTorch finds no GPU; choose device=cpu"):
+        load_engine(checkpoint, engine="torch", device="cuda")
+
+
 def no_engine(name, monkeypatch):
     monkeypatch.setattr(choice, "find_spec", lambda package: None if package == name else package)
 
@@ -321,6 +348,25 @@ def test_an_export_replaces_another_one_of_the_folder(checkpoint, tmp_path):
         listed = json.loads((tmp_path / "dlunet.json").read_text())["files"]
         assert {"dlunet.json", *listed} == {path.name for path in tmp_path.iterdir()}
         load_engine(tmp_path, device="cpu")
+
+
+def test_an_export_leaves_other_files_alone(checkpoint, tmp_path, monkeypatch):
+    """Also where it fails: what was there before it stays."""
+    bundle, names = load_bundle(checkpoint), ("model.ckpt", "model.notes.txt")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    export_bundle(bundle, "safetensors", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {*names, "dlunet.json", "model.safetensors"}
+    monkeypatch.setitem(export._WRITERS, "onnx", lambda *_: importlib.import_module("no_such_package"))
+    with pytest.raises(UserError, match="no_such_package is not installed"):
+        export_bundle(bundle, "onnx", tmp_path)
+    (tmp_path / "dlunet.json").unlink()
+    with pytest.raises(UserError, match=r"model.safetensors: is of no export in this folder, and would be replaced"):
+        export_bundle(bundle, "safetensors", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        name: content for name, content in before.items() if name != "dlunet.json"
+    }
 
 
 @pytest.mark.parametrize("form", FORMATS)

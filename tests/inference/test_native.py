@@ -148,7 +148,7 @@ def test_without_a_compiler_that_works(compiler, message, bundle, empty_cache, m
     works = Path(compiler).name == "false"
     with pytest.raises(UserError, match="engine=native: ") as caught:
         make_engine(bundle, "native")
-    assert message in str(caught.value) and "engine=torch runs every network" in str(caught.value)
+    assert message in str(caught.value) and "engine=torch runs every checkpoint" in str(caught.value)
     assert not make_engine(bundle).name.startswith("native")
     # A missing compiler is not reported, a failing one is.
     assert ("engine=native cannot be used" in caplog.text) is works

@@ -165,6 +165,39 @@ def test_of_two_commands_with_different_settings_the_first_one_stops(predictor, 
     check(output, images)
 
 
+@pytest.mark.parametrize("replace", [False, True], ids=["predict", "self_train"])
+def test_label_maps_of_another_engine(predictor, write_cts, tmp_path, replace, caplog):
+    """A training that is resumed where another engine is chosen keeps them: the student is trained with them."""
+    output, images = tmp_path / "out", write_cts("a", 0)
+    predict_files(predictor, images[:1], output, replace)
+    before, name = written_at(output), predictor.engine.name
+    predictor.engine.name = "another"
+    if not replace:
+        with pytest.raises(UserError, match=rf"engine: found {name}, now another.*request that engine, device and"):
+            predict_files(predictor, images, output)
+        return
+    predict_files(predictor, images, output, replace)
+    check(output, images)
+    assert written_at(output)["001.nii.gz"] == before["001.nii.gz"] and not caplog.text
+    predict_files(Predictor(predictor.bundle, flips="axes"), images, output, replace)
+    assert "2 label maps of other settings are deleted (flips: found none, now axes" in caplog.text
+    assert written_at(output)["001.nii.gz"] != before["001.nii.gz"]
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_pictures_that_were_not_made_here_stay(predictor, write_cts, tmp_path, overlay):
+    output, images, extras = tmp_path / "out", write_cts("a", 0), Extras(overlay=overlay)
+    output.mkdir()
+    (output / "001.png").write_text("a screenshot")
+    if overlay:
+        with pytest.raises(UserError, match="1 of 2 cases could not be segmented"):
+            predict_files(predictor, images, output, extras=extras)
+    else:
+        predict_files(predictor, images, output, extras=extras)
+    assert (output / "001.png").read_text() == "a screenshot" and (output / "002.nii.gz").exists()
+    assert (output / "001.nii.gz").exists() != overlay
+
+
 def extras_in(output):
     return {path.name: path.read_bytes() for path in output.iterdir() if path.suffix == ".png"} | {
         "volumes.csv": (output / "volumes.csv").read_text()

@@ -291,6 +291,22 @@ def test_what_the_extras_write(predictor, images, tmp_path):
     assert plt.imread(tmp_path / "efficiency.png").shape[2] == 4
 
 
+def test_the_cost_of_a_case_that_failed_is_not_that_of_the_next_one(predictor, images, tmp_path, monkeypatch):
+    label, seen = predictor.label, []
+
+    def slow_first(prepared, shape, after_tile=None):
+        seen.append(shape)
+        if len(seen) == 1:
+            time.sleep(1)
+            raise UserError("the first case cannot be segmented")
+        return label(prepared, shape, after_tile)
+
+    monkeypatch.setattr(predictor, "label", slow_first)
+    with pytest.raises(UserError, match="1 of 2 cases could not be segmented"):
+        predict_files(predictor, images, tmp_path)
+    assert list(seconds(tmp_path)) == ["FLARETs_0002"] and seconds(tmp_path)["FLARETs_0002"] < 1
+
+
 def test_a_case_whose_name_ends_like_a_channel(predictor, images, tmp_path):
     """Its output is called like its label map, and does not replace that of the case without the ending."""
     cts = [tmp_path / "cts" / name for name in ("a_0000.nii.gz", "a_0000_0000.nii.gz")]
@@ -378,6 +394,9 @@ def test_a_ct_that_is_not_in_hu_is_segmented_with_a_warning_or_not_at_all(
     with pytest.raises(UserError, match=f"1 of 2 cases could not be segmented.*{odd}"):
         predict_files(predictor, [odd, sound], tmp_path / "strict", strict=True)
     assert [path.name for path in (tmp_path / "strict").glob("*.nii.gz")] == ["sound.nii.gz"]
+    caplog.clear()
+    predict_files(predictor, [odd, sound], tmp_path / "out", strict=True)
+    assert "label maps with warnings are kept" in caplog.text and caplog.text.endswith("checked: odd\n")
     shutil.copy(sound, odd)  # corrected and segmented again
     (tmp_path / "out" / "odd.nii.gz").unlink()
     predict_files(predictor, [odd, sound], tmp_path / "out")

@@ -61,14 +61,19 @@ def test_instance_norm_of_a_whole_patch_is_exact_in_prediction(layout):
         torch.testing.assert_close(InstanceNorm3d(2)(x).double(), reference(x.double()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("weights", ["of 16 bits", "in autocast"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_instance_norm_in_16_bits_is_that_of_float32_to_their_rounding(dtype):
+def test_instance_norm_in_16_bits_is_that_of_float32_to_their_rounding(dtype, weights):
     """Sums of squares over a slice are beyond the range of float16, and far beyond the digits of bfloat16."""
     x = (30 + 10 * torch.randn(1, 2, 4, 64, 64)).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    is_cast = weights == "in autocast"
+    norm = InstanceNorm3d(2) if is_cast else InstanceNorm3d(2).to(dtype)
     with torch.inference_mode():
-        found = InstanceNorm3d(2).to(dtype)(x)
+        with torch.autocast("cpu", dtype, enabled=is_cast):
+            found, of_float32 = norm(x), norm(x.float())
         expected = InstanceNorm3d(2)(x.float())
     assert found.dtype == dtype and (found.float() - expected).abs().max() < 0.05
+    assert (of_float32.float() - expected).abs().max() < 0.05
 
 
 def test_instance_norm_of_a_constant_is_zero_in_prediction():

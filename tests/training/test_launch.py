@@ -9,9 +9,17 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import ListConfig
 
 from dlunet.errors import UserError
-from dlunet.training.launch import device_count, is_first, joint_launch, launch_settings, processes_here
+from dlunet.training.launch import (
+    device_count,
+    device_to_predict,
+    is_first,
+    joint_launch,
+    launch_settings,
+    processes_here,
+)
 from tests.commands import TINY
 from tests.forked import TIMEOUT
 
@@ -130,3 +138,15 @@ def test_self_training_is_started_once(place, dlunet, monkeypatch):
 def test_the_number_of_devices(devices, count, monkeypatch):
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(device_count=lambda: 0))
     assert device_count({"devices": devices}) == count
+
+
+@pytest.mark.parametrize(
+    ("devices", "chosen"), [(2, None), ("auto", None), ("1", None), ("3,1", 3), ([2, 3], 2), (ListConfig([1]), 1)]
+)
+def test_predictions_after_a_training_use_its_devices(devices, chosen, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    assert device_to_predict({"accelerator": "cpu", "devices": devices}) == "cpu" and not used
+    assert device_to_predict({"accelerator": "auto", "devices": devices}) == "auto"
+    assert used == ([] if chosen is None else [chosen])

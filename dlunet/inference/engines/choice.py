@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, in_one_line
 from dlunet.inference.engines.base import ENGINES, Engine, EngineUnavailable
-from dlunet.inference.export import Export, is_export, read_export
+from dlunet.inference.export import Export, read_export
 from dlunet.networks import Bundle, load_bundle
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def load_engine(
     chosen = device != "auto"
     if not chosen:
         device = "cuda" if torch.cuda.is_available() and engine in ("auto", "torch") else "cpu"
-    if not is_export(checkpoint):
+    if not checkpoint.is_dir():
         bundle = load_bundle(checkpoint)
         return bundle, make_engine(bundle, engine, device, precision)
     export = read_export(checkpoint)
@@ -95,9 +95,12 @@ def _first_usable(
             try:
                 return make(kind, device, kind.default_precision(device) if precision == "auto" else precision)
             except EngineUnavailable as error:
-                obstacle = _named(name, str(error))
-                if (name, device) != choices[-1]:
-                    logger.warning("warning: engine=%s cannot be used: %s", name, error)
+                reason = str(error)
+            except (ImportError, OSError, RuntimeError) as error:  # an installation or a GPU that does not work
+                reason = f"does not work here ({type(error).__name__}: {in_one_line(error)})"
+            obstacle = _named(name, reason)
+            if (name, device) != choices[-1]:
+                logger.warning("warning: engine=%s cannot be used: %s", name, reason)
         obstacles.append(obstacle)
     raise UserError("; ".join(obstacles))
 
@@ -136,4 +139,4 @@ def _obstacle(name: str, device: str, precision: str, network: nn.Module | None 
 
 
 def _named(name: str, reason: str) -> str:
-    return f"engine={name}: {reason}; engine=torch runs every network"
+    return f"engine={name}: {reason}" + ("" if name == "torch" else "; engine=torch runs every checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from dlunet.inference.engines.base import register_engine
 from dlunet.inference.engines.graph_engine import GraphEngine
+
+logger = logging.getLogger(__name__)
 
 #: OpenVINO's names of the precisions.
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -31,7 +34,15 @@ class OpenVinoEngine(GraphEngine):
 
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
         core = openvino.Core()
-        self.request = core.compile_model(core.read_model(model), "CPU", options).create_infer_request()
+        compiled = core.compile_model(core.read_model(model), "CPU", options)
+        self.request = compiled.create_infer_request()
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != HINTS[precision]:
+            names = {hint: name for name, hint in HINTS.items()}
+            logger.warning(
+                "warning: precision=%s: OpenVINO uses %s on this processor", precision, names.get(used, used)
+            )
+            precision = names.get(used, used)
         self.name = f"openvino on {device}, {precision}"
 
     def __call__(self, tiles: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from dlunet.errors import UserError
-from dlunet.inference.engines.base import Engine, register_engine
+from dlunet.inference.engines.base import Engine, EngineUnavailable, register_engine
 from dlunet.networks import Bundle
 
 PAPERS_PATCH = (56, 160, 160)
@@ -41,11 +40,11 @@ class TorchEngine(Engine):
         """The bundle's network.
 
         Raises:
-            UserError: There is no GPU.
+            EngineUnavailable: There is no GPU.
         """
         assert bundle.network is not None
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device=cuda: PyTorch finds no GPU; choose device=cpu, or install a PyTorch for GPUs")
+            raise EngineUnavailable("PyTorch finds no GPU; choose device=cpu, or install a PyTorch for GPUs")
         return cls(bundle.network, device, precision, tiles_at_once(bundle.plan.patch_size, device))
 
     def __call__(self, tiles: Tensor) -> Tensor:
