@@ -28,7 +28,9 @@ def _listed(file: Path) -> list[Path]:
     lines = [line.strip() for line in read_any_text(file).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{file}: is empty; expected one path per line")
-    return [image for line in lines for image in _images_of(file.parent / Path(line).expanduser())]
+    sources = [file.parent / Path(line).expanduser() for line in lines]
+    # One that is not there is reported when it is read; the other cases are still segmented.
+    return [image for source in sources for image in (_images_of(source) if source.exists() else [source])]
 
 
 def _images_of(source: Path) -> list[Path]:

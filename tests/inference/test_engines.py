@@ -266,6 +266,11 @@ def test_settings_that_do_not_fit_together(checkpoint, exports, monkeypatch):
         (exports / "openvino", {"engine": "torch"}, "was exported as openvino; expected engine=openvino"),
         (exports / "onnx", {"engine": "torch"}, "was exported as onnx; expected engine=onnxruntime or openvino"),
         (
+            exports / "openvino",
+            {"device": "cuda"},
+            "openvino: found device=cuda; expected cpu, or the checkpoint itself",
+        ),
+        (
             checkpoint,
             {"engine": "openvino", "device": "tensorrt"},
             "openvino: found device=tensorrt; expected cpu",

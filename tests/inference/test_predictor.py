@@ -325,6 +325,10 @@ def test_a_list_of_inputs(predictor, images, tmp_path):
     (tmp_path / "beside.nii.gz").symlink_to(images[0])
     (tmp_path / "list.txt").write_text(f"beside.nii.gz\n\n{images[1]}\n")
     assert find_images(tmp_path / "list.txt") == [tmp_path / "beside.nii.gz", images[1]]
+    (tmp_path / "typo.txt").write_text(f"gone.nii.gz\n{images[1]}\n")
+    with pytest.raises(UserError, match=r"1 of 2 cases could not be segmented.*gone\.nii\.gz"):
+        predict_files(predictor, find_images(tmp_path / "typo.txt"), tmp_path / "out")
+    assert (tmp_path / "out" / "FLARETs_0002.nii.gz").exists()
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match=r"empty\.txt: is empty"):
         find_images(tmp_path / "empty.txt")

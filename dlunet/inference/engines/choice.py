@@ -57,7 +57,7 @@ def make_engine(bundle: Bundle, engine: str = "auto", device: str = "cpu", preci
     def make(kind: type[Engine], device: str, precision: str) -> Engine:
         return kind.from_bundle(bundle, device, precision)
 
-    return _first_usable([(name, device) for name in names], precision, make, bundle.network)
+    return _first_usable([(name, device) for name in names], precision, make, list(ENGINES), bundle.network)
 
 
 def _open_export(folder: Path, export: Export, engine: str, devices: Sequence[str], precision: str) -> Engine:
@@ -73,16 +73,24 @@ def _open_export(folder: Path, export: Export, engine: str, devices: Sequence[st
     def make(kind: type[Engine], device: str, precision: str) -> Engine:
         return kind.from_export(export.model, device, precision)
 
-    return _first_usable(ranked or [(name, device) for name in names for device in devices], precision, make)
+    return _first_usable(ranked or [(name, device) for name in names for device in devices], precision, make, suitable)
 
 
 def _first_usable(
     choices: Sequence[tuple[str, str]],
     precision: str,
     make: Callable[[type[Engine], str, str], Engine],
+    possible: Sequence[str],
     network: nn.Module | None = None,
 ) -> Engine:
     """The first of these engines, each on a device, that supports the request.
+
+    Args:
+        choices: The engines, by name, and devices.
+        precision: The requested precision.
+        make: Makes an engine.
+        possible: The engines that open the checkpoint or export, for advice.
+        network: The network, if it is known.
 
     Raises:
         UserError: None does; the message says why.
@@ -90,7 +98,7 @@ def _first_usable(
     obstacles = []
     for name, device in choices:
         kind = ENGINES[name]
-        obstacle = _obstacle(name, device, precision, network)
+        obstacle = _obstacle(name, device, precision, possible, network)
         if obstacle is None:
             try:
                 return make(kind, device, kind.default_precision(device) if precision == "auto" else precision)
@@ -98,7 +106,7 @@ def _first_usable(
                 reason = str(error)
             except (ImportError, OSError, RuntimeError) as error:  # an installation or a GPU that does not work
                 reason = f"does not work here ({type(error).__name__}: {in_one_line(error)})"
-            obstacle = _named(name, reason)
+            obstacle = _named(name, reason, possible)
             if (name, device) != choices[-1]:
                 logger.warning("warning: engine=%s cannot be used: %s", name, reason)
         obstacles.append(obstacle)
@@ -121,22 +129,26 @@ def _by_rank(device: str) -> list[str]:
     return sorted(ranked, key=lambda name: ENGINES[name].auto_rank[device])
 
 
-def _obstacle(name: str, device: str, precision: str, network: nn.Module | None = None) -> str | None:
+def _obstacle(
+    name: str, device: str, precision: str, possible: Sequence[str], network: nn.Module | None = None
+) -> str | None:
     """Why an engine does not support the request; None if it does, as far as is known without loading it."""
     kind = ENGINES[name]
     for setting, value in (("device", device), ("precision", precision)):
-        possible = getattr(kind, f"{setting}s")
-        if value not in ("auto", *possible):
-            others = [other for other, able in ENGINES.items() if value in getattr(able, f"{setting}s")]
-            expected = f"one of {', '.join(possible)}" if len(possible) > 1 else possible[0]
-            return f"engine={name}: found {setting}={value}; expected {expected}, or engine={' or '.join(others)}"
+        known = getattr(kind, f"{setting}s")
+        if value not in ("auto", *known):
+            others = [other for other in possible if value in getattr(ENGINES[other], f"{setting}s")]
+            expected = f"one of {', '.join(known)}" if len(known) > 1 else known[0]
+            instead = f"engine={' or '.join(others)}" if others else "the checkpoint itself"
+            return f"engine={name}: found {setting}={value}; expected {expected}, or {instead}"
     for package in kind.packages:
         if find_spec(package) is None:
             what = f"'dlunet[{kind.extra}]'" if kind.extra else package
             return f"engine={name}: {package} is not installed; pip install {what}"
     reason = None if network is None else kind.why_not(network)
-    return reason and _named(name, reason)
+    return reason and _named(name, reason, possible)
 
 
-def _named(name: str, reason: str) -> str:
-    return f"engine={name}: {reason}" + ("" if name == "torch" else "; engine=torch runs every checkpoint")
+def _named(name: str, reason: str, possible: Sequence[str]) -> str:
+    advice = "; engine=torch runs every checkpoint" if name != "torch" and "torch" in possible else ""
+    return f"engine={name}: {reason}{advice}"
