@@ -4,7 +4,7 @@
 
 Draws patches of ``scale=cpu`` and ``scale=paper`` in one thread, alternately with the code of COMMIT and with this
 checkout: without augmentation, with each transform alone where it acts, and as configured. The cost of a transform is
-what it adds to a patch without augmentation.
+what it adds to a patch without augmentation. Stops if the two draw different patches, apart from rounding.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ scale, folder, acting, configured = sys.argv[1], Path(sys.argv[2]), int(sys.argv
 with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
     config = hydra.compose("train", [f"scale={scale}"])
 
+sums = []
+
 def cost(count, labelled, augmentation):
     sampler = ClassBalancedSampler(config.plan.patch_size, config.sampling.foreground_fraction)
     cases, seed = [PreparedCase.open(folder)], [0, 0, 0, 0]
     patches = PatchDataset(cases, [0] * (count + 3), sampler, augmentation, config.plan.spacing, labelled, seed)
     for k in range(count, count + 3):
-        patches[k]
+        sums.append(patches[k].image.data.double().sum().item())
     begin = time.process_time()
     for k in range(count):
         patches[k]
@@ -68,13 +70,14 @@ if "flip" in whole:
 found = {"read": read} | {name: cost(acting, True, part) - read for name, part in parts.items()}
 for kind, labelled in (("labelled patch", True), ("unlabelled patch", False)):
     found[kind] = cost(configured, labelled, built(whole))
-print(json.dumps(found))
+print(json.dumps([found, sums]))
 """
 
 
 def main() -> None:
     """Measure both sides in turn at both scales."""
     found: dict[str, Any] = {scale: {"before": [], "now": []} for scale in SCALES}
+    drawn: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary, checkout(sys.argv[1], Path(temporary)) as (commit, before):
         sides = {"before": before, "now": ROOT}
         for scale, (shape, *_) in SCALES.items():
@@ -82,7 +85,10 @@ def main() -> None:
         for repeat in range(REPEATS):
             for scale in SCALES:
                 for name in list(sides)[:: -1 if repeat % 2 else 1]:  # each side goes first as often as the other
-                    found[scale][name].append(run(sides[name], Path(temporary) / scale, scale))
+                    costs, sums = run(sides[name], Path(temporary) / scale, scale)
+                    if not np.allclose(sums, drawn.setdefault(scale, sums), rtol=1e-3, atol=1):
+                        sys.exit(f"{scale}: the two commits draw different patches")
+                    found[scale][name].append(costs)
     results = {scale: summary(**runs) for scale, runs in found.items()}
     print(json.dumps(results, indent=2))
     RESULTS.write_text(json.dumps({"commit": commit, "cpu_ms": results, "provenance": provenance()}, indent=2) + "\n")
@@ -96,8 +102,8 @@ def write_case(folder: Path, shape: tuple[int, int, int]) -> None:
     save_prepared(folder, np.random.default_rng(0).normal(size=shape).astype(np.float32), label, {})
 
 
-def run(code: Path, folder: Path, scale: str) -> dict[str, float]:
-    """The milliseconds of each part with the code of a checkout."""
+def run(code: Path, folder: Path, scale: str) -> tuple[dict[str, float], list[float]]:
+    """The milliseconds of each part with the code of a checkout, and the sums of some of the patches."""
     counts = [str(count) for count in SCALES[scale][1:]]
     words = [sys.executable, "-c", MEASURE, scale, str(folder), *counts]
     environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
