@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import NotReadable, UserError, WriteError, few
+from dlunet.errors import NotReadable, UserError, WriteError, cannot_be_opened, few
 from dlunet.files import check_name, whole
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
@@ -215,7 +215,7 @@ def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
             raise UserError(f"{path}: is not a file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
         values, stored, warnings = _read_stored(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions and its disk") from None
+        raise cannot_be_opened(path, error) from None
     except NotReadable as error:
         raise UserError(f"{path}: {error}") from None
     _check_width(path, stored)
