@@ -72,7 +72,8 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
         counts = np.sum([np.bincount(axial.ravel(), minlength=num_classes) for axial in label.array], axis=0)
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
         values = image.array[label.array > 0]
-        values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]
+        # A copy: a view would keep every labelled voxel of every case in memory.
+        values = values[:: -(-len(values) // VOXELS_A_CASE) or 1].copy()
     hu_range = float(image.array.min()), float(image.array.max())
     digest = blake2b(np.ascontiguousarray(image.array).data, digest_size=16).digest()
     return CaseFacts(

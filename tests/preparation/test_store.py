@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file descriptors under Linux")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts file descriptors under Linux")
 def test_no_array_stays_open(folder):
     """A process may have 1024 open files; FLARE22 has 2000 unlabelled CTs alone."""
     before = open_files()
