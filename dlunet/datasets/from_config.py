@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dlunet.datasets.cases import Dataset, first_problem
+from dlunet.datasets.cases import Case, Dataset, first_problem
 from dlunet.errors import UserError
 
 
@@ -30,8 +31,20 @@ def dataset_of(config: DictConfig) -> Dataset:
         raise UserError(
             f"{config.data.root}: found no labelled cases; check data.root{first_problem(dataset.problems)}"
         )
-    for cases in (dataset.labelled, dataset.unlabelled, dataset.validation, dataset.test):
-        repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
-        if repeated:
-            raise UserError(f"{config.data.root}: found the case {repeated[0]} more than once; expected unique names")
+    # Training and validation cases share one folder of prepared cases, and all folds one fingerprint.
+    prepared = (*dataset.labelled, *dataset.validation)
+    others = tuple(case for case in dataset.pool if case not in prepared)
+    for cases in ((*prepared, *others), dataset.unlabelled, dataset.test):
+        _check_names(config.data.root, cases)
     return dataset
+
+
+def _check_names(root: str, cases: Sequence[Case]) -> None:
+    known: dict[str, Path] = {}
+    for case in cases:
+        if case.name in known:
+            raise UserError(
+                f"{root}: found the case {case.name} more than once ({known[case.name]} and {case.image}); expected "
+                "unique names; rename one"
+            )
+        known[case.name] = case.image

@@ -227,16 +227,24 @@ def test_the_background_is_not_among_the_names(tmp_path):
 def test_a_layout_of_one_s_own_that_returns_something_wrong(monkeypatch):
     """Cases of one name would be training and validation cases at once."""
     labels, case = label_set("mine", {1: "liver"}), Case("a", Path("a.nii.gz"), Path("b.nii.gz"))
+    twin, other = Case("a", Path("z/a.nii.gz"), Path("z/b.nii.gz")), Case("c", Path("c.nii.gz"), Path("d.nii.gz"))
+    both = r"mine: found the case a more than once \(a.nii.gz and z/a.nii.gz\); expected unique names; rename one"
     config = OmegaConf.create({"data": {"root": "mine", "source": {"_target_": f"{__name__}.returned"}}})
     for value, message in (
         (None, "data.source: found NoneType; expected a function that returns a Dataset"),
         (Dataset(labels, ()), "mine: found no labelled cases"),
         (Dataset(labels, (case, case)), "mine: found the case a more than once"),
         (Dataset(labels, (case,), test=(case, case)), "mine: found the case a more than once"),
+        (Dataset(labels, (case,), validation=(twin,)), both),
+        (Dataset(labels, (case,), validation=(case,)), "mine: found the case a more than once"),
+        (Dataset(labels, (case,), validation=(other,), pool=(other, case, twin)), both),
     ):
         monkeypatch.setitem(globals(), "returned", lambda value=value: value)
         with pytest.raises(UserError, match=f"^{message}"):
             dataset_of(config)
+    sound = Dataset(labels, (case,), validation=(other,), test=(twin,), pool=(other, case))
+    monkeypatch.setitem(globals(), "returned", lambda: sound)
+    assert dataset_of(config) is sound
     with pytest.raises(UserError, match="found 3 labelled cases with 1 names"):
         split_cases([case] * 3, Path("splits.json"))
 
