@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.volumes import case_name, label_name, list_volumes, unreadable_volumes
+from dlunet.volumes import case_name, label_name, list_volumes, loose_slices, unreadable_volumes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
         names = {name for name, _ in named}
         by_name, unreadable = _labels_by_name(labels, names, problems), unreadable_volumes(labels)
         problems += unreadable.values()
-        unusable = {label_name(path, names) for path in (*list_volumes(labels), *unreadable)} - by_name.keys()
+        found = (*list_volumes(labels), *unreadable, *loose_slices(labels))
+        unusable = {label_name(path, names) for path in found} - by_name.keys()
     problems += unreadable_volumes(images).values()
     cases = [Case(name, path, by_name.get(name)) for name, path in _by_name(named, problems).items()]
     return [case for case in cases if case.name not in unusable]
@@ -133,20 +134,22 @@ def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], probl
 def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
     """Attach the label maps in a folder of predictions to a dataset's unlabelled cases, by name.
 
-    An unlabelled case without a prediction stays without.
+    An unlabelled case without a prediction stays without; one whose prediction cannot be used, too, and is a problem.
 
     Raises:
         UserError: The folder is missing, or contains no label map for any unlabelled case.
     """
     names = {case.name for case in dataset.unlabelled}
-    by_name = _labels_by_name(folder, names, [])
+    problems = list(dataset.problems)
+    by_name = _labels_by_name(folder, names, problems)
+    problems += [text for path, text in unreadable_volumes(folder).items() if label_name(path, names) in names]
     if dataset.unlabelled and names.isdisjoint(by_name):
         raise UserError(
             f"{folder}: contains no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected "
             f"files such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
         )
     unlabelled = tuple(replace(case, pseudo_label=by_name.get(case.name)) for case in dataset.unlabelled)
-    return replace(dataset, unlabelled=unlabelled)
+    return replace(dataset, unlabelled=unlabelled, problems=tuple(problems))
 
 
 def first_problem(problems: Sequence[str]) -> str:

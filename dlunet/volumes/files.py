@@ -52,6 +52,15 @@ def list_volumes(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if _is_volume(path)]
 
 
+def loose_slices(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder of volumes, where each series should have a folder.
+
+    Raises:
+        UserError: The folder is missing.
+    """
+    return [path for path in _entries(folder) if not path.name.lower().endswith(SUFFIXES) and _is_slice(path)]
+
+
 def unreadable_volumes(folder: Path) -> dict[Path, str]:
     """A message for each entry of a folder that looks like a volume but is not read as one.
 
@@ -60,19 +69,12 @@ def unreadable_volumes(folder: Path) -> dict[Path, str]:
     Raises:
         UserError: The folder is missing.
     """
-    slices: list[Path] = []
-    messages: dict[Path, str | None] = {}
-    for path in _entries(folder):
-        if _is_volume(path):
-            continue
-        if _is_slice(path):
-            slices.append(path)
-        else:
-            messages[path] = _why_unreadable(path)
+    slices = dict.fromkeys(loose_slices(folder))
+    others = [path for path in _entries(folder) if path not in slices and not _is_volume(path)]
+    messages = {path: _why_unreadable(path) for path in others}
     if slices:
-        messages[slices[0]] = (
-            f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series"
-        )
+        first = next(iter(slices))
+        messages[first] = f"{first}: is one of {len(slices)} DICOM files here; expected a folder for each series"
     return {path: message for path, message in messages.items() if message}
 
 

@@ -208,7 +208,17 @@ def test_two_folders_in_disorder(tmp_path):
         assert said in problem
 
 
-@pytest.mark.parametrize("unusable", [["b.nii", "b.nii.gz"], ["b.mhd"], ["b_0000.nii", "b.nii.gz"]])
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        ["b.nii", "b.nii.gz"],
+        ["b.mhd"],
+        ["b_0000.nii", "b.nii.gz"],
+        ["b.nii.bz2"],
+        ["b.nii.zst"],
+        ["b.img.gz"],
+    ],
+)
 def test_a_ct_whose_label_map_cannot_be_used_is_not_an_unlabelled_one(tmp_path, unusable):
     root = tmp_path / "mine"
     touch(*(root / "images" / f"{name}.nii.gz" for name in "abc"), root / "labels" / "a.nii.gz")
@@ -216,6 +226,30 @@ def test_a_ct_whose_label_map_cannot_be_used_is_not_an_unlabelled_one(tmp_path, 
     dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
     assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a"], ["c"])
     assert len(dataset.problems) == 1 and unusable[0] in dataset.problems[0]
+
+
+def test_loose_dicom_label_maps_are_not_overlooked(tmp_path):
+    """They share one message, but each of their CTs is left out."""
+    root = tmp_path / "mine"
+    touch(*(root / "images" / f"{name}.nii.gz" for name in "abcd"), root / "labels" / "a.nii.gz")
+    for name in ("b.dcm", "c.dcm"):
+        (root / "labels" / name).write_bytes(bytes(128) + b"DICM")
+    dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
+    assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a"], ["d"])
+    assert len(dataset.problems) == 1 and "b.dcm: is one of 2 DICOM files" in dataset.problems[0]
+
+
+def test_a_pseudo_label_that_cannot_be_used_is_a_problem(tmp_path):
+    """Other entries of the folder, such as pictures of predictions, are not."""
+    folder = tmp_path / "predictions"
+    touch(*(folder / name for name in ("a.nii.gz", "b.nii.gz", "b.nrrd", "c.nii.zst", "prediction.json")))
+    touch(folder / "overlays" / "a.png", folder / "z.mhd")
+    cases = tuple(Case(name, tmp_path / f"{name}.nii.gz") for name in "abcd")
+    dataset = with_pseudo_labels(Dataset(label_set("mine", {1: "liver"}), (), cases, problems=("known",)), folder)
+    assert [case.name for case in dataset.unlabelled if case.pseudo_label] == ["a"]
+    for said, problem in zip(("known", "b.nii.gz: has the same name as", "c.nii.zst: is not a supported format"),
+                             dataset.problems, strict=True):  # fmt: skip
+        assert said in problem
 
 
 def test_the_background_is_not_among_the_names(tmp_path):

@@ -198,6 +198,12 @@ def test_a_failed_write_leaves_nothing(tmp_path, write_volume, occupied):
         ("a_0001.nrrd", "a_0001"),
         ("_0000_x.nii", "_0000_x"),
         ("_0000.nii.gz", "_0000"),
+        ("b_0000.nii.bz2", "b"),
+        ("b.NII.ZST", "b"),
+        ("b.img.gz", "b"),
+        ("b.DCM", "b"),
+        ("b.IMA", "b"),
+        ("1.2.840.113619.2.55", "1.2.840.113619.2.55"),
     ],
 )
 def test_case_names(tmp_path, file, name):
