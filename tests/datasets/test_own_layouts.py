@@ -106,6 +106,19 @@ def test_the_decathlon(msd, tmp_path):
     assert names(dataset.unlabelled) == names(dataset.test) == ["own_9"]
 
 
+def test_the_decathlon_with_labelled_tests_and_own_validation(msd, tmp_path):
+    """As MONAI writes it: what is not used is said."""
+    touch(*(msd / "imagesTs" / f"own_{k}.nii.gz" for k in (7, 8)), msd / "labelsTs" / "own_7.nii.gz")
+    pairs = [{"image": "imagesTs/own_7.nii.gz", "label": "labelsTs/own_7.nii.gz"}, {"image": "imagesTs/own_8.nii.gz"}]
+    change(msd, test=["imagesTs/own_9.nii.gz", *pairs, 5, {"label": "labelsTs/own_7.nii.gz"}], validation=pairs)
+    dataset = read_msd(msd, tmp_path / "splits.json")
+    labels = {case.name: case.label for case in dataset.test}
+    assert labels == {"own_7": msd / "labelsTs" / "own_7.nii.gz", "own_8": None, "own_9": None}
+    expected = ('"test" has the entry 5', "\"test\" has the entry {'label'", '"validation" is not used')
+    for said, problem in zip(expected, dataset.problems, strict=True):
+        assert problem.startswith(f"{msd / 'dataset.json'}: ") and said in problem
+
+
 def test_two_folders(tmp_path):
     root = tmp_path / "mine"
     touch(*(root / "images" / f"{name}.nrrd" for name in "abcd"), *(root / "labels" / f"{name}.nrrd" for name in "ab"))
@@ -129,13 +142,32 @@ def test_two_folders(tmp_path):
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the id 1"),
         ({"channel_names": {"0": "CT", "1": "PET"}}, "found the channels CT, PET; expected one channel, CT"),
         ({"channel_names": ["CT", "CT"]}, "found the channels CT, CT"),
-        ({"channel_names": {"0": "T2"}}, "found the channels T2"),
+        ({"channel_names": {"0": "T2"}}, "found the channels T2; .* correct the entry if the images are CTs, or keep"),
+        ({"channel_names": {"0": "SPECT"}}, "found the channels SPECT; expected one channel, CT"),
+        ({"channel_names": None, "modality": "MR"}, "found the channels MR; expected one channel, CT"),
+        ({"channel_names": 1}, "found the channels 1; expected one channel, CT"),
     ],
 )
 def test_descriptions_that_cannot_be_used(nnunet, tmp_path, values, message):
     change(nnunet, **values)
     with pytest.raises(UserError, match=f"^{nnunet / 'dataset.json'}: .*{message}"):
         read_nnunet_raw(nnunet, tmp_path / "splits.json")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"labels": {name: str(id_) for name, id_ in LABELS.items()}},
+        {"labels": {str(id_): name for name, id_ in LABELS.items()}},
+        {"channel_names": None, "modality": "CT"},
+        {"channel_names": ["CT"]},
+        {"channel_names": {"0": "CBCT"}},
+    ],
+)
+def test_other_ways_to_describe_the_same(nnunet, tmp_path, values):
+    expected = read_nnunet_raw(nnunet, tmp_path / "splits.json").labels
+    change(nnunet, **values)
+    assert read_nnunet_raw(nnunet, tmp_path / "splits.json").labels == expected
 
 
 def test_a_description_with_a_byte_order_mark(nnunet, tmp_path):
