@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import UserError, WriteError
-from dlunet.files import remove_leftovers, write_text
+from dlunet.files import remove_leftovers, write_if_changed
 from dlunet.parallel import for_each_case
 from dlunet.phantom.generator import Phantom, make_phantom
 from dlunet.phantom.variation import Profile
@@ -139,7 +139,7 @@ def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int
         known = before.get("counts", {})
         # A call for fewer cases leaves the others on disk.
         counts = {name: max(count, int(known.get(name, 0))) for name, count in counts.items()}
-    write_text(path, json.dumps({**settings, "counts": counts}, indent=2) + "\n")
+    write_if_changed(path, json.dumps({**settings, "counts": counts}, indent=2) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
