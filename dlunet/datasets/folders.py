@@ -47,7 +47,7 @@ def read_folders(
             f"{root / images}: none of its {len(cases)} CTs has a label map in {root / labels}; expected files of the "
             f"same names{first_problem(problems)}"
         )
-    training, validation = split_cases(labelled, Path(splits), fold, folds)
+    training, validation = split_cases(labelled, Path(splits), fold, folds, problems)
     others = [case for case in cases if case.label is None]
     others += unlabelled_cases(root, unlabelled, problems)
     others_alone = unique_cases(without_labelled(others, labelled, problems), problems)

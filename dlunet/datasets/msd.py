@@ -62,7 +62,7 @@ def read_msd(
             f"{description}: lists no existing training case; expected at least one image with its label"
             f"{first_problem(problems)}"
         )
-    training, validation = split_cases(cases, Path(splits), fold, folds)
+    training, validation = split_cases(cases, Path(splits), fold, folds, problems)
     others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
     return Dataset(labels, training, others, validation, _existing(test, problems), tuple(problems), tuple(cases))
 

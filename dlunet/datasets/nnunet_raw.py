@@ -46,7 +46,7 @@ def read_nnunet_raw(
             f"{root / 'imagesTr'}: contains no CT with a label map; expected NAME_0000.nii.gz, and NAME.nii.gz in "
             f"{root / 'labelsTr'}; check data.root{first_problem(problems)}"
         )
-    training, validation = split_cases(cases, Path(splits), fold, folds)
+    training, validation = split_cases(cases, Path(splits), fold, folds, problems)
     others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
     test = list_cases(root / "imagesTs", root / "labelsTs", problems) if (root / "imagesTs").is_dir() else []
     return Dataset(labels, training, others, validation, tuple(test), tuple(problems), tuple(cases))
