@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dlunet.datasets.cases import Case, Dataset, first_problem
-from dlunet.errors import UserError
+from dlunet.errors import UserError, cannot_be_opened
 
 
 def dataset_of(config: DictConfig) -> Dataset:
@@ -22,8 +22,11 @@ def dataset_of(config: DictConfig) -> Dataset:
     try:
         dataset = instantiate(config.data.source)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra wraps what the dataset's function raises
-            raise error.__cause__ from None
+        cause = error.__cause__  # Hydra wraps what the dataset's function raises
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, OSError):
+            raise cannot_be_opened(cause.filename or config.data.root, cause) from None
         raise
     if not isinstance(dataset, Dataset):
         raise UserError(f"data.source: found {type(dataset).__name__}; expected a function that returns a Dataset")

@@ -1,6 +1,8 @@
 """nnU-Net raw datasets, the Medical Segmentation Decathlon and plain folders: cases found, problems reported."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -313,6 +315,30 @@ def test_a_layout_of_one_s_own_that_returns_something_wrong(monkeypatch):
     assert dataset_of(config) is sound
     with pytest.raises(UserError, match="found 3 labelled cases with 1 names"):
         split_cases([case] * 3, Path("splits.json"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_cannot_be_listed_is_named(nnunet, monkeypatch, named):
+    config = OmegaConf.create(
+        {
+            "data": {
+                "root": str(nnunet),
+                "source": {
+                    "_target_": "dlunet.datasets.read_nnunet_raw",
+                    "root": "${data.root}",
+                    "splits": "splits.json",
+                },
+            }
+        }
+    )
+
+    def refuse(folder):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), *([str(folder)] if named else []))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    at = nnunet / "imagesTr" if named else nnunet
+    with pytest.raises(UserError, match=f"^{at}: cannot be opened .Permission denied.; check its permissions"):
+        dataset_of(config)
 
 
 returned = None
