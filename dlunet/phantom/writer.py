@@ -92,7 +92,7 @@ def write_phantoms(
         test: Cases with labels under ``Testing``.
         seed: Determines every case, 0 or more.
         shape: Voxels of each CT (z, y, x).
-        workers: Processes; by default one per core; 0 or 1 runs in this process.
+        workers: Processes; by default one per core; 1 runs in this process.
         truth: Whether the label maps of the unlabelled cases are written too, to a folder ``Truth`` that nothing else
             reads: for experiments on what their labels would be worth.
 
@@ -110,7 +110,7 @@ def write_phantoms(
         missing = [case for case in _cases(root, counts, seed, truth) if not case.finished]
         for folder in {path.parent for case in missing for path in (case.image, case.label) if path is not None}:
             remove_leftovers(folder)
-        _make_all(missing, shape, 1 if workers == 0 else workers)
+        _make_all(missing, shape, workers)
     except OSError as error:
         raise WriteError.of(root, error) from None
 
