@@ -10,6 +10,9 @@ from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.volumes import case_name, label_name, list_volumes, loose_slices, unreadable_volumes
 
+#: Default folder of unlabelled CTs.
+UNLABELLED = "imagesUn"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -27,6 +30,11 @@ class Case:
     image: Path
     label: Path | None = None
     pseudo_label: Path | None = None
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files of its CT and label map."""
+        return [path for path in (self.image, self.label) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,23 @@ def unique_cases(cases: Sequence[Case], problems: list[str]) -> tuple[Case, ...]
     """The cases with a unique name; cases that share a name are ambiguous."""
     paths = _by_name([(case_name(case.image), case.image) for case in cases], problems)
     return tuple(case for case in cases if case.name in paths)
+
+
+def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:
+    """The CTs in a folder of unlabelled cases, as given or below ``root``; by default ``imagesUn``, if it exists.
+
+    Raises:
+        UserError: The given folder does not exist.
+    """
+    if folder is None:
+        return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []
+    found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
+    if found is None:
+        raise UserError(
+            f"data.unlabelled: found no folder {folder}, neither as given nor in {root}; expected a folder of CTs; "
+            "check the path"
+        )
+    return list_cases(found, None, problems)
 
 
 def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:

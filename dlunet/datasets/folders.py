@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dlunet.datasets.cases import Dataset, check_labels, first_problem, list_cases, unique_cases, without_labelled
-from dlunet.datasets.nnunet_raw import unlabelled_cases
+from dlunet.datasets.cases import (
+    Dataset,
+    check_labels,
+    first_problem,
+    list_cases,
+    unique_cases,
+    unlabelled_cases,
+    without_labelled,
+)
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet, label_set

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlunet.datasets.cases import Case, Dataset, first_problem, unique_cases, without_labelled
+from dlunet.datasets.cases import Case, Dataset, first_problem, unique_cases, unlabelled_cases, without_labelled
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
-from dlunet.datasets.nnunet_raw import unlabelled_cases
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
 from dlunet.volumes import case_name
