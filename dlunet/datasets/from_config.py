@@ -36,7 +36,7 @@ def dataset_of(config: DictConfig) -> Dataset:
         )
     # Training and validation cases share one folder of prepared cases, and all folds one fingerprint.
     prepared = (*dataset.labelled, *dataset.validation)
-    others = tuple(case for case in dataset.pool if case not in prepared)
+    others = set(dataset.pool) - set(prepared)
     for cases in ((*prepared, *others), dataset.unlabelled, dataset.test):
         _check_names(config.data.root, cases)
     return dataset
