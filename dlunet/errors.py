@@ -49,6 +49,11 @@ class NotReadable(Exception):
     """A file cannot be read; the message says why and is meant to follow the file's name."""
 
 
+def cannot_be_opened(path: object, reason: OSError) -> UserError:
+    """The error for a file or folder that is there but cannot be opened or read."""
+    return UserError(f"{path}: cannot be opened ({reason.strerror}); check its permissions and its disk")
+
+
 def few(names: Sequence[object], count: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")

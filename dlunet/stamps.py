@@ -7,12 +7,16 @@ moved or touched is read once and not mistaken for another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 2**22
+
+#: Names of what desktops and network disks leave in a folder: no contents of it.
+LITTER = re.compile(r"\.ds_store|\.directory|\._.*|\.nfs.*|thumbs\.db|desktop\.ini", re.IGNORECASE)
 
 #: For each file or folder: digests of its file system attributes and of its contents.
 Stamps = list[dict[str, str]]
@@ -59,7 +63,10 @@ def follow(known: Any, paths: Sequence[Path]) -> Stamps | None:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    """A file itself; of a folder, the files that may be contents, hidden ones too: a hidden slice is an error."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if not LITTER.fullmatch(file.name) and file.is_file())
 
 
 def _on_disk(path: Path) -> str:

@@ -62,6 +62,18 @@ def test_a_plan_of_its_own(place, run):
     assert kept["network"]["features"] == [4, 8, 16, 32] and kept["plan"]["patch_size"] == [24, 40, 40]
 
 
+def test_a_plan_that_cannot_be_written_beside_the_cases(place, run):
+    """As on a read-only disk: the prepared cases are of use for another patch, too."""
+    data = (*DATA, "scale=tiny", "data.prepared=fixed", "data.splits=fixed-splits.json")
+    run("prepare", *data)
+    (file,) = (place / "fixed").glob("*/plan.yaml")
+    file.unlink()
+    (file / "in the way").mkdir(parents=True)
+    cases = {path: path.stat().st_mtime_ns for path in (place / "fixed").glob("*/*labelled/*/*")}
+    assert "plan.yaml: could not be written" in run("prepare", *data, "plan.patch_size=[8,16,16]").all
+    assert cases == {path: path.stat().st_mtime_ns for path in (place / "fixed").glob("*/*labelled/*/*")}
+
+
 def test_train_predict_evaluate_report(place, run):
     data = (*DATA, "scale=tiny")
     run("train", *data)

@@ -55,6 +55,7 @@ def write_over(path):
         lambda a, b, series: swap(series / "1", series / "2"),
         lambda a, b, series: (series / "2").unlink(),
         lambda a, b, series: (series / "3").touch(),
+        lambda a, b, series: (series / ".3").touch(),  # a hidden slice must not be overlooked
         lambda a, b, series: b.unlink(),
     ],
 )
@@ -73,6 +74,15 @@ def test_files_that_were_moved_or_touched_are_the_same(files, tmp_path):
         followed = stamps.follow(known, paths)
         assert followed is not None and followed != known
         assert stamps.stamp(paths) == followed
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._1", ".nfs0000a1", "Thumbs.db", "desktop.ini", ".directory"])
+def test_what_a_desktop_or_a_network_disk_leaves_is_no_contents(files, name):
+    known = stamps.stamp(files)
+    (files[2] / name).write_text("icons")
+    assert stamps.follow(known, files) == known == stamps.stamp(files)
+    (files[2] / name).write_text("other icons")
+    assert stamps.follow(known, files) == known
 
 
 @pytest.mark.parametrize("known", [None, [], {}, "text", [{}, {}, {}], [1, 2, 3]])

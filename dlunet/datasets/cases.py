@@ -8,7 +8,10 @@ from pathlib import Path
 
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
-from dlunet.volumes import case_name, label_name, list_volumes, unreadable_volumes
+from dlunet.volumes import case_name, label_name, list_volumes, loose_slices, unreadable_volumes
+
+#: Default folder of unlabelled CTs.
+UNLABELLED = "imagesUn"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Case:
     image: Path
     label: Path | None = None
     pseudo_label: Path | None = None
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files of its CT and label map."""
+        return [path for path in (self.image, self.label) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ def list_cases(images: Path, labels: Path | None, problems: list[str]) -> list[C
         names = {name for name, _ in named}
         by_name, unreadable = _labels_by_name(labels, names, problems), unreadable_volumes(labels)
         problems += unreadable.values()
-        unusable = {label_name(path, names) for path in (*list_volumes(labels), *unreadable)} - by_name.keys()
+        found = (*list_volumes(labels), *unreadable, *loose_slices(labels))
+        unusable = {label_name(path, names) for path in found} - by_name.keys()
     problems += unreadable_volumes(images).values()
     cases = [Case(name, path, by_name.get(name)) for name, path in _by_name(named, problems).items()]
     return [case for case in cases if case.name not in unusable]
@@ -114,6 +123,23 @@ def unique_cases(cases: Sequence[Case], problems: list[str]) -> tuple[Case, ...]
     return tuple(case for case in cases if case.name in paths)
 
 
+def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:
+    """The CTs in a folder of unlabelled cases, as given or below ``root``; by default ``imagesUn``, if it exists.
+
+    Raises:
+        UserError: The given folder does not exist.
+    """
+    if folder is None:
+        return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []
+    found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
+    if found is None:
+        raise UserError(
+            f"data.unlabelled: found no folder {folder}, neither as given nor in {root}; expected a folder of CTs; "
+            "check the path"
+        )
+    return list_cases(found, None, problems)
+
+
 def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], problems: list[str]) -> tuple[Case, ...]:
     """The unlabelled cases that are not also labelled ones, by name or because the file is the same."""
     named = {case.name: case for case in labelled} | {str(case.image.resolve()): case for case in labelled}
@@ -133,20 +159,22 @@ def without_labelled(unlabelled: Sequence[Case], labelled: Sequence[Case], probl
 def with_pseudo_labels(dataset: Dataset, folder: Path) -> Dataset:
     """Attach the label maps in a folder of predictions to a dataset's unlabelled cases, by name.
 
-    An unlabelled case without a prediction stays without.
+    An unlabelled case without a prediction stays without; one whose prediction cannot be used, too, and is a problem.
 
     Raises:
         UserError: The folder is missing, or contains no label map for any unlabelled case.
     """
     names = {case.name for case in dataset.unlabelled}
-    by_name = _labels_by_name(folder, names, [])
+    problems = list(dataset.problems)
+    by_name = _labels_by_name(folder, names, problems)
+    problems += [text for path, text in unreadable_volumes(folder).items() if label_name(path, names) in names]
     if dataset.unlabelled and names.isdisjoint(by_name):
         raise UserError(
             f"{folder}: contains no label map for any of the {len(dataset.unlabelled)} unlabelled cases; expected "
             f"files such as {dataset.unlabelled[0].name}.nii.gz; predict them, or check data.pseudo_labels"
         )
     unlabelled = tuple(replace(case, pseudo_label=by_name.get(case.name)) for case in dataset.unlabelled)
-    return replace(dataset, unlabelled=unlabelled)
+    return replace(dataset, unlabelled=unlabelled, problems=tuple(problems))
 
 
 def first_problem(problems: Sequence[str]) -> str:

@@ -29,9 +29,14 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: has no entry for labels; expected one such as "
                         '"labels": {"background": 0, "liver": 1}; add it')  # fmt: skip
     channels = values.get("channel_names") or values.get("modality") or {"0": "CT"}
+    if not isinstance(channels, (dict, list)):
+        channels = [channels]
     found = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels)]
-    if len(found) != 1 or "ct" not in found[0].lower():
-        raise UserError(f"{path}: found the channels {', '.join(found)}; expected one channel, CT")
+    if len(found) != 1 or "ct" not in found[0].lower().replace("spect", ""):
+        raise UserError(
+            f"{path}: found the channels {', '.join(found)}; expected one channel, CT; correct the entry if the images "
+            "are CTs, or keep only the files of the CT"
+        )
     return values
 
 
@@ -43,7 +48,9 @@ def labels_of(path: Path, values: dict[str, Any]) -> LabelSet:
     """
     names: dict[int, str] = {}
     for key, value in values["labels"].items():
-        id_, name = (key, value) if isinstance(value, str) else (value, key)
+        # Some tools write nnU-Net's ids as text, too.
+        is_name = isinstance(value, str) and (key.isdecimal() or not value.isdecimal())
+        id_, name = (key, value) if is_name else (value, key)
         if isinstance(id_, list):
             raise UserError(
                 f"{path}: {name} is a region of the labels {id_}; expected one id per label; list them separately"

@@ -40,16 +40,14 @@ def read_flare22(root: Path | str) -> Dataset:
         raise UserError(f"{root}: no such folder; expected FLARE22's layout ({LAYOUT}); set data.root=FOLDER")
     training, tuning, testing = root / "Training", root / "Tuning", root / "Testing"
     problems: list[str] = []
-    labelled = [
-        case for folder in sorted(training.glob("FLARE22_Labeled*")) for case in _labelled_cases(folder, problems)
-    ]
+    labelled = [case for folder in _folders(training, "FLARE22_Labeled*") for case in _labelled_cases(folder, problems)]
     if not labelled:
         raise UserError(
             f"{root}: found no labelled cases; expected FLARE22's layout ({LAYOUT}); check data.root"
             f"{first_problem(problems)}"
         )
     unlabelled = [
-        case for folder in sorted(training.glob("FLARE22_Unlabeled*")) for case in list_cases(folder, None, problems)
+        case for folder in _folders(training, "FLARE22_Unlabeled*") for case in list_cases(folder, None, problems)
     ]
     validation = _labelled_cases(tuning, problems) if tuning.is_dir() else []
     sound = {case.name for case in unique_cases([*labelled, *validation], problems)}
@@ -61,6 +59,11 @@ def read_flare22(root: Path | str) -> Dataset:
         test=tuple(_test_cases(testing, problems) if testing.is_dir() else ()),
         problems=tuple(problems),
     )
+
+
+def _folders(training: Path, pattern: str) -> list[Path]:
+    """The folders of a kind; the archives they were unpacked from may lie beside them."""
+    return sorted(path for path in training.glob(pattern) if path.is_dir())
 
 
 def _labelled_cases(folder: Path, problems: list[str]) -> list[Case]:

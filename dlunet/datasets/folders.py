@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dlunet.datasets.cases import Dataset, check_labels, first_problem, list_cases, unique_cases, without_labelled
-from dlunet.datasets.nnunet_raw import unlabelled_cases
+from dlunet.datasets.cases import (
+    Dataset,
+    check_labels,
+    first_problem,
+    list_cases,
+    unique_cases,
+    unlabelled_cases,
+    without_labelled,
+)
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet, label_set
@@ -47,7 +54,7 @@ def read_folders(
             f"{root / images}: none of its {len(cases)} CTs has a label map in {root / labels}; expected files of the "
             f"same names{first_problem(problems)}"
         )
-    training, validation = split_cases(labelled, Path(splits), fold, folds)
+    training, validation = split_cases(labelled, Path(splits), fold, folds, problems)
     others = [case for case in cases if case.label is None]
     others += unlabelled_cases(root, unlabelled, problems)
     others_alone = unique_cases(without_labelled(others, labelled, problems), problems)

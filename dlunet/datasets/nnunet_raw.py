@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlunet.datasets.cases import Case, Dataset, first_problem, list_cases, list_labelled, without_labelled
+from dlunet.datasets.cases import (
+    Dataset,
+    first_problem,
+    list_cases,
+    list_labelled,
+    unlabelled_cases,
+    without_labelled,
+)
 from dlunet.datasets.dataset_json import labels_of, read_dataset_json
 from dlunet.datasets.splits import Fold, split_cases
 from dlunet.errors import UserError
-
-#: Default folder of unlabelled CTs.
-UNLABELLED = "imagesUn"
 
 
 def read_nnunet_raw(
@@ -46,27 +50,10 @@ def read_nnunet_raw(
             f"{root / 'imagesTr'}: contains no CT with a label map; expected NAME_0000.nii.gz, and NAME.nii.gz in "
             f"{root / 'labelsTr'}; check data.root{first_problem(problems)}"
         )
-    training, validation = split_cases(cases, Path(splits), fold, folds)
+    training, validation = split_cases(cases, Path(splits), fold, folds, problems)
     others = without_labelled(unlabelled_cases(root, unlabelled, problems), cases, problems)
     test = list_cases(root / "imagesTs", root / "labelsTs", problems) if (root / "imagesTs").is_dir() else []
     return Dataset(labels, training, others, validation, tuple(test), tuple(problems), tuple(cases))
-
-
-def unlabelled_cases(root: Path, folder: Path | str | None, problems: list[str]) -> list[Case]:
-    """The CTs in a folder of unlabelled cases, as given or below ``root``; by default ``imagesUn``, if it exists.
-
-    Raises:
-        UserError: The given folder does not exist.
-    """
-    if folder is None:
-        return list_cases(root / UNLABELLED, None, problems) if (root / UNLABELLED).is_dir() else []
-    found = next((path for path in (root / folder, Path(folder)) if path.is_dir()), None)
-    if found is None:
-        raise UserError(
-            f"data.unlabelled: found no folder {folder}, neither as given nor in {root}; expected a folder of CTs; "
-            "check the path"
-        )
-    return list_cases(found, None, problems)
 
 
 def _check_folder(root: Path) -> None:

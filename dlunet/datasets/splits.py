@@ -10,8 +10,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from dlunet.datasets.cases import Case
-from dlunet.errors import UserError
+from dlunet.datasets.cases import Case, first_problem
+from dlunet.errors import UserError, few
 from dlunet.files import write_text
 
 #: nnU-Net's seed: the same cases give the same folds as in nnU-Net.
@@ -21,7 +21,7 @@ Fold = int | Literal["all"]
 
 
 def split_cases(
-    cases: Sequence[Case], file: Path, fold: Fold = 0, folds: int = 5
+    cases: Sequence[Case], file: Path, fold: Fold = 0, folds: int = 5, problems: Sequence[str] = ()
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Training and validation cases of a fold.
 
@@ -33,9 +33,11 @@ def split_cases(
         file: The file of folds.
         fold: Index of the fold, from 0; ``all`` trains on every case and validates on none.
         folds: Number of folds to draw; at most one per case.
+        problems: The messages about cases that were skipped, which may be why the file does not fit.
 
     Raises:
-        UserError: The file is damaged or lists other cases, or there is no such fold.
+        UserError: The file is damaged, lists other cases or was drawn with another number of folds, or there is no such
+            fold.
     """
     named = {case.name: case for case in cases}
     if len(named) < len(cases):
@@ -45,14 +47,20 @@ def split_cases(
     if not file.exists():
         write_text(file, json.dumps(draw_folds([case.name for case in cases], folds), indent=2))
     splits = _read(file)
+    _check_number(file, splits, list(named), folds)
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise UserError(f"data.fold: found {fold}; expected 0 to {len(splits) - 1}, the folds in {file}, or all")
     train, val = splits[fold]["train"], splits[fold]["val"]
-    strange = sorted(set(named).symmetric_difference({*train, *val})) or sorted(set(train) & set(val))
-    if strange:
+    strange = {
+        "new": named.keys() - {*train, *val},
+        "missing": {*train, *val} - named.keys(),
+        "in both parts of the fold": set(train) & set(val),
+    }
+    if any(strange.values()):
+        found = "; ".join(f"{few(sorted(names))} ({what})" for what, names in strange.items() if names)
         raise UserError(
-            f"{file}: fold {fold} does not fit the labelled cases: {', '.join(strange[:5])} appear in only one of "
-            "them, or in both parts of the fold; correct the file, or delete it to draw new folds"
+            f"{file}: fold {fold} does not fit the labelled cases: {found}; correct the file, or delete it to draw new "
+            f"folds{first_problem(problems)}"
         )
     return tuple(named[name] for name in train), tuple(named[name] for name in val)
 
@@ -76,6 +84,16 @@ def draw_folds(names: Sequence[str], folds: int = 5) -> list[dict[str, list[str]
         }
         for part in parts
     ]
+
+
+def _check_number(file: Path, splits: list[dict[str, list[str]]], names: Sequence[str], folds: int) -> None:
+    """Check that folds drawn earlier are as many as now; a file written by hand may contain any number of them."""
+    found = len(splits)
+    if found > 1 and found != min(folds, len(names)) and splits == draw_folds(names, found):
+        raise UserError(
+            f"{file}: found {found} folds that were drawn earlier; expected {folds}, as data.folds says; set "
+            f"data.folds={found}, or delete the file to draw new folds"
+        )
 
 
 def _read(file: Path) -> list[dict[str, list[str]]]:

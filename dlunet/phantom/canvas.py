@@ -78,7 +78,6 @@ class Canvas:
         label: int | None = None,
         within: np.ndarray | None = None,
         movable: bool = False,
-        width: float | None = None,
     ) -> None:
         """Paint a solid over what is there.
 
@@ -89,9 +88,8 @@ class Canvas:
             label: The label of its voxels; ``None`` keeps the existing ones.
             within: Factor 0 … 1 per voxel (or a mask) that limits the solid.
             movable: Marks the solid as a viscus.
-            width: Softness of the border in mm, :attr:`blur` by default.
         """
-        share = self.cover(distance, width)
+        share = self.cover(distance)
         if within is not None:
             share = share * within
         below = self.hu[where]

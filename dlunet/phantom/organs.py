@@ -306,11 +306,11 @@ class AbdomenPainter:
         marbling = np.float32(6 + 8 * age) * np.minimum(self._wobble(where, 0.0, 1.0), 0.4)
         canvas.paint(where, gland, self._texture(where, "pancreas", 5) + marbling, label=_ID["Pancreas"], movable=True)
         if "pancreas tumour" in self.findings:
-            self._paint_pancreas_tumour(points, radii)
+            self._paint_pancreas_tumour(points)
         if "pancreas cyst" in self.findings:
             self._paint_lesions("Pancreas", int(self.rng.integers(1, 3)), (4, 9), self.tissues["fluid"] + 6)
 
-    def _paint_pancreas_tumour(self, points: np.ndarray, radii: np.ndarray) -> None:
+    def _paint_pancreas_tumour(self, points: np.ndarray) -> None:
         """A poorly enhancing mass that widens the gland, and the dilated duct upstream of it."""
         canvas = self.canvas
         seat = int(self.rng.choice([1, 1, 1, 4, 6]))

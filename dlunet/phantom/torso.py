@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from dlunet.phantom.canvas import Canvas, Region
-from dlunet.phantom.solids import blob, clip, join, tube
+from dlunet.phantom.solids import blob, clip, join, tube, turned
 from dlunet.phantom.variation import TORSO_HALF_WIDTH
 
 #: Half-depth of the torso (anterior to posterior) at the outer surface of its muscles, in mm.
@@ -73,7 +73,7 @@ def paint_torso(
     radius = np.sqrt(x**2 + y**2) + np.float32(1e-3)
     wall, extent = _wall_distance(x, y, z, radius)
     back, side = y / radius, np.abs(x) / radius
-    muscle = _wall_thickness(x, y, z, back, rng.uniform(0.85, 1.15))
+    muscle = _wall_thickness(x, z, back, rng.uniform(0.85, 1.15))
     cavity = wall + muscle
     everywhere = canvas.everywhere
     fat_hu = np.float32(tissues["fat"]) + 6 * grain
@@ -108,7 +108,7 @@ def _wall_distance(x: np.ndarray, y: np.ndarray, z: np.ndarray, radius: np.ndarr
     return radius * (1 - 1 / extent), extent
 
 
-def _wall_thickness(x: np.ndarray, y: np.ndarray, z: np.ndarray, back: np.ndarray, build: float) -> np.ndarray:
+def _wall_thickness(x: np.ndarray, z: np.ndarray, back: np.ndarray, build: float) -> np.ndarray:
     """Thickness of the muscular wall in mm: flank muscles, the rectus muscles in front, the linea alba between."""
     in_front = _smoothstep((-back - 0.55) / 0.3)
     flank = (12.0 + 4 * _smoothstep((0.4 - np.abs(back + 0.1)) / 0.4)) * build * (1 - in_front)
@@ -145,7 +145,7 @@ def _paint_chest(
     canvas.paint(where, np.maximum(torso.cavity[where], -torso.diaphragm[where] - 1), tissues["muscle"])
     between = np.abs(x - 3 + 4 * np.sin(y / 13)) - (18 + 4 * np.cos(y / 19) + 12 * np.clip(-y / 60, 0, 1) ** 2)
     heart_center = (22 + rng.normal(0, 4), -32.0, 148 + rng.normal(0, 7))
-    heart = blob(canvas, where, heart_center, (58, 42, 50), turned_heart())
+    heart = blob(canvas, where, heart_center, (58, 42, 50), turned(z=-30))  # its apex to the left and forward
     lung = np.maximum(torso.cavity[where] + 1.5, 2.2 - torso.diaphragm[where])
     lung = clip(lung, -join(between, heart - 5, 8), 3)
     texture = 1 + 0.09 * np.sin(x / 9 + 2 * np.sin(z / 13)) * np.sin(y / 8 + np.sin(x / 17))
@@ -155,16 +155,10 @@ def _paint_chest(
         level = rng.uniform(30, 58)
         canvas.paint(where, np.maximum(lung, level - y - 0.15 * np.abs(x)), tissues["fluid"])
     canvas.paint(where, np.maximum(heart, 4 - torso.diaphragm[where]), tissues["heart"])
-    _paint_lung_vessels(canvas, where, lung, rng)
+    _paint_lung_vessels(canvas, rng)
 
 
-def turned_heart() -> np.ndarray:
-    """Rotation of the heart: its apex to the left, down and forward."""
-    turn = np.deg2rad(-30)
-    return np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-
-
-def _paint_lung_vessels(canvas: Canvas, where: Region, lung: np.ndarray, rng: np.random.Generator) -> None:
+def _paint_lung_vessels(canvas: Canvas, rng: np.random.Generator) -> None:
     """Branches that run down and outwards from the hila, visible as dots and short lines."""
     for side in (-1, 1):
         for _ in range(7):

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dlunet.errors import UserError, WriteError
-from dlunet.files import remove_leftovers, write_text
+from dlunet.files import remove_leftovers, write_if_changed
 from dlunet.parallel import for_each_case
 from dlunet.phantom.generator import Phantom, make_phantom
 from dlunet.phantom.variation import Profile
@@ -92,7 +92,7 @@ def write_phantoms(
         test: Cases with labels under ``Testing``.
         seed: Determines every case, 0 or more.
         shape: Voxels of each CT (z, y, x).
-        workers: Processes; by default one per core; 0 or 1 runs in this process.
+        workers: Processes; by default one per core; 1 runs in this process.
         truth: Whether the label maps of the unlabelled cases are written too, to a folder ``Truth`` that nothing else
             reads: for experiments on what their labels would be worth.
 
@@ -110,7 +110,7 @@ def write_phantoms(
         missing = [case for case in _cases(root, counts, seed, truth) if not case.finished]
         for folder in {path.parent for case in missing for path in (case.image, case.label) if path is not None}:
             remove_leftovers(folder)
-        _make_all(missing, shape, 1 if workers == 0 else workers)
+        _make_all(missing, shape, workers)
     except OSError as error:
         raise WriteError.of(root, error) from None
 
@@ -139,7 +139,7 @@ def _record(root: Path, counts: dict[str, int], seed: int, shape: tuple[int, int
         known = before.get("counts", {})
         # A call for fewer cases leaves the others on disk.
         counts = {name: max(count, int(known.get(name, 0))) for name, count in counts.items()}
-    write_text(path, json.dumps({**settings, "counts": counts}, indent=2) + "\n")
+    write_if_changed(path, json.dumps({**settings, "counts": counts}, indent=2) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

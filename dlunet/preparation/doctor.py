@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dlunet.datasets import Dataset
+from dlunet.datasets import Case, Dataset
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
@@ -25,7 +25,7 @@ class Diagnosis:
 
     Attributes:
         labels: The classes.
-        parts: For each part of the dataset, its usable cases by name.
+        parts: For each part of the dataset, its usable cases by name, without their foreground.
         problems: A message for each file or case that cannot be used.
         warnings: A message for each usable case or class that looks wrong.
     """
@@ -56,7 +56,7 @@ def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
         "unlabelled": dataset.unlabelled,
         "test": dataset.test,
     }
-    read = partial(read_facts, num_classes=dataset.labels.num_classes)
+    read = partial(_read_facts, num_classes=dataset.labels.num_classes)
     every = [case for cases in named.values() for case in cases]
     outcomes = dict(for_each_case("examining", read, every, workers)) if every else {}
     parts: dict[str, dict[str, CaseFacts]] = {part: {} for part in named}
@@ -69,6 +69,11 @@ def examine(dataset: Dataset, workers: int | None = None) -> Diagnosis:
             else:
                 parts[part][case.name] = outcome
     return Diagnosis(dataset.labels, parts, tuple(problems), tuple(_warnings(dataset.labels, parts)))
+
+
+def _read_facts(case: Case, num_classes: int) -> CaseFacts:
+    """The facts that are reported: the foreground would fill the memory with thousands of cases."""
+    return replace(read_facts(case, num_classes), foreground=np.empty(0, np.float32))
 
 
 def _warnings(labels: LabelSet, parts: dict[str, dict[str, CaseFacts]]) -> Iterator[str]:

@@ -72,7 +72,8 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
         counts = np.sum([np.bincount(axial.ravel(), minlength=num_classes) for axial in label.array], axis=0)
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
         values = image.array[label.array > 0]
-        values = values[:: -(-len(values) // VOXELS_A_CASE) or 1]
+        # A copy: a view would keep every labelled voxel of every case in memory.
+        values = values[:: -(-len(values) // VOXELS_A_CASE) or 1].copy()
     hu_range = float(image.array.min()), float(image.array.max())
     digest = blake2b(np.ascontiguousarray(image.array).data, digest_size=16).digest()
     return CaseFacts(
@@ -135,22 +136,18 @@ def _take_fingerprint(cases: Sequence[Case], num_classes: int, cache: Path, work
 
 def _stamp_and_read(case: Case, num_classes: int) -> tuple[stamps.Stamps, CaseFacts | UserError]:
     """The stamps of a case that cannot be read count, too: it is read again when they change."""
-    files = stamps.stamp_if_readable(_sources(case))
+    files = stamps.stamp_if_readable(case.sources)
     try:
         return files, read_facts(case, num_classes)
     except UserError as error:
         return files, error
 
 
-def _sources(case: Case) -> list[Path]:
-    return [path for path in (case.image, case.label) if path is not None]
-
-
 def _read_cache(path: Path, cases: Sequence[Case], num_classes: int) -> Fingerprint | None:
     """The cached fingerprint of the same files and classes; if the files only moved, the cache is updated."""
     try:
         values = json.loads(path.read_text())
-        followed = {case.name: stamps.follow(values["cases"].get(case.name), _sources(case)) for case in cases}
+        followed = {case.name: stamps.follow(values["cases"].get(case.name), case.sources) for case in cases}
         if values.get("num_classes", num_classes) != num_classes:
             return None
         if None in followed.values() or followed.keys() != values["cases"].keys():

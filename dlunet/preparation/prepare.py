@@ -184,7 +184,7 @@ class _Preparation:
 
     def case_is_up_to_date(self, case: Case) -> bool:
         """Whether the case itself is up to date, regardless of its index."""
-        return is_up_to_date(self.place(case), self._settings, _sources(case), self.num_classes)
+        return is_up_to_date(self.place(case), self._settings, case.sources, self.num_classes)
 
     def index_is_up_to_date(self, case: Case) -> bool:
         """Whether the index of its pseudo-labels is up to date, or there are none."""
@@ -200,7 +200,7 @@ class _Preparation:
 
     def prepare(self, case: Case) -> None:
         """Prepare a case and the index of its pseudo-labels, those that are out of date."""
-        files = stamps.stamp_if_readable(_sources(case))  # before reading: see stamp
+        files = stamps.stamp_if_readable(case.sources)  # before reading: see stamp
         index_files = stamps.stamp_if_readable(_index_sources(case))
         image, label = read_case(case, self.num_classes)
         shape = target_shape(image.array.shape, image.spacing, self.plan.spacing)
@@ -244,11 +244,6 @@ class _Preparation:
     def _index_settings(self) -> dict[str, Any]:
         """What the index of pseudo-labels depends on besides its files; intensities do not matter."""
         return {"version": STORE_VERSION, "spacing": list(self.plan.spacing)}
-
-
-def _sources(case: Case) -> list[Path]:
-    """The files that a prepared case is made from."""
-    return [path for path in (case.image, case.label) if path is not None]
 
 
 def _index_sources(case: Case) -> list[Path]:

@@ -11,7 +11,8 @@ and case.json, so that other pseudo-labels leave the case unchanged. The pseudo-
 as label.npy, only for methods that train on them; for all others they can never become a target.
 
 Arrays are plain .npy because reading a patch is 16 times faster than from blosc2's b2nd and 27 times faster than from
-zarr, at four times the space (``benchmarks/patch_store.py``).
+zarr, at four times the space (``benchmarks/patch_store.py``). They are opened for each read, in a fraction of a
+millisecond: an open map takes a file descriptor, of which a process may have fewer than a dataset has arrays.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ import shutil
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlunet import stamps
-from dlunet.errors import UserError
+from dlunet.errors import UserError, cannot_be_opened
 from dlunet.files import whole, write_text
 
 #: The files of a case.
@@ -47,7 +47,9 @@ VOXELS_A_CLASS = 10_000
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case written by :func:`save_prepared`; the arrays are opened on demand and never read completely.
+    """A case written by :func:`save_prepared`; the arrays are opened for each read and never read completely.
+
+    An array that cannot be opened, or is damaged, is a :class:`dlunet.errors.UserError`.
 
     Attributes:
         folder: Its folder.
@@ -103,17 +105,17 @@ class PreparedCase:
         """The case's name."""
         return self.folder.name
 
-    @cached_property
+    @property
     def image(self) -> np.ndarray:
         """(1, z, y, x) int16, to be multiplied by :attr:`quantisation_step`; memory-mapped."""
         return _mapped(self.folder / IMAGE, (1, *self.shape), np.int16)
 
-    @cached_property
+    @property
     def label(self) -> np.ndarray | None:
         """(z, y, x) uint8, memory-mapped; None for an unlabelled case."""
         return self.target if self.labelled else None
 
-    @cached_property
+    @property
     def target(self) -> np.ndarray | None:
         """What patches are trained on, as :attr:`label`: the labels, or pseudo-labels that were stored as targets."""
         return _mapped(self.index_folder / LABEL, self.shape, np.uint8) if self.has_target else None
@@ -127,11 +129,11 @@ class PreparedCase:
         """Open every array.
 
         Raises:
-            UserError: One is missing, truncated, or not of this case's shape.
+            UserError: One is missing, truncated, not of this case's shape, or cannot be opened.
         """
         _ = self.image, self.target, self._index
 
-    @cached_property
+    @property
     def _index(self) -> np.ndarray:
         rows = max((stop for _, stop in self.ranges.values()), default=0)
         return _mapped(self.index_folder / INDEX, (rows, 3), np.int16)
@@ -140,8 +142,10 @@ class PreparedCase:
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="c")  # a private map, though nothing is written: some disks support no other
-    except (OSError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise UserError(f"{path}: is damaged ({error}); delete {path.parent} and rerun the command") from None
+    except OSError as error:  # not the fault of the case
+        raise cannot_be_opened(path, error) from None
     if array.shape != shape or array.dtype != dtype:
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}, as case.json says; "

@@ -163,6 +163,9 @@ class _WholeCases(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         case = self.cases[index]
-        assert case.label is not None
-        image = torch.from_numpy(case.image.astype("float32")) * case.quantisation_step
-        return {"image": image, "label": torch.from_numpy(case.label.copy())}
+        image, label = case.image, case.label
+        assert label is not None
+        return {
+            "image": torch.from_numpy(image.astype("float32")) * case.quantisation_step,
+            "label": torch.from_numpy(label.copy()),
+        }

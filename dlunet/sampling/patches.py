@@ -74,8 +74,9 @@ class PatchDataset(tio.SubjectsDataset):
         image = self._read(case.image[0], centre, affine, case.quantisation_step) * case.quantisation_step
         patch = tio.Subject(image=tio.ScalarImage(tensor=image, affine=grid), case=case.name)
         if self.with_labels:
-            assert case.target is not None
-            label = self._read(case.target, centre, affine)
+            target = case.target
+            assert target is not None
+            label = self._read(target, centre, affine)
             patch.add_image(tio.LabelMap(tensor=label, affine=grid), "label")
         return self.augmentation.after(patch)
 

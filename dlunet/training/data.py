@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.datasets import Dataset, dataset_of, with_pseudo_labels
-from dlunet.errors import UserError
+from dlunet.errors import UserError, WriteError
 from dlunet.files import write_if_changed
 from dlunet.methods import method_of
 from dlunet.preparation import PreparedDataset, SharedFolder, prepare_dataset
@@ -74,7 +74,12 @@ def prepare(
         shard,
     )
     described = {"plan": prepared.plan.to_dict(), "network": plain(config.network)}
-    write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
+    try:
+        write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
+    except (
+        WriteError
+    ) as error:  # the file is for people: cases on a read-only disk serve other patches and networks too
+        log.info("%s; it describes the plan and network of another run", error)
     return prepared
 
 

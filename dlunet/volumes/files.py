@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from dlunet.errors import NotReadable, UserError, WriteError, few
+from dlunet.errors import NotReadable, UserError, WriteError, cannot_be_opened, few
 from dlunet.files import check_name, whole
 from dlunet.volumes import dicom, itk, nifti
 from dlunet.volumes.dicom import is_dicom, is_series
@@ -52,6 +52,15 @@ def list_volumes(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if _is_volume(path)]
 
 
+def loose_slices(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder of volumes, where each series should have a folder.
+
+    Raises:
+        UserError: The folder is missing.
+    """
+    return [path for path in _entries(folder) if not path.name.lower().endswith(SUFFIXES) and _is_slice(path)]
+
+
 def unreadable_volumes(folder: Path) -> dict[Path, str]:
     """A message for each entry of a folder that looks like a volume but is not read as one.
 
@@ -60,19 +69,12 @@ def unreadable_volumes(folder: Path) -> dict[Path, str]:
     Raises:
         UserError: The folder is missing.
     """
-    slices: list[Path] = []
-    messages: dict[Path, str | None] = {}
-    for path in _entries(folder):
-        if _is_volume(path):
-            continue
-        if _is_slice(path):
-            slices.append(path)
-        else:
-            messages[path] = _why_unreadable(path)
+    slices = dict.fromkeys(loose_slices(folder))
+    others = [path for path in _entries(folder) if path not in slices and not _is_volume(path)]
+    messages = {path: _why_unreadable(path) for path in others}
     if slices:
-        messages[slices[0]] = (
-            f"{slices[0]}: is one of {len(slices)} DICOM files here; expected a folder for each series"
-        )
+        first = next(iter(slices))
+        messages[first] = f"{first}: is one of {len(slices)} DICOM files here; expected a folder for each series"
     return {path: message for path, message in messages.items() if message}
 
 
@@ -215,7 +217,7 @@ def _read_canonical(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
             raise UserError(f"{path}: is not a file; expected a volume ({', '.join(SUFFIXES)}); give the file itself")
         values, stored, warnings = _read_stored(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions and its disk") from None
+        raise cannot_be_opened(path, error) from None
     except NotReadable as error:
         raise UserError(f"{path}: {error}") from None
     _check_width(path, stored)

@@ -12,6 +12,8 @@ import SimpleITK as sitk
 #: The orientation every case is converted to: x points to the patient's left, y to posterior, z to superior.
 CANONICAL_ORIENTATION = "LPS"
 
+#: Two grids are the same if no voxel position differs by more than this fraction of a voxel.
+SAME_VOXELS = 1e-3
 #: Two grids are equal up to rounding if no voxel position differs by more than this fraction of a voxel.
 ROUNDING_VOXELS = 0.1
 #: How much header rounding may change the voxel size, and shift an entire volume, in mm.
@@ -33,16 +35,6 @@ class Geometry:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...]
-
-    @classmethod
-    def of(cls, image: sitk.Image) -> Geometry:
-        """The geometry of a SimpleITK image.
-
-        Raises:
-            ValueError: See :meth:`of_affine`.
-        """
-        matrix = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-        return cls.of_affine(image.GetSize(), matrix, image.GetOrigin())
 
     @classmethod
     def of_affine(cls, size: Sequence[int], matrix: np.ndarray, origin: Sequence[float]) -> Geometry:
@@ -116,13 +108,13 @@ class Geometry:
         order = [2 - axis for axis in reversed(orient.GetPermuteOrder())]
         return order, tuple(2 - axis for axis, flipped in enumerate(orient.GetFlipAxes()) if flipped)
 
-    def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
+    def same_grid(self, other: Geometry) -> bool:
         """Whether both grids have the same voxels, regardless of the stored axis order.
 
-        In canonical orientation, their sizes must be equal and their corners agree within ``tolerance`` voxels.
+        In canonical orientation, their sizes must be equal and their corners agree within :data:`SAME_VOXELS`.
         """
         ours, theirs = self.canonical, other.canonical
-        return ours.size == theirs.size and ours.voxels_apart(theirs) <= tolerance
+        return ours.size == theirs.size and ours.voxels_apart(theirs) <= SAME_VOXELS
 
     def fits(self, other: Geometry) -> bool:
         """Whether labels on this grid match a CT on the other grid, up to header rounding.

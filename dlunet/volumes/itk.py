@@ -52,13 +52,14 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
-    """Read a .mha or .nrrd file; its voxels may be in a separate file.
+    """Read a .mha or .nrrd file.
 
     Returns:
         The voxels (z, y, x) in file orientation, as stored; the grid; and warnings.
 
     Raises:
-        NotReadable: The file is damaged or truncated, its axes are sheared, or it is not a 3-D scalar volume.
+        NotReadable: The file is damaged or truncated, its axes are sheared, its voxels are in another file, or it is
+            not a 3-D scalar volume.
         OSError: The file cannot be opened.
     """
     reader = sitk.ImageFileReader()
@@ -70,11 +71,13 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, tuple[str, ...]]:
         raise _unreadable(error) from None
     with path.open("rb") as file:
         fields = _read_header(file)
+        _check_voxels_are_inside(fields)
         _check_scalar_3d(reader)
         _check_sizes_are_mm(fields)
         grid = _grid(reader)
         if _is_compressed(fields):
-            values = _unpack(path, file, fields, DTYPES[reader.GetPixelID()], math.prod(grid.size))
+            size = path.stat().st_size
+            values = _unpack(file, size, fields, DTYPES[reader.GetPixelID()], math.prod(grid.size))
         else:
             values = _read_plain(reader)
     warnings = () if _states_orientation(fields) else (NO_ORIENTATION,)
@@ -93,7 +96,7 @@ def _unreadable(error: RuntimeError) -> NotReadable:
 
 
 def _read_header(file: BinaryIO) -> dict[str, str]:
-    """The header fields, names in lower case; the file is left at the start of the voxels, if it contains them.
+    """The header fields, names in lower case; the file is left at the start of the voxels.
 
     A MetaImage header ends with the field ElementDataFile, an NRRD header with an empty line. In an NRRD, ``:=`` sets
     a free key/value pair, which is ignored.
@@ -106,6 +109,16 @@ def _read_header(file: BinaryIO) -> dict[str, str]:
         if "elementdatafile" in fields:
             break
     return fields
+
+
+def _check_voxels_are_inside(fields: dict[str, str]) -> None:
+    """Check that the voxels are in this file: whether a case is up to date depends on the files that it lists."""
+    beside = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
+    if beside.upper() != "LOCAL":
+        raise NotReadable(
+            f"found voxels in {beside[:LONGEST_NAME]!r}; expected header and voxels in one file; convert it, such as "
+            "with SimpleITK's ReadImage and WriteImage, to .nii.gz"
+        )
 
 
 def _check_sizes_are_mm(fields: dict[str, str]) -> None:
@@ -175,19 +188,8 @@ def _states_orientation(fields: dict[str, str]) -> bool:
     return space in SPACES or any(name in fields for name in ORIENTATION_FIELDS)
 
 
-def _unpack(path: Path, header: BinaryIO, fields: dict[str, str], dtype: str, count: int) -> np.ndarray:
-    """Decompress the voxels; the header's file is positioned at their start, if it contains them."""
-    beside = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
-    if beside.upper() == "LOCAL":
-        return _unpack_file(header, path.stat().st_size, fields, dtype, count)
-    other = path.with_name(beside) if "/" not in beside else path.parent / beside
-    if not other.is_file():
-        raise NotReadable(f"found voxels in {beside[:LONGEST_NAME]!r}; expected one file; copy it beside the header")
-    with other.open("rb") as file:
-        return _unpack_file(file, other.stat().st_size, fields, dtype, count)
-
-
-def _unpack_file(file: BinaryIO, most: int, fields: dict[str, str], dtype: str, count: int) -> np.ndarray:
+def _unpack(file: BinaryIO, most: int, fields: dict[str, str], dtype: str, count: int) -> np.ndarray:
+    """Decompress the voxels of a file of at most ``most`` bytes, which is positioned at their start."""
     skipped = _whole_number(fields, "byte skip", "byteskip")
     expected = count * np.dtype(dtype).itemsize
     if expected > most * gunzip.MOST_BYTES_PER_BYTE:

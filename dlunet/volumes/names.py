@@ -10,17 +10,18 @@ from unicodedata import normalize
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 #: File endings of unsupported volume formats.
-OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".mgz", ".vtk")
+OTHER_SUFFIXES = (".mhd", ".hdr", ".img", ".img.gz", ".nii.bz2", ".nii.zst", ".nhdr", ".dcm", ".ima", ".mgz", ".vtk")
 
 
 def file_stem(path: Path) -> str:
-    """The file name without its ending; a folder's name unchanged.
+    """The file name without its ending, if that is one of a volume; a folder's name unchanged.
 
+    Of a DICOM file named by a unique identifier, such as 1.2.840.55, nothing is an ending.
     Names are normalised to NFC, because macOS stores umlauts as two characters: names that look equal are equal.
     """
     suffix = ""
     if not path.is_dir():
-        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), path.suffix)
+        suffix = next((s for s in (*SUFFIXES, *OTHER_SUFFIXES) if path.name.lower().endswith(s)), "")
     return normalize("NFC", path.name[: len(path.name) - len(suffix)])
 
 

@@ -42,6 +42,14 @@ def test_several_unlabelled_folders_and_half_written_files(root):
     assert len(dataset.labelled) == 3
 
 
+def test_archives_beside_the_unpacked_folders(root, tiny_root):
+    for name in ("FLARE22_LabeledCase50.zip", "FLARE22_UnlabeledCase1-1000.zip"):
+        (root / "Training" / name).write_bytes(b"PK")
+    dataset, alone = read_flare22(root), read_flare22(tiny_root)
+    assert names(dataset.labelled) == names(alone.labelled) and names(dataset.unlabelled) == names(alone.unlabelled)
+    assert not dataset.problems
+
+
 def test_test_images_without_subfolders_or_labels(root):
     testing = root / "Testing"
     for path in (testing / "images").iterdir():

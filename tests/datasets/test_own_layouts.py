@@ -1,6 +1,8 @@
 """nnU-Net raw datasets, the Medical Segmentation Decathlon and plain folders: cases found, problems reported."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -106,6 +108,19 @@ def test_the_decathlon(msd, tmp_path):
     assert names(dataset.unlabelled) == names(dataset.test) == ["own_9"]
 
 
+def test_the_decathlon_with_labelled_tests_and_own_validation(msd, tmp_path):
+    """As MONAI writes it: what is not used is said."""
+    touch(*(msd / "imagesTs" / f"own_{k}.nii.gz" for k in (7, 8)), msd / "labelsTs" / "own_7.nii.gz")
+    pairs = [{"image": "imagesTs/own_7.nii.gz", "label": "labelsTs/own_7.nii.gz"}, {"image": "imagesTs/own_8.nii.gz"}]
+    change(msd, test=["imagesTs/own_9.nii.gz", *pairs, 5, {"label": "labelsTs/own_7.nii.gz"}], validation=pairs)
+    dataset = read_msd(msd, tmp_path / "splits.json")
+    labels = {case.name: case.label for case in dataset.test}
+    assert labels == {"own_7": msd / "labelsTs" / "own_7.nii.gz", "own_8": None, "own_9": None}
+    expected = ('"test" has the entry 5', "\"test\" has the entry {'label'", '"validation" is not used')
+    for said, problem in zip(expected, dataset.problems, strict=True):
+        assert problem.startswith(f"{msd / 'dataset.json'}: ") and said in problem
+
+
 def test_two_folders(tmp_path):
     root = tmp_path / "mine"
     touch(*(root / "images" / f"{name}.nrrd" for name in "abcd"), *(root / "labels" / f"{name}.nrrd" for name in "ab"))
@@ -129,13 +144,32 @@ def test_two_folders(tmp_path):
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the id 1"),
         ({"channel_names": {"0": "CT", "1": "PET"}}, "found the channels CT, PET; expected one channel, CT"),
         ({"channel_names": ["CT", "CT"]}, "found the channels CT, CT"),
-        ({"channel_names": {"0": "T2"}}, "found the channels T2"),
+        ({"channel_names": {"0": "T2"}}, "found the channels T2; .* correct the entry if the images are CTs, or keep"),
+        ({"channel_names": {"0": "SPECT"}}, "found the channels SPECT; expected one channel, CT"),
+        ({"channel_names": None, "modality": "MR"}, "found the channels MR; expected one channel, CT"),
+        ({"channel_names": 1}, "found the channels 1; expected one channel, CT"),
     ],
 )
 def test_descriptions_that_cannot_be_used(nnunet, tmp_path, values, message):
     change(nnunet, **values)
     with pytest.raises(UserError, match=f"^{nnunet / 'dataset.json'}: .*{message}"):
         read_nnunet_raw(nnunet, tmp_path / "splits.json")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"labels": {name: str(id_) for name, id_ in LABELS.items()}},
+        {"labels": {str(id_): name for name, id_ in LABELS.items()}},
+        {"channel_names": None, "modality": "CT"},
+        {"channel_names": ["CT"]},
+        {"channel_names": {"0": "CBCT"}},
+    ],
+)
+def test_other_ways_to_describe_the_same(nnunet, tmp_path, values):
+    expected = read_nnunet_raw(nnunet, tmp_path / "splits.json").labels
+    change(nnunet, **values)
+    assert read_nnunet_raw(nnunet, tmp_path / "splits.json").labels == expected
 
 
 def test_a_description_with_a_byte_order_mark(nnunet, tmp_path):
@@ -208,7 +242,17 @@ def test_two_folders_in_disorder(tmp_path):
         assert said in problem
 
 
-@pytest.mark.parametrize("unusable", [["b.nii", "b.nii.gz"], ["b.mhd"], ["b_0000.nii", "b.nii.gz"]])
+@pytest.mark.parametrize(
+    "unusable",
+    [
+        ["b.nii", "b.nii.gz"],
+        ["b.mhd"],
+        ["b_0000.nii", "b.nii.gz"],
+        ["b.nii.bz2"],
+        ["b.nii.zst"],
+        ["b.img.gz"],
+    ],
+)
 def test_a_ct_whose_label_map_cannot_be_used_is_not_an_unlabelled_one(tmp_path, unusable):
     root = tmp_path / "mine"
     touch(*(root / "images" / f"{name}.nii.gz" for name in "abc"), root / "labels" / "a.nii.gz")
@@ -216,6 +260,30 @@ def test_a_ct_whose_label_map_cannot_be_used_is_not_an_unlabelled_one(tmp_path, 
     dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
     assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a"], ["c"])
     assert len(dataset.problems) == 1 and unusable[0] in dataset.problems[0]
+
+
+def test_loose_dicom_label_maps_are_not_overlooked(tmp_path):
+    """They share one message, but each of their CTs is left out."""
+    root = tmp_path / "mine"
+    touch(*(root / "images" / f"{name}.nii.gz" for name in "abcd"), root / "labels" / "a.nii.gz")
+    for name in ("b.dcm", "c.dcm"):
+        (root / "labels" / name).write_bytes(bytes(128) + b"DICM")
+    dataset = read_folders(root, ["liver"], tmp_path / "splits.json", fold="all")
+    assert (names(dataset.labelled), names(dataset.unlabelled)) == (["a"], ["d"])
+    assert len(dataset.problems) == 1 and "b.dcm: is one of 2 DICOM files" in dataset.problems[0]
+
+
+def test_a_pseudo_label_that_cannot_be_used_is_a_problem(tmp_path):
+    """Other entries of the folder, such as pictures of predictions, are not."""
+    folder = tmp_path / "predictions"
+    touch(*(folder / name for name in ("a.nii.gz", "b.nii.gz", "b.nrrd", "c.nii.zst", "prediction.json")))
+    touch(folder / "overlays" / "a.png", folder / "z.mhd")
+    cases = tuple(Case(name, tmp_path / f"{name}.nii.gz") for name in "abcd")
+    dataset = with_pseudo_labels(Dataset(label_set("mine", {1: "liver"}), (), cases, problems=("known",)), folder)
+    assert [case.name for case in dataset.unlabelled if case.pseudo_label] == ["a"]
+    for said, problem in zip(("known", "b.nii.gz: has the same name as", "c.nii.zst: is not a supported format"),
+                             dataset.problems, strict=True):  # fmt: skip
+        assert said in problem
 
 
 def test_the_background_is_not_among_the_names(tmp_path):
@@ -227,18 +295,50 @@ def test_the_background_is_not_among_the_names(tmp_path):
 def test_a_layout_of_one_s_own_that_returns_something_wrong(monkeypatch):
     """Cases of one name would be training and validation cases at once."""
     labels, case = label_set("mine", {1: "liver"}), Case("a", Path("a.nii.gz"), Path("b.nii.gz"))
+    twin, other = Case("a", Path("z/a.nii.gz"), Path("z/b.nii.gz")), Case("c", Path("c.nii.gz"), Path("d.nii.gz"))
+    both = r"mine: found the case a more than once \(a.nii.gz and z/a.nii.gz\); expected unique names; rename one"
     config = OmegaConf.create({"data": {"root": "mine", "source": {"_target_": f"{__name__}.returned"}}})
     for value, message in (
         (None, "data.source: found NoneType; expected a function that returns a Dataset"),
         (Dataset(labels, ()), "mine: found no labelled cases"),
         (Dataset(labels, (case, case)), "mine: found the case a more than once"),
         (Dataset(labels, (case,), test=(case, case)), "mine: found the case a more than once"),
+        (Dataset(labels, (case,), validation=(twin,)), both),
+        (Dataset(labels, (case,), validation=(case,)), "mine: found the case a more than once"),
+        (Dataset(labels, (case,), validation=(other,), pool=(other, case, twin)), both),
     ):
         monkeypatch.setitem(globals(), "returned", lambda value=value: value)
         with pytest.raises(UserError, match=f"^{message}"):
             dataset_of(config)
+    sound = Dataset(labels, (case,), validation=(other,), test=(twin,), pool=(other, case))
+    monkeypatch.setitem(globals(), "returned", lambda: sound)
+    assert dataset_of(config) is sound
     with pytest.raises(UserError, match="found 3 labelled cases with 1 names"):
         split_cases([case] * 3, Path("splits.json"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_cannot_be_listed_is_named(nnunet, monkeypatch, named):
+    config = OmegaConf.create(
+        {
+            "data": {
+                "root": str(nnunet),
+                "source": {
+                    "_target_": "dlunet.datasets.read_nnunet_raw",
+                    "root": "${data.root}",
+                    "splits": "splits.json",
+                },
+            }
+        }
+    )
+
+    def refuse(folder):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), *([str(folder)] if named else []))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    at = nnunet / "imagesTr" if named else nnunet
+    with pytest.raises(UserError, match=f"^{at}: cannot be opened .Permission denied.; check its permissions"):
+        dataset_of(config)
 
 
 returned = None

@@ -60,6 +60,32 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, text, message):
         split_cases(CASES, tmp_path / "splits.json")
 
 
+def test_what_does_not_fit_is_said(tmp_path):
+    """Which cases are new and which are missing, and why they may be."""
+    file = tmp_path / "splits.json"
+    split_cases(CASES[:10], file)
+    with pytest.raises(UserError) as error:
+        split_cases(CASES[2:], file, problems=["case_00.nii.gz: has no label map", "another"])
+    text = str(error.value)
+    assert "cases: case_10, case_11 (new); case_00, case_01 (missing); correct the file, or delete it" in text
+    assert text.endswith(". 2 skipped; the first: case_00.nii.gz: has no label map")
+
+
+def test_another_number_of_folds_than_drawn_before(tmp_path):
+    """It would be ignored; only a file written by hand may contain another number."""
+    file = tmp_path / "splits.json"
+    before = split_cases(CASES, file, 1, folds=5)
+    for folds in (3, 10, 20):
+        with pytest.raises(UserError, match=f"^{file}: found 5 folds .* expected {folds}, .* set data.folds=5, or del"):
+            split_cases(CASES, file, 1, folds)
+    assert split_cases(CASES, file, 1, folds=5) == before
+    few = tmp_path / "few.json"
+    assert split_cases(CASES[:3], few, folds=5) == split_cases(CASES[:3], few, folds=10)  # as many as there are cases
+    by_hand = [{"train": NAMES[:k] + NAMES[k + 1 :], "val": [NAMES[k]]} for k in range(3)]
+    file.write_text(json.dumps(by_hand))
+    assert split_cases(CASES, file, 1)[1] == (CASES[1],)
+
+
 def test_one_fold_is_no_fold(tmp_path):
     with pytest.raises(UserError, match=r"data\.folds: found 1"):
         split_cases(CASES, tmp_path / "splits.json", folds=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -389,6 +391,19 @@ def test_a_broken_off_run_is_taken_up_again(tmp_path: Path) -> None:
     write_small(tmp_path)
     assert files_of(tmp_path) == whole
     assert kept.stat().st_mtime_ns == before, "a finished case was made again"
+
+
+def test_a_complete_dataset_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie on a read-only disk."""
+    write_small(tmp_path)
+
+    def read_only(path: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("dlunet.files.os.fsync", read_only)
+    write_small(tmp_path, unlabelled=1)
+    with pytest.raises(UserError, match=r"phantom\.json: could not be written .Read-only file system"):
+        write_small(tmp_path, unlabelled=3)
 
 
 def test_counts_may_grow(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_a_healthy_dataset(healthy, tmp_path):
     assert (facts.shape, facts.spacing, facts.orientation) == ((24, 40, 40), GRID["spacing"], "RAS")
     assert facts.hu_range == (image.min(), image.max())
     assert facts.voxels == {k: int((labels == k).sum()) for k in (1, 2, 3)}
+    assert not any(case.foreground.size for cases in diagnosis.parts.values() for case in cases.values())
 
 
 def test_every_problem_is_named_and_the_rest_is_used(root, tmp_path, caplog):

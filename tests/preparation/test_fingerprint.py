@@ -1,12 +1,15 @@
 """Foreground intensity statistics, and a cache that detects when it is out of date."""
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from dlunet.datasets import Case, read_case
 from dlunet.errors import UserError
 from dlunet.preparation import take_fingerprint
-from dlunet.preparation.fingerprint import VOXELS_A_CASE
+from dlunet.preparation.fingerprint import VOXELS_A_CASE, read_facts
 
 
 @pytest.fixture
@@ -84,6 +87,19 @@ def test_a_large_case_is_thinned_out(tmp_path, write_case):
     intensity = foreground_intensity([write_case("a", hu, labels)], tmp_path / "cache.json")
     assert intensity.upper == pytest.approx(np.percentile(hu, 99.5), abs=3)
     assert intensity.mean == pytest.approx(0, abs=1)
+
+
+def test_the_sample_of_a_large_case_does_not_keep_the_rest_in_memory(write_case):
+    """With data.workers=1, no process between the reader and the result drops it."""
+    labels = np.ones((25, 160, 160), np.uint8)
+    case = write_case("a", np.random.default_rng(7).normal(0, 100, labels.shape), labels)
+    gc.collect()
+    tracemalloc.start()
+    facts = read_facts(case, 2)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert facts.foreground.size <= VOXELS_A_CASE < labels.size / 2
+    assert kept < 1.5 * facts.foreground.nbytes
 
 
 def test_a_case_that_cannot_be_read_is_left_out(tmp_path, write_case):

@@ -198,6 +198,12 @@ def test_a_failed_write_leaves_nothing(tmp_path, write_volume, occupied):
         ("a_0001.nrrd", "a_0001"),
         ("_0000_x.nii", "_0000_x"),
         ("_0000.nii.gz", "_0000"),
+        ("b_0000.nii.bz2", "b"),
+        ("b.NII.ZST", "b"),
+        ("b.img.gz", "b"),
+        ("b.DCM", "b"),
+        ("b.IMA", "b"),
+        ("1.2.840.113619.2.55", "1.2.840.113619.2.55"),
     ],
 )
 def test_case_names(tmp_path, file, name):
@@ -408,7 +414,7 @@ space origin: (0,0,0)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("where", ["in one stream", "in two streams", "beside", "behind lines", "behind bytes"])
+@pytest.mark.parametrize("where", ["in one stream", "in two streams", "behind lines", "behind bytes"])
 @pytest.mark.parametrize("dtype", ["i2", "f4"])
 def test_compressed_voxels_wherever_they_lie(tmp_path, order, where, dtype):
     voxels = HU.astype(order + dtype)
@@ -418,9 +424,6 @@ def test_compressed_voxels_wherever_they_lie(tmp_path, order, where, dtype):
         path.write_bytes(header + b"\n" + gzip.compress(raw))
     elif where == "in two streams":
         path.write_bytes(header + b"\n" + gzip.compress(raw[:50]) + gzip.compress(raw[50:]))
-    elif where == "beside":
-        (tmp_path / "ct.raw.gz").write_bytes(gzip.compress(raw))
-        path.write_bytes(header + b"data file: ct.raw.gz\n")
     elif where == "behind lines":
         path.write_bytes(header + b"line skip: 2\n\none\ntwo\n" + gzip.compress(raw))
     else:
@@ -428,6 +431,21 @@ def test_compressed_voxels_wherever_they_lie(tmp_path, order, where, dtype):
     ct = read_ct(path)
     np.testing.assert_array_equal(ct.array, HU)
     assert ct.spacing == pytest.approx((5, 0.7, 0.9))
+
+
+@pytest.mark.parametrize(("ending", "data"), [(".mha", "ct.raw"), (".nrrd", "ct.raw"), (".nrrd", "ct.raw.gz")])
+def test_voxels_in_another_file_are_refused(tmp_path, ending, data):
+    """They would change without notice: only the file with the header is known to belong to the case."""
+    path = tmp_path / f"ct{ending}"
+    if ending == ".mha":
+        sitk.WriteImage(sitk.GetImageFromArray(HU), str(tmp_path / "ct.mhd"))
+        (tmp_path / "ct.mhd").rename(path)
+    else:
+        path.write_bytes(nrrd(HU, "gzip" if data.endswith(".gz") else "raw") + f"data file: {data}\n".encode())
+    (tmp_path / data).write_bytes(gzip.compress(HU.tobytes()) if data.endswith(".gz") else HU.tobytes())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), HU)
+    with pytest.raises(UserError, match=f"^{path}: found voxels in '{data}'; expected header and voxels in one file"):
+        read_ct(path)
 
 
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
