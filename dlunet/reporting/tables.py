@@ -29,11 +29,16 @@ class ScoreTable:
         metric: Its name and direction.
         mean: Mean over seeds of the mean over cases; NaN where an experiment has no scores.
         std: Sample standard deviation over seeds; NaN below two seeds.
+        partial: By experiment and column, the number of cases with a value, the least of all seeds, where it is below
+            that of the scored cases.
+        comparable: The columns whose means are over the same cases and classes in all experiments and seeds.
     """
 
     metric: Metric
     mean: pd.DataFrame
     std: pd.DataFrame
+    partial: Mapping[tuple[str, str], int]
+    comparable: frozenset[str]
 
     @property
     def has_values(self) -> bool:
@@ -49,13 +54,18 @@ class ScoreTable:
         sentences = [f"No value for {few(without)}; the mean leaves out what has none."] if without else []
         if self.metric not in ALWAYS.values():
             sentences.append("Means are over the cases in which reference and prediction have the class.")
+        if self.partial:
+            sentences.append(
+                "n is their number where it is below that of the scored cases; no value is called the best of a column "
+                "whose values are of different cases."
+            )
         return f"{self.metric.title}: {' '.join(sentences)}" if sentences else None
 
-    def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
-        """Whether the printed value is the best of its column, which must have at least two values."""
-        values = self.mean[column].astype(float).round(decimals)  # missing values may have made it a column of objects
+    def is_best(self, experiment: str, column: str) -> bool:
+        """Whether the value is the best of its column, which must have at least two values, of the same cases."""
+        values = self.mean[column].astype(float).round(3)  # missing values may have made it a column of objects
         best = values.max() if self.metric.higher_is_better else values.min()
-        return bool(values.count() > 1 and values[experiment] == best)
+        return bool(column in self.comparable and values.count() > 1 and values[experiment] == best)
 
 
 def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
@@ -68,13 +78,32 @@ def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSe
     """
     columns = [MEAN] + [label.abbreviation for label in labels]
     means, deviations = {}, {}
+    partial: dict[tuple[str, str], int] = {}
+    averaged: dict[str, set[frozenset[tuple[str, str]]]] = {column: set() for column in columns}
     for name, runs in groups.items():
         scored = [run.scores for run in runs if run.scores is not None and score in run.scores]
         values = pd.DataFrame([organ_means(scores, score, labels) for scores in scored], columns=columns)
         means[name], deviations[name] = values.mean(), values.std(ddof=1)
+        for scores in scored:
+            for column, pairs in _averaged_pairs(scores, score, labels).items():
+                averaged[column].add(pairs)
+                count = len({case for case, _ in pairs})
+                if count < scores["case"].nunique():
+                    partial[name, column] = min(count, partial.get((name, column), count))
     return ScoreTable(
-        common_metrics(groups)[score], pd.DataFrame(means, index=columns).T, pd.DataFrame(deviations, index=columns).T
+        common_metrics(groups)[score],
+        mean=pd.DataFrame(means, index=columns).T,
+        std=pd.DataFrame(deviations, index=columns).T,
+        partial={place: count for place, count in partial.items() if not math.isnan(means[place[0]][place[1]])},
+        comparable=frozenset(column for column in columns if len(averaged[column]) == 1),
     )
+
+
+def _averaged_pairs(scores: pd.DataFrame, score: str, labels: LabelSet) -> dict[str, frozenset[tuple[str, str]]]:
+    """The (case, class) pairs with a value, by column."""
+    known = scores.dropna(subset=[score])
+    rows = {MEAN: known} | {label.abbreviation: known[known["organ"] == label.name] for label in labels}
+    return {column: frozenset(zip(table["case"], table["organ"], strict=True)) for column, table in rows.items()}
 
 
 def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) -> dict[str, float]:
@@ -170,8 +199,13 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:
-    """A value as printed: three decimals as in the paper, with the standard deviation over seeds if there is one."""
-    return mean_and_std(float(table.mean[column][experiment]), float(table.std[column][experiment]))
+    """A value as printed: three decimals as in the paper, standard deviation over seeds, and number of cases.
+
+    The standard deviation is left out if there is none, the number if it is that of all scored cases.
+    """
+    value = mean_and_std(float(table.mean[column][experiment]), float(table.std[column][experiment]))
+    count = table.partial.get((experiment, column))
+    return value if count is None else f"{value} (n={count})"
 
 
 def mean_and_std(mean: float, std: float) -> str:

@@ -156,6 +156,28 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
     assert best == {"sup_light"}
 
 
+def test_a_distance_of_fewer_cases_is_not_called_the_best(make_run, tmp_path, capsys):
+    """Who misses a class in all cases but the easy ones has the smaller distance."""
+    runs = [make_run("sup_light"), make_run("ssl_light")]
+    for run, distance, missed in zip(runs, (8.0, 4.0), ((), ("case_1", "case_2", "case_3")), strict=True):
+        scores = pd.read_csv(run / "scores" / "scores.csv").assign(far=distance)
+        scores.loc[(scores["organ"] == "Gallbladder") & scores["case"].isin(missed), "far"] = float("nan")
+        scores.to_csv(run / "scores" / "scores.csv", index=False)
+        described = {"dsc": ["DSC", True], "nsd": ["NSD", True], "far": ["Far [mm]", False]}
+        (run / "scores" / "metrics.json").write_text(json.dumps(described))
+    page = Page(written(runs, tmp_path / "report"))
+    print_report(read_report(runs), tmp_path)
+    markdown = (tmp_path / "report" / "scores.md").read_text()
+    table = page.tables[2]
+    aorta, gallbladder = map(table[0].index, ("AT", "GB"))
+    assert [row[gallbladder] for row in table[1:]] in (["8.000", "4.000 (n=1)"], ["4.000 (n=1)", "8.000"])
+    assert sorted(row[aorta] for row in table[1:]) == ["*4.000", "8.000"]
+    assert {row[2] for row in table[1:]} == {"4"} and table[0][2] == "Scored cases"
+    for text in (page.text, markdown, capsys.readouterr().out):
+        assert "n is their number where it is below that of the scored cases" in " ".join(text.split())
+    assert "| 4.000 (n=1) |" in markdown
+
+
 def test_a_damaged_record_of_the_metrics_is_said(make_run):
     run = make_run("sup_light")
     (run / "scores" / "metrics.json").write_text('{"dsc": ["DSC"')
