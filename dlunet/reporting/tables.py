@@ -62,10 +62,12 @@ class ScoreTable:
         return f"{self.metric.title}: {' '.join(sentences)}" if sentences else None
 
     def is_best(self, experiment: str, column: str) -> bool:
-        """Whether the value is the best of its column, which must have at least two values, of the same cases."""
-        values = self.mean[column].astype(float).round(3)  # missing values may have made it a column of objects
-        best = values.max() if self.metric.higher_is_better else values.min()
-        return bool(column in self.comparable and values.count() > 1 and values[experiment] == best)
+        """Whether the printed value is the best of its column, with at least two values, all of the same cases."""
+        values = {name: float(mean_and_std(value, math.nan)) for name, value in self.mean[column].dropna().items()}
+        if column not in self.comparable or len(values) < 2:
+            return False
+        best = max(values.values()) if self.metric.higher_is_better else min(values.values())
+        return values.get(experiment) == best
 
 
 def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:

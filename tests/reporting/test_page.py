@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from dlunet.labels import FLARE22, label_set
 from dlunet.reporting import paper, print_report, read_report, write_report
 from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.runs import read_run
+from dlunet.reporting.tables import format_score, score_table
 from tests.reporting.html_page import Page
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -154,6 +156,18 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
     assert "**3.000**" in far and "**7.000**" not in far
     best = {row.split("|")[1].strip() for row in dsc.splitlines()[2:] if "**" in row.split("|")[2]}
     assert best == {"sup_light"}
+
+
+def test_of_values_that_are_printed_alike_all_are_the_best(make_run):
+    """0.5135 is a little less than that, and printed as 0.513."""
+    runs = {name: read_run(make_run(name)) for name in ("a", "b", "c")}
+    groups = {
+        name: [replace(run, scores=run.scores.assign(dsc=dsc))]
+        for (name, run), dsc in zip(runs.items(), (0.5135, 0.5131, 0.5124), strict=True)
+    }
+    table = score_table(groups, "dsc")
+    assert [format_score(table, name, "AT") for name in groups] == ["0.513", "0.513", "0.512"]
+    assert [table.is_best(name, "AT") for name in groups] == [True, True, False]
 
 
 def test_a_distance_of_fewer_cases_is_not_called_the_best(make_run, tmp_path, capsys):
