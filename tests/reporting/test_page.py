@@ -9,11 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlunet.errors import UserError
+from dlunet.execution import EXECUTION
 from dlunet.labels import FLARE22, label_set
 from dlunet.reporting import paper, print_report, read_report, write_report
-from dlunet.reporting.groups import group_by_experiment
+from dlunet.reporting.groups import NOT_COMPARED, group_by_experiment
 from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import format_score, score_table
+from dlunet.training.run_folder import FREE_ON_RESUME
 from tests.reporting.html_page import Page
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -297,6 +299,35 @@ def test_runs_with_other_settings_are_not_averaged(make_run):
         "ssl_light (other_network.kind=–)": ["1", "2", "3"],
         "ssl_light (other_network.kind=PlainUNet)": ["8"],
     }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"checkpoint": {"every_n_minutes": 30, "on_full": "continue"}},
+        {"callbacks": {"device_monitor": {"_target_": "a.B", "cpu_stats": True}, "weight_norms": {"_target_": "a.C"}}},
+        {"dry_run": True, "strict": True, "data": {"workers": 3}},
+        {"new_part": None},  # of a later version
+    ],
+)
+def test_seeds_that_were_executed_in_another_way_are_averaged(make_run, changed):
+    runs = [make_run("ssl_light", seed, parts=()) for seed in (1, 2)]
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(runs[0] / "config.yaml"), changed), runs[0] / "config.yaml")
+    assert list(group_by_experiment([*map(read_run, runs)])) == ["ssl_light"]
+
+
+def test_an_earlier_end_is_another_experiment(make_run):
+    runs = [make_run("ssl_light", seed, parts=()) for seed in (1, 2)]
+    early = {"callbacks": {"early_stopping": {"patience": 3}}}
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(runs[0] / "config.yaml"), early), runs[0] / "config.yaml")
+    assert set(group_by_experiment([*map(read_run, runs)])) == {
+        "ssl_light (callbacks.early_stopping.patience=3)",
+        "ssl_light (callbacks.early_stopping.patience=–)",
+    }
+
+
+def test_how_a_run_is_executed_is_the_same_list_for_reports_and_continuations():
+    assert set(EXECUTION) <= set(NOT_COMPARED) & set(FREE_ON_RESUME)
 
 
 def test_table_4_is_shown_for_the_losses(make_run, tmp_path):
