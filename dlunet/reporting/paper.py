@@ -13,9 +13,11 @@ from importlib import resources
 
 import pandas as pd
 
+from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.reporting.paired import check_same_references, dsc_by_seed, shared_scores
 from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import MEAN, best_and_worst, case_means, score_table
+from dlunet.reporting.tables import MEAN, best_and_worst, case_means, organ_means, score_table
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -112,14 +114,17 @@ class Comparison:
         change: What is changed.
         before: The row without it.
         after: The row with it.
-        ours: By column, the differences of our means.
+        ours: By column, the differences of our means over the seeds and cases that both rows have; None if they share
+            none.
+        shared: These seeds and cases as printed or, if there are none, why.
         paper: By column, the differences of the paper's.
     """
 
     change: str
     before: PaperRow
     after: PaperRow
-    ours: dict[str, float]
+    ours: dict[str, float] | None
+    shared: str
     paper: dict[str, float]
 
 
@@ -241,10 +246,17 @@ def _row(
 
 
 def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
-    assert before.ours and after.ours and before.paper and after.paper
-    ours = {column: after.ours[column] - before.ours[column] for column in after.ours}
+    assert before.paper and after.paper
     paper = {column: after.paper[column] - before.paper[column] for column in after.paper}
-    return Comparison(change, before, after, ours, paper)
+    try:
+        check_same_references([*before.runs, *after.runs])
+        scores = shared_scores({row.name: dsc_by_seed(row.runs) for row in (before, after)})
+    except UserError as error:
+        return Comparison(change, before, after, None, str(error), paper)
+    differences = pd.DataFrame(scores[after.name] - scores[before.name])
+    shared = f"{differences.index.unique('case').size} cases, seeds {', '.join(map(str, differences.columns))}"
+    ours = organ_means(differences.mean(axis=1).rename("dsc").reset_index(), "dsc")
+    return Comparison(change, before, after, ours, shared, paper)
 
 
 def _groups_by_experiment(groups: Groups) -> dict[str, str]:

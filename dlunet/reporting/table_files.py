@@ -146,15 +146,13 @@ def _only(report: Report, table: PaperTable) -> Report:
 
 def _tested(table: PaperTable, report: Report) -> tuple[list[Comparison], list[list[OrganTest]], list[str]]:
     """The comparisons with their tests, and notes on those that share no case or seed."""
-    compared, tests, notes = [], [], []
-    for comparison in comparisons([table]):
-        before, after = comparison.before, comparison.after
-        try:
-            tests.append(organ_tests(before.runs, after.runs, report.labels, (before.name, after.name)))
-            compared.append(comparison)
-        except UserError as error:
-            notes.append(f"Not tested: {error}.")
-    return compared, tests, notes
+    found = comparisons([table])
+    compared = [comparison for comparison in found if comparison.ours is not None]
+    tests = [
+        organ_tests(each.before.runs, each.after.runs, report.labels, (each.before.name, each.after.name))
+        for each in compared
+    ]
+    return compared, tests, [f"Not tested: {each.shared}." for each in found if each.ours is None]
 
 
 def _score_sheet(table: PaperTable, ours: str) -> Sheet:

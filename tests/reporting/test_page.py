@@ -226,6 +226,31 @@ def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_p
     assert comparison.ours["Mean"] == pytest.approx(means[0] - means[1])
 
 
+def test_headlines_are_of_the_seeds_and_cases_that_both_have(make_run, tmp_path):
+    """A seed and a case of one experiment alone would turn the sign."""
+    runs = [make_run("sup_light", 1, 2.0), make_run("ssl_light", 1, 1.0), make_run("ssl_light", 2, 1.0)]
+    frames = [pd.read_csv(run / "scores" / "scores.csv") for run in runs]
+    frames[0] = frames[0][frames[0]["case"] != "case_4"]
+    frames[2]["dsc"] = 0.0
+    for run, frame in zip(runs, frames, strict=True):
+        frame.to_csv(run / "scores" / "scores.csv", index=False)
+    page = Page(written(runs, tmp_path / "report", floor="sup_light"))
+    both = frames[1][frames[1]["case"] != "case_4"]
+    difference = f"{both['dsc'].mean() - frames[0]['dsc'].mean():+.3f}"
+    assert frames[0]["dsc"].mean() > (frames[1]["dsc"].mean() + frames[2]["dsc"].mean()) / 2
+    text = " ".join(page.text.split())
+    assert f"mean DSC {difference} (sup_light → ssl_light, 3 cases, seeds 1; the paper" in text
+    (row,) = (row for table in page.tables for row in table if row[0] == "ssl_light" and " [" in row[-1] + row[4])
+    assert row[4].startswith(f"{difference} [")
+
+
+def test_no_headline_without_common_seeds(make_run, tmp_path):
+    page = Page(written([make_run("sup_light", 1), make_run("ssl_light", 2)], tmp_path / "report"))
+    text = " ".join(page.text.split())
+    said = "not compared (Light UNet w/o SSL, Light UNet w SSL: their runs share no seed; found"
+    assert f"Semi-supervision, light U-Net: {said}" in text and "mean DSC +" not in text and "mean DSC -" not in text
+
+
 def test_the_score_tables_are_those_of_the_folders_with_the_best_in_bold(report, page, scores):
     csv = pd.read_csv(report / "scores.csv").set_index(["run", "score"])
     for table, score, first in ((page.tables[0], "dsc", 5), (page.tables[1], "nsd", 4)):
