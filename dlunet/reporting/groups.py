@@ -37,7 +37,7 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
 
     def place(run: Run) -> tuple[bool, bool, str, str]:
-        method, network, _ = run.parts
+        method, network, *_ = run.parts
         return method != "Supervised", network != "PlainUNet", run.name, run.seed.zfill(9)
 
     settings = {run.folder: _settings(run) for run in runs}

@@ -60,9 +60,8 @@ def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:
     networks = {runs[0].parts[1] for runs in scored.values()}
     found: dict[str, dict[str, Sequence[Run]]] = {}
     for name, runs in scored.items():
-        targets = [str(runs[0].setting(f"{key}._target_", "same")) for key in ("loss", "pseudo_loss")]
-        loss, pseudo_loss = (target.rpartition(".")[2] for target in targets)
-        losses = loss if pseudo_loss in (loss, "same") else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
+        _, _, loss, pseudo_loss = runs[0].parts
+        losses = loss if pseudo_loss == loss else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
         network = f", {runs[0].parts[1]}" if len(networks) > 1 else ""
         found.setdefault(losses + network, {})[name] = runs
     return found

@@ -38,7 +38,7 @@ TITLES = {
     6: "DSC of single cases without and with semi-supervised learning (the paper's Table 6)",
     7: "DSC and NSD of the test set (the paper's Table 7)",
 }
-#: The Python classes of the method, network and loss of each of these experiments.
+#: The Python classes of the method, network and loss, also on pseudo-labels, of each of these experiments.
 PARTS = {
     "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
     "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
@@ -73,7 +73,7 @@ class PaperRow:
         runs: Our runs that were scored, one per seed.
         ours: The means of their scores; None if they have none.
         std: The standard deviations of these over seeds.
-        score: The metric.
+        group: The experiment that our runs are of; empty if there are none.
     """
 
     name: str
@@ -82,7 +82,7 @@ class PaperRow:
     runs: tuple[Run, ...]
     ours: dict[str, float] | None
     std: dict[str, float] | None
-    score: str = "dsc"
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,12 @@ class PaperTable:
     def experiments(self) -> list[str]:
         """The experiments that reproduce its rows."""
         return list(dict.fromkeys(row.experiment for row in self.rows))
+
+    @property
+    def note(self) -> str | None:
+        """Which experiments of other names are in its rows; None if there are none."""
+        others = {row.experiment: row.group for row in self.rows if row.group not in ("", row.experiment)}
+        return f"Ours of {'; of '.join(f'{name} are {group}' for name, group in others.items())}." if others else None
 
     def sources(self, row: PaperRow) -> dict[str, dict[str, float] | None]:
         """The values of a row that are shown, the paper's and ours; None for what was not run."""
@@ -159,7 +165,8 @@ def paper_table(number: int, groups: Groups) -> PaperTable:
         6: _rows_of_cases,
         7: _rows_of_the_test_set,
     }.get(number, _rows_of_experiments)
-    return PaperTable(number, TITLES[number], tuple(make(number, runs)))
+    rows = (replace(row, group=ours[row.experiment]) if row.ours else row for row in make(number, runs))
+    return PaperTable(number, TITLES[number], tuple(rows))
 
 
 def runs_of_figure_3(groups: Groups) -> dict[str, Sequence[Run]]:
@@ -242,7 +249,7 @@ def _row(
         table = score_table({name: scored}, score)
         if table.mean.loc[name].notna().any():
             ours, std = ({str(key): float(part[key][name]) for key in part} for part in (table.mean, table.std))
-    return PaperRow(name, experiment, paper, scored, ours, std, score)
+    return PaperRow(name, experiment, paper, scored, ours, std)
 
 
 def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
@@ -266,7 +273,7 @@ def _groups_by_experiment(groups: Groups) -> dict[str, str]:
     """
     found = {}
     for experiment, parts in PARTS.items():
-        alike = [name for name, runs in groups.items() if all(run.parts == parts for run in runs)]
+        alike = [name for name, runs in groups.items() if all(run.parts == (*parts, parts[-1]) for run in runs)]
         others = [name for name in alike if name not in PARTS] or alike
         if experiment in groups:
             found[experiment] = experiment

@@ -147,11 +147,14 @@ class Run:
         return ", ".join(map(str, self._recorded("machine", "gpus", []))) or self._recorded("machine", "processor")
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """The Python classes of its method, network and loss; empty where the configuration does not name one."""
+    def parts(self) -> tuple[str, str, str, str]:
+        """The Python classes of its method, network, loss and loss on pseudo-labels; empty where none is named.
+
+        Where only the second loss is not named, pseudo-labels have the same one as labels.
+        """
         kinds = (self.setting(key, "") for key in ("method._target_", "network.kind", "loss._target_"))
         method, network, loss = (str(kind).rpartition(".")[2] for kind in kinds)
-        return method, network, loss
+        return method, network, loss, str(self.setting("pseudo_loss._target_", loss)).rpartition(".")[2]
 
     def _recorded(self, part: str, key: str, default: Any = "unknown") -> Any:
         values = self.provenance.get(part)

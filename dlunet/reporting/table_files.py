@@ -206,6 +206,8 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
         yield report.recipe_note
     yield "Means over cases and seeds; ± is the standard deviation over seeds."
     yield "The paper: arXiv 2209.10984, on FLARE22."
+    if table.note:
+        yield table.note
     if table.number in NOTES:
         yield NOTES[table.number]
     runs = [run for row in table.rows for run in row.runs]

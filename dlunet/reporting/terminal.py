@@ -32,6 +32,8 @@ def print_report(report: Report, page: Path, console: Console | None = None) -> 
     tables = tables_of_experiments(report.groups, report.labels)
     for table in tables:
         console.print(_paper_layout(table, report.ours))
+        if table.note:
+            console.print(table.note, markup=False, highlight=False, soft_wrap=True)
     if tables and report.recipe_note:
         console.print(report.recipe_note)
     if report.paired is not None:

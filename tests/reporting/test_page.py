@@ -16,6 +16,7 @@ from dlunet.reporting.groups import NOT_COMPARED, group_by_experiment
 from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import format_score, score_table
 from dlunet.training.run_folder import FREE_ON_RESUME
+from tests.reporting.conftest import PARTS_OF
 from tests.reporting.html_page import Page
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -224,6 +225,23 @@ def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_p
     scores = [pd.read_csv(run / "scores" / "scores.csv") for run in runs[:2]]
     means = [frame.groupby("case")["dsc"].mean().mean() for frame in scores]
     assert comparison.ours["Mean"] == pytest.approx(means[0] - means[1])
+
+
+def test_rows_of_the_paper_say_which_experiments_are_in_them(make_run, tmp_path, capsys):
+    """And have none whose loss on pseudo-labels is another one."""
+    runs = [make_run("first", parts_of=PARTS_OF["sup_light"]), make_run("second", parts_of=PARTS_OF["ssl_light"])]
+    page = written(runs, tmp_path / "report")
+    print_report(read_report(runs), page)
+    text = " ".join(Page(page).text.split())
+    for said in (text, " ".join(capsys.readouterr().out.split())):
+        assert "Ours of sup_light are first; of ssl_light are second." in said
+    assert "(first → second, 4 cases" in text
+    config = OmegaConf.load(runs[1] / "config.yaml")
+    for loss, is_shown in (("RobustSegmentationLoss", True), ("DiceCrossEntropyLoss", False)):
+        config["pseudo_loss"] = {"_target_": f"dlunet.losses.{loss}"}
+        OmegaConf.save(config, runs[1] / "config.yaml")
+        (table,) = paper.tables_of_experiments(group_by_experiment([*map(read_run, runs)]))
+        assert [row.group for row in table.rows] == ["", "", "first", "second" if is_shown else ""]
 
 
 def test_headlines_are_of_the_seeds_and_cases_that_both_have(make_run, tmp_path):
