@@ -14,7 +14,6 @@ from dlunet import training
 from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder
-from dlunet.files import write_text
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import STEPS
 from dlunet.inference.sliding_window import FLIPPED_AXES
@@ -50,10 +49,7 @@ def train(config: DictConfig) -> Path:
         if _changed_at(run.last) == before and (not cases or _is_scored(run, cases)):  # it was finished before
             return best
         if cases:
-            write_text(
-                ScoresLayout(run.scores).part_of_dataset, f"{part}\n"
-            )  # first: scored cases are not scored again
-            _score(cases, run, config.data.workers, config.strict)
+            _score(cases, part, run, config.data.workers, config.strict)
         training.log_results(config.logger, run, scored=bool(cases))
     return best
 
@@ -222,7 +218,7 @@ def _is_scored(run: RunFolder, cases: Sequence[Case]) -> bool:
         return False
 
 
-def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: bool) -> None:
+def _score(cases: Sequence[Case], part: str, run: RunFolder, workers: int | None, strict: bool) -> None:
     """Segment and score cases; the results are written to the run folder."""
     bundle, engine = load_engine(run.trained)
     # Replaces predictions of an earlier, shorter training of this run.
@@ -233,7 +229,7 @@ def _score(cases: Sequence[Case], run: RunFolder, workers: int | None, strict: b
     segmented = {label_name(path, names) for path in list_volumes(run.predictions)}
     references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
     with _without_failed_cases(strict):
-        evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers)
+        evaluate_folder(run.predictions, references, run.scores, bundle.labels, workers=workers, part=part)
 
 
 @contextmanager
