@@ -75,6 +75,8 @@ class Report:
             note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
         if self.has_validation_scores:
             note += " No test case has labels: the validation cases are scored, by which the checkpoints were chosen."
+        if outdated := [f"{run.name}, seed {run.seed}" for run in self.runs if run.is_scored_before_its_end]:
+            note += f" Trained further since they were scored, so these scores are of before: {'; '.join(outdated)}."
         if unscored := self._unscored:
             note += f" Without scores, so not in the means: {', '.join(unscored)}."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note

@@ -142,6 +142,24 @@ class Run:
             return False
 
     @property
+    def is_scored_before_its_end(self) -> bool:
+        """Whether it was trained further since it was scored, by the times of the files."""
+        run = RunLayout(self.folder)
+        try:
+            return ScoresLayout(run.scores).table.stat().st_mtime < run.trained.stat().st_mtime
+        except OSError:
+            return False
+
+    @property
+    def weights(self) -> str | None:
+        """What identifies the weights that made its label maps; None if unknown."""
+        try:
+            record = PredictionsLayout(RunLayout(self.folder / self.part).predictions).record
+            return str(json.loads(record.read_text(encoding="utf-8"))["weights"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
     def machine(self) -> str:
         """The GPUs that it was trained with, or the processor."""
         return ", ".join(map(str, self._recorded("machine", "gpus", []))) or self._recorded("machine", "processor")

@@ -19,6 +19,7 @@ from dlunet.reporting.organ_tests import OrganTest, organ_tests
 from dlunet.reporting.paired import NONE, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
+from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.shown_cases import choose_cases
 from dlunet.reporting.tables import MEAN, mean_and_std
@@ -214,6 +215,11 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     augmentations = [dict(run.setting("augmentation", {"flip": "unknown"})) for run in runs]
     if table.number == 5 and not all(augmentation.get("flip") for augmentation in augmentations):
         yield NOT_MIRRORED
+    if others := [run.seed for run in runs if _is_of_another_network(run)]:
+        yield (
+            f"With flips, another network than without has predicted: seeds {', '.join(dict.fromkeys(others))}; the "
+            "run was trained further between them. Predict again: make table5"
+        )
     seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) > 1:
         yield "Seeds: " + "; ".join(f"{name}: {text}" for name, text in seeds.items()) + "."
@@ -225,6 +231,11 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
         "machines": (run.machine for run in runs),
     }
     yield "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
+
+
+def _is_of_another_network(run: Run) -> bool:
+    """Whether further label maps of a run are of other weights than its own, as far as both are recorded."""
+    return len({run.weights, replace(run, part="").weights} - {None}) > 1
 
 
 def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:

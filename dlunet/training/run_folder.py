@@ -80,11 +80,6 @@ class RunFolder(RunLayout):
     """The folder of a run; it may be moved and copied."""
 
     @property
-    def trained(self) -> Path:
-        """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
-        return self.best if self.best.exists() else self.last
-
-    @property
     def has_run(self) -> bool:
         """Whether there is a run; the last checkpoint may be lost."""
         return self.last.exists() or self.previous.exists()

@@ -1,6 +1,7 @@
 """The report page is self-contained, has every section, and agrees with the run folders."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -108,6 +109,20 @@ def test_test_cases_may_have_the_names_of_validation_cases(make_run, tmp_path, c
         (run / "scores" / "part.txt").write_text(f"{part}\n")
         for text in said(run, tmp_path / part, capsys):
             assert ("the validation cases are scored" in text) == (part == "validation")
+
+
+def test_scores_of_an_earlier_checkpoint_are_called_so(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    (run / "checkpoints").mkdir()
+    scored = (run / "scores" / "scores.csv").stat().st_mtime
+    for name, later, is_said in (("last", 60, True), ("best", -60, False)):  # training went on, with no better epoch
+        checkpoint = run / "checkpoints" / f"{name}.ckpt"
+        checkpoint.touch()
+        os.utime(checkpoint, (scored + later, scored + later))
+        for text in said(run, tmp_path / name, capsys):
+            assert (
+                "Trained further since they were scored, so these scores are of before: ssl_light" in text
+            ) == is_said
 
 
 def test_a_report_does_not_replace_scores(make_run, tmp_path):

@@ -123,6 +123,17 @@ def test_table_5_has_the_scores_with_flips_and_the_cost(make_run, tmp_path):
     assert paper == ("paper", "144", "–", "–") and with_flips == ("ours (synthetic)", "15.0", "0.0", "6.0")
 
 
+def test_flips_of_another_network_are_called_so(make_run, tmp_path):
+    run = make_run("ssl_light")
+    for part in ("predictions", "scores"):
+        shutil.copytree(run / part, run / "flips-axes" / part)
+    for weights, is_said in (("old", True), ("new", False)):
+        for folder, digest in ((run, "new"), (run / "flips-axes", weights)):
+            (folder / "predictions" / "prediction.json").write_text(json.dumps({"images": {}, "weights": digest}))
+        notes = " ".join(write_paper_table(read_report([run]), 5, tmp_path / "table").notes)
+        assert ("With flips, another network than without has predicted: seeds 1;" in notes) == is_said
+
+
 def test_table_6_has_the_best_and_worst_of_synthetic_cases_below_the_paper_s(make_run, tmp_path):
     runs = [make_run("sup_light", error=2.0), make_run("ssl_light", error=1.0)]
     rows = write_paper_table(read_report(runs), 6, tmp_path).sheets[0].rows
