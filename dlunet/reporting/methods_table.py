@@ -49,7 +49,7 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
     names = {row.experiment for table in compared.values() for row in table.rows}
     runs = [run for name, group in report.groups.items() if name in names for run in group if run.scores is not None]
     notes = [report.data_note, NOTE, _budget(runs)]
-    values = pd.concat([table.as_csv_table().assign(losses=losses) for losses, table in compared.items()])
+    values = pd.concat([_values(losses, table) for losses, table in compared.items()])
     contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
     return sheets, notes, list(write_contents(output, contents))
 
@@ -87,8 +87,7 @@ def _compared(losses: str, groups: Mapping[str, Sequence[Run]]) -> PairedTable |
 
 
 def _sheet(losses: str, table: PairedTable) -> Sheet:
-    corrected = holm({row.experiment: row.p for row in table.rows if row.experiment != table.floor})
-    rows = []
+    corrected, rows = _corrected(table), []
     for row in table.rows:
         if row.experiment == table.floor:
             comparison = (NONE, NONE, NONE)
@@ -97,6 +96,16 @@ def _sheet(losses: str, table: PairedTable) -> Sheet:
             comparison = (row.difference.text("+.3f"), p_text(corrected[row.experiment]), counts)
         rows.append((row.experiment, ", ".join(row.seeds), str(row.cases), row.dsc.text(".3f"), *comparison))
     return Sheet(f"Methods with {losses}", HEADER, tuple(rows), texts=2)
+
+
+def _values(losses: str, table: PairedTable) -> pd.DataFrame:
+    values = table.as_csv_table()
+    return values.assign(p_corrected=values["run"].map(_corrected(table)), losses=losses)
+
+
+def _corrected(table: PairedTable) -> dict[str, float]:
+    """The p values of a table, corrected for the number of its methods."""
+    return holm({row.experiment: row.p for row in table.rows if row.experiment != table.floor})
 
 
 def _budget(runs: Sequence[Run]) -> str:
