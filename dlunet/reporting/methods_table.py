@@ -10,7 +10,7 @@ import pandas as pd
 from dlunet.errors import UserError
 from dlunet.reporting.contents import Report
 from dlunet.reporting.organ_tests import holm
-from dlunet.reporting.paired import NONE, PairedTable, p_text, paired_table
+from dlunet.reporting.paired import NONE, PairedTable, notes_on_few, p_text, paired_table
 from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.table_files import write_contents
@@ -48,7 +48,8 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
     sheets = [_sheet(losses, table) for losses, table in compared.items()]
     names = {row.experiment for table in compared.values() for row in table.rows}
     runs = [run for name, group in report.groups.items() if name in names for run in group if run.scores is not None]
-    notes = [report.data_note, NOTE, _budget(runs)]
+    few = notes_on_few((row.cases, len(row.seeds)) for table in compared.values() for row in table.rows)
+    notes = [report.data_note, " ".join([NOTE, *few]), _budget(runs)]
     values = pd.concat([_values(losses, table) for losses, table in compared.items()])
     contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
     return sheets, notes, list(write_contents(output, contents))

@@ -16,7 +16,7 @@ from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
 from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
-from dlunet.reporting.paired import NONE, p_text
+from dlunet.reporting.paired import NONE, notes_on_few, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
 from dlunet.reporting.runs import Run
@@ -241,7 +241,7 @@ def _is_of_another_network(run: Run) -> bool:
 def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
     if not tests:
         return
-    yield TESTS_NOTE
+    yield " ".join([TESTS_NOTE, *notes_on_few((test.cases, len(test.seeds)) for each in tests for test in each)])
     # The smallest p: all cases that differ do so in one direction; Holm multiplies it by the number of classes.
     classes = [[test for test in each[1:] if not math.isnan(test.p)] for each in tests]
     differing = [max((test.better + test.worse for test in each), default=0) for each in classes]

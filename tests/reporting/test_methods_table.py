@@ -77,6 +77,12 @@ def test_all_forms_have_the_same_figures(written):
             assert all(figure in text for figure in figures for text in texts)
 
 
+def test_few_cases_and_a_single_seed_are_said(written):
+    """Four cases, and one seed of the second losses."""
+    notes = " ".join(written[1])
+    assert "From fewer than 10 cases, intervals are too narrow. From one seed, intervals are over cases alone." in notes
+
+
 def test_different_budgets_are_said(make_run, tmp_path):
     for name in ("supervised", "bcp"):
         run = make_run(name, parts_of=(f"dlunet.methods.{CLASSES[name]}", "LightUNet", LOSSES["ga"]))

@@ -181,6 +181,11 @@ def test_too_few_cases_for_a_small_p_are_said(folder):
     assert "With 4 cases, no p of a class can be below 1.000" in (folder / "table3.md").read_text()
 
 
+def test_few_cases_and_a_single_seed_are_said(folder):
+    said = "From fewer than 10 cases, intervals are too narrow. From one seed, intervals are over cases alone."
+    assert said in (folder / "table3.md").read_text()
+
+
 def test_seeds_without_scores_are_not_said_to_be_averaged(make_run, tmp_path):
     runs = [make_run("sup_light", 1), make_run("ssl_light", 1), make_run("ssl_light", 2)]
     shutil.rmtree(runs[2] / "scores")
