@@ -125,6 +125,6 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
 def report_of(runs: Sequence[Run], *, floor: str | None = None, ceiling: str | None = None) -> Report:
     """The report of runs that were read; see :func:`read_report`."""
     groups = group_by_experiment(runs)
-    paired, labels = paired_table(groups, floor, ceiling), common_labels(groups)
+    labels = common_labels(groups)  # first: scores of other classes cannot be compared
     scores = {name: score_table(groups, name, labels) for name in common_metrics(groups)}
-    return Report(groups, labels, scores, paired)
+    return Report(groups, labels, scores, paired_table(groups, floor, ceiling))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics
 from dlunet.evaluation.metrics import ALWAYS
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import FLARE22, Label, LabelSet
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
 from dlunet.volumes import case_name, file_stem, list_volumes
 
@@ -266,9 +266,10 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
     first, *others = [run for runs in groups.values() for run in runs]
     for run in others:
         if run.labels.labels != first.labels.labels:
+            found, expected = _differing(run.labels, first.labels)
             raise UserError(
-                f"{run.folder}: its classes ({_names(run.labels)}) differ from those of {first.folder} "
-                f"({_names(first.labels)}); expected runs with the same classes; report them separately"
+                f"{run.folder}: its classes ({found}) differ from those of {first.folder} ({expected}); expected runs "
+                "with the same classes; report them separately"
             )
     return first.labels
 
@@ -279,8 +280,14 @@ def common_metrics(groups: Mapping[str, Sequence[Run]]) -> dict[str, Metric]:
     return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
 
 
-def _names(labels: LabelSet) -> str:
-    return ", ".join(label.name for label in labels)
+def _differing(*sets: LabelSet) -> tuple[str, ...]:
+    """In what each of two label sets differs from the other: its names or, if these are the same, one attribute."""
+    names = tuple(", ".join(label.name for label in labels) for labels in sets)
+    if len(set(names)) > 1:
+        return names
+    labels = next(pair for pair in zip(*sets, strict=True) if pair[0] != pair[1])
+    attribute = next(field.name for field in fields(Label) if len({getattr(label, field.name) for label in labels}) > 1)
+    return tuple(f"{label.name}: {attribute} {getattr(label, attribute)}" for label in labels)
 
 
 def _read_config(path: Path) -> DictConfig:

@@ -444,6 +444,19 @@ def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run,
     assert "scored on 1 case." in page.text and "No value for TUM" in page.text
     with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):
         written([run, other], tmp_path / "both")
+    with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):  # not that no case is shared
+        read_report([run, other], floor="sup_light")
+
+
+@pytest.mark.parametrize(("attribute", "value", "there"), [("nsd_tolerance_mm", 9, 2), ("tubular", False, True)])
+def test_classes_that_are_scored_in_another_way_are_named(make_run, attribute, value, there):
+    runs = [make_run("ssl_light"), make_run("sup_light")]
+    labels = FLARE22.to_dict()
+    labels["labels"][4] |= {attribute: value}
+    (runs[0] / "labels.json").write_text(json.dumps(labels))
+    said = rf"\(Aorta: {attribute} {value}\) differ from those of .*sup_light.*\(Aorta: {attribute} {there}\)"
+    with pytest.raises(UserError, match=said):
+        read_report(runs)
 
 
 def test_names_are_escaped(make_run, tmp_path):
