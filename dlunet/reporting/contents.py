@@ -116,8 +116,8 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
         ceiling: Name of the experiment that shows how much can be gained over the floor, or None.
 
     Raises:
-        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or an
-            experiment cannot be compared with floor and ceiling.
+        UserError: A folder contains no run, a configuration cannot be read, scores occur twice, the runs have different
+            classes, or an experiment cannot be compared with floor and ceiling.
     """
     return report_of([read_run(folder) for folder in find_runs(folders)], floor=floor, ceiling=ceiling)
 

@@ -213,7 +213,8 @@ def read_run(folder: Path) -> Run:
     """Read a run folder; parts that are absent or damaged are listed in ``missing``.
 
     Raises:
-        UserError: The configuration cannot be read; without it, nothing is known about the run.
+        UserError: The configuration cannot be read, without which nothing is known about the run, or a case and class
+            is scored several times.
     """
     missing: list[str] = []
     run = RunLayout(folder)
@@ -343,6 +344,13 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     if not set(scores.columns) >= SCORE_COLUMNS or scores.empty:
         missing.append(f"{where} has no rows of case, organ, dsc, nsd")
         return None
+    counts = scores.groupby(["case", "organ"], sort=False).size()
+    if counts.max() > 1:
+        case, organ = scores.loc[scores.duplicated(["case", "organ"]), ["case", "organ"]].iloc[0]
+        raise UserError(
+            f"{path}: {case}, {organ} occurs {counts[case, organ]} times; expected one row per case and class; "
+            "evaluate again"
+        )
     return scores
 
 

@@ -420,6 +420,15 @@ def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
     assert not page.images
 
 
+def test_a_case_that_was_scored_twice_is_an_error(make_run):
+    run = make_run("ssl_light")
+    rows = (run / "scores" / "scores.csv").read_text().splitlines()
+    twice = [*rows, *(row for row in rows if row.startswith("case_3,Liver"))]
+    (run / "scores" / "scores.csv").write_text("\n".join(twice))
+    with pytest.raises(UserError, match=r"scores\.csv: case_3, Liver occurs 2 times; expected one row per case and"):
+        read_report([run], floor="ssl_light")
+
+
 def test_images_that_are_gone_are_said(make_run, tmp_path):
     run = make_run("ssl_light")
     record = run / "predictions" / "prediction.json"
