@@ -481,6 +481,17 @@ def test_names_are_escaped(make_run, tmp_path):
     assert page.count["script"] == plain.count["script"] and evil in page.text
 
 
+def test_names_are_printed_as_they_are(make_run, tmp_path, capsys):
+    """Also those that look like the markup of the terminal."""
+    run = make_run("ssl_light", data_name="my[/x]data")
+    config = OmegaConf.load(run / "config.yaml")
+    config.merge_with({"name": r"x\[b]y", "recipe": {"name": "[red]best"}})
+    OmegaConf.save(config, run / "config.yaml")
+    print_report(read_report([run]), tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert r" x\[b]y " in printed and "SYNTHETIC data (my[/x]data)" in printed and "recipe=[red]best" in printed
+
+
 def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):
     run = make_run("ssl_light")
     evil = 'a" onerror="alert(1)'
