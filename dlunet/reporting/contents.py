@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlunet.labels import LabelSet
 from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.paired import PairedTable, paired_table
-from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, read_run
-from dlunet.reporting.tables import ScoreTable, score_table
-
-Groups = Mapping[str, Sequence[Run]]
+from dlunet.reporting.runs import Groups, Run, common_labels, common_metrics, find_runs, read_run
+from dlunet.reporting.tables import ScoreTable, score_table, scored_cases
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Report:
     @property
     def has_unequal_cases(self) -> bool:
         """Whether runs were scored on different cases."""
-        return len({frozenset(cases) for cases in self._scored_cases()}) > 1
+        return len({frozenset(scored_cases([run])) for run in self.runs if run.scores is not None}) > 1
 
     @property
     def has_validation_scores(self) -> bool:
@@ -101,8 +99,16 @@ class Report:
         scored = [(name, runs) for name, runs in self.groups.items() if any(run.scores is not None for run in runs)]
         return [f"{name}, seed {run.seed}" for name, runs in scored for run in runs if run.scores is None]
 
-    def _scored_cases(self) -> Iterator[set[str]]:
-        return (set(run.scores["case"]) for run in self.runs if run.scores is not None)
+
+def training_facts(runs: Sequence[Run]) -> str:
+    """The steps, plans, commits and machines of runs, as printed."""
+    facts = {
+        "steps": (run.planned_steps for run in runs),
+        "plan": (run.plan for run in runs),
+        "commits": (run.commit for run in runs),
+        "machines": (run.machine for run in runs),
+    }
+    return "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items())
 
 
 def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: str | None = None) -> Report:

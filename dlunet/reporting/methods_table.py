@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from dlunet.errors import UserError
-from dlunet.reporting.contents import Report
+from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.organ_tests import holm
 from dlunet.reporting.paired import NONE, PairedTable, notes_on_few, p_text, paired_table
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.table_files import write_contents
 
@@ -68,7 +68,7 @@ def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:
     return found
 
 
-def _compared(losses: str, groups: Mapping[str, Sequence[Run]]) -> PairedTable | None:
+def _compared(losses: str, groups: Groups) -> PairedTable | None:
     """The comparison with supervised training, best first; None if there is nothing to compare.
 
     Raises:
@@ -110,13 +110,7 @@ def _corrected(table: PairedTable) -> dict[str, float]:
 
 
 def _budget(runs: Sequence[Run]) -> str:
-    """The steps, plans, commits and machines of the runs, and that they differ if they do."""
-    steps = list(dict.fromkeys(run.planned_steps for run in runs))
-    facts = {
-        "Steps": steps,
-        "plan": (run.plan for run in runs),
-        "commits": (run.commit for run in runs),
-        "machines": (run.machine for run in runs),
-    }
-    text = "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
-    return f"The methods were not trained for the same number of steps. {text}" if len(steps) > 1 else text
+    """The steps, plans, commits and machines of the runs, and that the steps differ if they do."""
+    text = f"S{training_facts(runs).removeprefix('s')}."
+    differ = len({run.planned_steps for run in runs}) > 1
+    return f"The methods were not trained for the same number of steps. {text}" if differ else text

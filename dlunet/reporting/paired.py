@@ -23,7 +23,7 @@ from scipy.stats import wilcoxon
 from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
 from dlunet.evaluation.bootstrap import Estimate
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import markdown_table
 
 #: The columns that are the result, where there is no room for all.
@@ -132,7 +132,7 @@ def notes_on_few(counts: Iterable[tuple[int, int]]) -> list[str]:
     return [sentence for sentence, applies in sentences.items() if applies]
 
 
-def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling: str | None) -> PairedTable | None:
+def paired_table(groups: Groups, floor: str | None, ceiling: str | None) -> PairedTable | None:
     """Compare every experiment that has scores with a floor, and relate it to the gap up to a ceiling.
 
     Args:
@@ -162,7 +162,7 @@ def dsc_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame({seed: scores.set_index(["case", "organ"])["dsc"] for seed, scores in scored.items()})
 
 
-def _check_name(setting: str, name: str, groups: Mapping[str, Sequence[Run]], scores: Mapping[str, object]) -> None:
+def _check_name(setting: str, name: str, groups: Groups, scores: Mapping[str, object]) -> None:
     if name not in groups:
         raise UserError(f"{setting}={name}: no such experiment; expected one of: {', '.join(groups)}")
     if name not in scores:

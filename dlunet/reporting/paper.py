@@ -6,7 +6,7 @@ scores of the test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -16,10 +16,8 @@ import pandas as pd
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.paired import check_same_references, dsc_by_seed, shared_scores
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import MEAN, best_and_worst, case_means, organ_means, score_table
-
-Groups = Mapping[str, Sequence[Run]]
 
 #: The tables of experiments, each with the experiments that reproduce its rows.
 EXPERIMENTS = {

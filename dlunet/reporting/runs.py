@@ -18,7 +18,7 @@ from dlunet.evaluation import Metric, read_metrics
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, Label, LabelSet
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
-from dlunet.volumes import case_name, file_stem, list_volumes
+from dlunet.volumes import case_name, file_stem, list_volumes, times
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
 
@@ -111,7 +111,7 @@ class Run:
         spacing, patch = self.setting("plan.spacing", ()), self.setting("plan.patch_size", ())
         if not spacing or not patch:
             return "unknown"
-        return f"{'×'.join(f'{size:g}' for size in spacing)} mm, patches of {'×'.join(map(str, patch))} voxels"
+        return f"{times(spacing)} mm, patches of {times(patch)} voxels"
 
     @property
     def planned_steps(self) -> str:
@@ -187,6 +187,10 @@ class Run:
         return default if value is None else value
 
 
+#: Runs by experiment.
+Groups = Mapping[str, Sequence[Run]]
+
+
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """The run folders among and below the given folders: those with ``config.yaml`` and ``metrics.csv``.
 
@@ -258,7 +262,7 @@ def read_predictions(folder: Path, scores: Path, labels: LabelSet, images: Path 
     )
 
 
-def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
+def common_labels(groups: Groups) -> LabelSet:
     """The label set common to all runs.
 
     Raises:
@@ -275,7 +279,7 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
     return first.labels
 
 
-def common_metrics(groups: Mapping[str, Sequence[Run]]) -> dict[str, Metric]:
+def common_metrics(groups: Groups) -> dict[str, Metric]:
     """The metrics of all runs, DSC and NSD first."""
     runs = [run for runs in groups.values() for run in runs]
     return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
 from dlunet.labels import FLARE22
-from dlunet.reporting.contents import Report
+from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
 from dlunet.reporting.paired import NONE, notes_on_few, p_text
@@ -22,7 +22,7 @@ from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_ta
 from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.shown_cases import choose_cases
-from dlunet.reporting.tables import MEAN, mean_and_std
+from dlunet.reporting.tables import MEAN, mean_and_std, scored_cases
 
 #: What the paper states of the cost per case: seconds, and areas under the curves of GPU memory and CPU use.
 COSTS: dict[str, tuple[str, float | None, float | None, float | None]] = {
@@ -223,14 +223,7 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) > 1:
         yield "Seeds: " + "; ".join(f"{name}: {text}" for name, text in seeds.items()) + "."
-    facts = {
-        "Seeds": (run.seed for run in runs),
-        "plan": (run.plan for run in runs),
-        "steps": (run.planned_steps for run in runs),
-        "commits": (run.commit for run in runs),
-        "machines": (run.machine for run in runs),
-    }
-    yield "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
+    yield f"Seeds: {', '.join(dict.fromkeys(run.seed for run in runs))}; {training_facts(runs)}."
 
 
 def _is_of_another_network(run: Run) -> bool:
@@ -255,7 +248,7 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
 
 def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[str]]:
     """The cases of table 6 as pictures, and notes on what is missing."""
-    cases = {case for row in table.rows for run in row.runs if run.scores is not None for case in run.scores["case"]}
+    cases = scored_cases(run for row in table.rows for run in row.runs)
     choice = choose_cases(runs_of_figure_3(report.groups), cases)
     notes = list(choice.notes)
     rows = [panel_row(case) for case in choice.read(notes)][::-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +12,7 @@ from dlunet.errors import few
 from dlunet.evaluation import Metric
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.runs import Run, common_metrics
+from dlunet.reporting.runs import Groups, Run, common_metrics
 
 MEAN = "Mean"
 #: Number of best and of worst cases shown, if there are enough.
@@ -70,7 +70,7 @@ class ScoreTable:
         return values.get(experiment) == best
 
 
-def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
+def score_table(groups: Groups, score: str, labels: LabelSet = FLARE22) -> ScoreTable:
     """Average a metric over cases within each run, then over the runs of each experiment.
 
     Args:
@@ -129,7 +129,7 @@ class CaseRow:
     lowest: Mapping[str, float]
 
 
-def case_rows(groups: Mapping[str, Sequence[Run]], labels: LabelSet) -> list[CaseRow]:
+def case_rows(groups: Groups, labels: LabelSet) -> list[CaseRow]:
     """All cases, sorted by the mean DSC of the last experiment that has scores, worst first.
 
     Args:
@@ -157,6 +157,11 @@ def scored_seeds(runs: Sequence[Run]) -> list[str]:
     return [run.seed for run in runs if run.scores is not None]
 
 
+def scored_cases(runs: Iterable[Run]) -> set[str]:
+    """The names of the cases on which any of the runs was scored."""
+    return {str(case) for run in runs if run.scores is not None for case in run.scores["case"]}
+
+
 def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
     """The last and first of cases that are sorted, worst first: best first, each marked ``best`` or ``worst``."""
     count = max(1, min(CASES_PER_END, len(cases) // 2))
@@ -165,7 +170,7 @@ def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
     return best | worst
 
 
-def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
+def as_csv_table(groups: Groups, tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
     """All values for other programs: ``run,score,seeds``, then mean and standard deviation over seeds per column."""
     rows = []
     for score, table in tables.items():

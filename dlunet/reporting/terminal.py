@@ -18,15 +18,14 @@ from dlunet.reporting.table_files import WrittenTable
 from dlunet.reporting.tables import MEAN, ScoreTable, format_score
 
 
-def print_report(report: Report, page: Path, console: Console | None = None) -> None:
+def print_report(report: Report, page: Path) -> None:
     """Print mean scores and DSC per class by experiment, the paper's tables, the comparison, and the page's path.
 
     Args:
         report: The contents.
         page: The path returned by :func:`dlunet.reporting.write_report`.
-        console: Console to print to; by default standard output.
     """
-    console = console or Console()
+    console = Console()
     console.print(_scores_layout(report))
     for note in filter(None, (scores.note for scores in report.scores.values())):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -42,18 +41,15 @@ def print_report(report: Report, page: Path, console: Console | None = None) -> 
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_paper_table(written: WrittenTable, console: Console | None = None) -> None:
+def print_paper_table(written: WrittenTable) -> None:
     """Print a table of the paper in two decimals, its tests, and its files."""
-    console = console or Console()
-    console.print(_paper_layout(written.table, written.ours))
-    print_sheets(written.sheets[1:], written.notes, written.files, console)
+    Console().print(_paper_layout(written.table, written.ours))
+    print_sheets(written.sheets[1:], written.notes, written.files)
 
 
-def print_sheets(
-    sheets: Sequence[Sheet], notes: Sequence[str], files: Sequence[Path], console: Console | None = None
-) -> None:
+def print_sheets(sheets: Sequence[Sheet], notes: Sequence[str], files: Sequence[Path]) -> None:
     """Print tables, the notes below them, and their files."""
-    console = console or Console()
+    console = Console()
     for sheet in sheets:
         layout = _open_table(sheet.title)
         for number, text in enumerate(sheet.header):
