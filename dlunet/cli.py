@@ -289,7 +289,8 @@ def _check_what_to_report(config: DictConfig) -> None:
         raise UserError(f"found {found}; expected runs=FOLDER, or predictions=FOLDER references=FOLDER")
     if config.predictions is not None and config.references is None:
         raise UserError("missing: references; add references=FOLDER, with the label maps to compare with")
-    given = {name for name in ("references", "images", "labels", "floor", "cases") if config[name] is not None}
+    kinds = ("references", "images", "labels", "floor", "ceiling", "cases")
+    given = {name for name in kinds if config[name] is not None}
     if config.runs is not None and (alone := given & {"references", "images", "labels"}):
         raise UserError(
             f"{min(alone)}: found it with runs, which know theirs; expected it with predictions; leave it out"
@@ -298,7 +299,7 @@ def _check_what_to_report(config: DictConfig) -> None:
         raise UserError(
             f"table={config.table}: found it with predictions; expected runs=FOLDER: a table is made of runs"
         )
-    if config.table is not None and (alone := given & {"floor", "cases"}):
+    if config.table is not None and (alone := given & {"floor", "ceiling", "cases"}):
         raise UserError(f"{min(alone)}: found it with table={config.table}, which has its own; leave one out")
 
 

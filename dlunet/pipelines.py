@@ -14,7 +14,6 @@ from dlunet import training
 from dlunet.datasets import Case, Dataset, dataset_of, with_pseudo_labels
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation import evaluate_folder
-from dlunet.files import write_text
 from dlunet.inference import Extras, Predictor, find_images, load_engine, predict_files
 from dlunet.inference.postprocessing import checked_steps
 from dlunet.methods import method_of
@@ -49,10 +48,7 @@ def train(config: DictConfig) -> Path:
         if _changed_at(run.last) == before and (not cases or _is_scored(run, cases)):  # it was finished before
             return best
         if cases:
-            write_text(
-                ScoresLayout(run.scores).part_of_dataset, f"{part}\n"
-            )  # first: scored cases are not scored again
-            _score(cases, run, config)
+            _score(cases, part, run, config)
         training.log_results(config.logger, run, scored=bool(cases))
     return best
 
@@ -218,7 +214,7 @@ def _is_scored(run: RunFolder, cases: Sequence[Case]) -> bool:
         return False
 
 
-def _score(cases: Sequence[Case], run: RunFolder, config: DictConfig) -> None:
+def _score(cases: Sequence[Case], part: str, run: RunFolder, config: DictConfig) -> None:
     """Segment and score cases; the results are written to the run folder."""
     predictor = _predictor(run.trained, config)
     # Replaces predictions of an earlier, shorter training of this run.
@@ -230,7 +226,7 @@ def _score(cases: Sequence[Case], run: RunFolder, config: DictConfig) -> None:
     references = {case.name: case.label for case in cases if case.label is not None and case.name in segmented}
     labels = predictor.bundle.labels
     with _without_failed_cases(config.strict):
-        evaluate_folder(run.predictions, references, run.scores, labels, workers=config.data.workers)
+        evaluate_folder(run.predictions, references, run.scores, labels, workers=config.data.workers, part=part)
 
 
 @contextmanager

@@ -89,6 +89,11 @@ class RunLayout:
         return self.checkpoints / "best.ckpt"
 
     @property
+    def trained(self) -> Path:
+        """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
+        return self.best if self.best.exists() else self.last
+
+    @property
     def predictions(self) -> Path:
         """Label maps of the test cases, see :class:`PredictionsLayout`."""
         return self.path / "predictions"

@@ -1,5 +1,6 @@
 """The expected cost of the paper's tables: the document has the script's figures, and these follow from the paper's."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,39 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "experiments" / "paper_tables" / "results" / "expected_cost.json").read_text())
 PAGE, SCALING = ((ROOT / "docs" / name).read_text() for name in ("reproduce.md", "scaling.md"))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module; it imports its neighbour, as when it is run."""
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "paper_tables")
+    return importlib.import_module("expected_cost")
+
+
+def test_a_supervised_step_is_counted_as_three_sixteenths_of_one_of_cross_pseudo_supervision(script):
+    """One forward and one backward pass, which counts as two; twice two of these and, for pseudo-labels, twice two."""
+    assert script.PASSES == {"sup": 1 + 2, "ssl": 2 * 2 * (1 + 2) + 2 * 2}
+    assert script.hours_of("ssl", steps=1000, step=36.0) == pytest.approx(10)
+    assert script.hours_of("sup", steps=1000, step=36.0) == pytest.approx(1.875)
+
+
+@pytest.mark.parametrize(
+    ("trainings", "gpus", "end"),
+    [
+        ([2.0, 3.0, 5.0], 1, 10.0),
+        ([2.0, 3.0, 5.0], 2, 5.0),
+        ([2.0, 2.0, 2.0, 3.0, 3.0], 2, 7.0),  # 3 + 2 + 2 beside 3 + 2
+        ([1.0, 1.0], 4, 1.0),
+    ],
+)
+def test_the_last_training_ends_when_the_busiest_gpu_is_free(script, trainings, gpus, end):
+    assert script.makespan(trainings, gpus) == end
+
+
+def test_the_hours_of_experiments_are_those_of_all_their_seeds(script):
+    """Three times 10 and three times 1.875 hours: on four GPUs, the short ones share one."""
+    hours = script.hours({"ssl_light", "sup_nnunet"}, steps=1000, step=36.0)
+    assert hours == {"trainings": 6, "gpus_1": 36, "gpus_4": 10}
 
 
 def test_the_page_has_the_figures_of_the_results():

@@ -57,7 +57,7 @@ def test_a_test_case_whose_name_ends_like_a_channel_is_scored(tmp_path, monkeypa
     monkeypatch.setattr(pipelines, "predict_files", lambda *_, **__: None)
     monkeypatch.setattr(pipelines, "list_volumes", lambda _: listed)
     monkeypatch.setattr(pipelines, "evaluate_folder", lambda _, references, *__, **___: scored.append(references))
-    pipelines._score(cases, run, training("trainer.accelerator=cpu"))
+    pipelines._score(cases, "test", run, training("trainer.accelerator=cpu"))
     assert scored == [{case.name: case.label for case in cases}] and devices == ["cpu"]
 
 

@@ -34,13 +34,15 @@ def evaluate_folder(
     labels: LabelSet | None = FLARE22,
     workers: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    part: str | None = None,
 ) -> pd.DataFrame:
     """Score the prediction for every reference by FLARE22's rules (:func:`dlunet.evaluation.score_case`).
 
     Writes to ``output``, each file atomically: ``scores.csv`` (columns ``case,organ,dsc,nsd`` and further metrics, one
-    row per case and class), ``summary.csv`` (:func:`summarize_scores`), ``metrics.json`` (the meaning of the columns)
-    and ``references.json`` (the reference label maps). Files are matched by case name, the file name without its
-    extension and, where the names differ in it, ``_0000``. Cases are scored in parallel processes.
+    row per case and class), ``summary.csv`` (:func:`summarize_scores`), ``metrics.json`` (the meaning of the columns),
+    ``references.json`` (the reference label maps) and, if known, ``part.txt`` (the part of the dataset). Files are
+    matched by case name, the file name without its extension and, where the names differ in it, ``_0000``. Cases are
+    scored in parallel processes.
 
     Args:
         predictions: Folder of predicted label maps. A prediction without a reference is skipped with a warning.
@@ -49,6 +51,7 @@ def evaluate_folder(
         labels: The classes; None if unknown, then those that occur are scored, see :func:`occurring_labels`.
         workers: Number of processes; by default one per CPU core that this process may use.
         metrics: Metrics in addition to DSC and NSD, by column name (:func:`dlunet.evaluation.find_metrics`).
+        part: The part of the dataset that is scored, ``test`` or ``validation``; None if unknown.
 
     Returns:
         The rows of ``scores.csv``.
@@ -66,7 +69,7 @@ def evaluate_folder(
     make_folder(output)
     metrics = metrics or {}
     rows, failures = score_pairs(pairs, labels, metrics, shown, workers, console)
-    scores = write_tables(rows, pairs, output, labels, metrics, shown)
+    scores = write_tables(rows, pairs, output, labels, metrics, shown, part)
     if failures:
         done = f"the other {len(rows)} are in {ScoresLayout(output).table}"
         raise failure(failures, len(rows), done)
@@ -80,6 +83,7 @@ def write_tables(
     labels: LabelSet,
     metrics: Mapping[str, Metric],
     shown: Container[str] | None = None,
+    part: str | None = None,
 ) -> pd.DataFrame:
     """Write the tables of :func:`evaluate_folder`, if there are any rows, and return those of ``scores.csv``."""
     import pandas as pd  # not at the top: the processes that score, and training, need neither its seconds nor memory
@@ -91,6 +95,10 @@ def write_tables(
     )
     if len(scores):
         layout = ScoresLayout(output)
+        if part is None:
+            layout.part_of_dataset.unlink(missing_ok=True)  # of earlier scores
+        else:
+            write_text(layout.part_of_dataset, f"{part}\n")  # first: no scores are without it
         write_text(layout.table, scores.to_csv(index=False))
         write_text(layout.summary, summarize_scores(scores, labels, shown).to_csv(index=False))
         write_metrics({**ALWAYS, **metrics}, output)

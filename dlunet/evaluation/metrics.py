@@ -69,7 +69,9 @@ def register_metric(title: str, higher_is_better: bool) -> Callable[[AnyMeasure]
 def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
     """The larger of the two 95th percentiles of the surface-to-surface distances in mm, by area (Nikolov et al.)."""
     found = surface_distances(prediction, reference, spacing)
-    return max(_percentile(found.predicted, found.predicted_areas), _percentile(found.expected, found.expected_areas))
+    return max(
+        _percentile95(found.predicted, found.predicted_areas), _percentile95(found.expected, found.expected_areas)
+    )
 
 
 @register_metric("ASD [mm]", higher_is_better=False)
@@ -87,11 +89,11 @@ def volume_difference(prediction: np.ndarray, reference: np.ndarray, spacing: Se
     return 100 * abs(np.count_nonzero(prediction) - expected) / expected
 
 
-def _percentile(distances: np.ndarray, areas: np.ndarray, fraction: float = 0.95) -> float:
-    """The smallest distance that this fraction of the area does not exceed."""
+def _percentile95(distances: np.ndarray, areas: np.ndarray) -> float:
+    """The smallest distance that 95 % of the area do not exceed."""
     order = np.argsort(distances)
     shares = np.cumsum(areas[order]) / areas.sum()
-    return float(distances[order][np.searchsorted(shares[:-1], fraction)])
+    return float(distances[order][np.searchsorted(shares[:-1], 0.95)])
 
 
 def find_metrics(names: Sequence[str]) -> dict[str, Metric]:

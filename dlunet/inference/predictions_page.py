@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from dlunet.errors import UserError
 from dlunet.files import write_text
@@ -51,14 +49,17 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
     Raises:
         UserError: The page cannot be written.
     """
-    embedded, rows, room = EmbeddedCases(labels), [], MOST_PICTURES
-    for case in _read(folder, images, labels):
-        label_map = case.predictions[TITLE]
-        assert label_map is not None
-        picture = _picture(case, label_map, labels) if room > 0 else None
-        room -= len(picture or "")
-        rows.append(_Row(case.name, organ_volumes(label_map, case.spacing, labels), picture))
-        embedded.add(case)
+    embedded, room = EmbeddedCases(labels), MOST_PICTURES
+    rows: list[_Row] = []
+    pairs = [(image, target) for image in images if (target := folder / f"{case_name(image)}.nii.gz").exists()]
+    with progress_bar("writing the page", len(pairs)) as advance:
+        for image, target in pairs:
+            try:
+                rows.append(_row(image, target, labels, embedded, with_picture=room > 0))
+                room -= len(rows[-1].picture or "")
+            except UserError as error:
+                logger.warning("warning: not in the page: %s", error)
+            advance()
     pictured = sum(row.picture is not None for row in rows)
     notes = [embedded.note] if embedded.note else []
     notes += [f"The first {pictured} of {len(rows)} cases have a picture."] if pictured < len(rows) else []
@@ -69,17 +70,18 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
     return page
 
 
-def _picture(case: ShownCase, label_map: np.ndarray, labels: LabelSet) -> str:
-    return data_uri(overlay_png(case.image, label_map, case.spacing, labels))
+def _row(image: Path, target: Path, labels: LabelSet, embedded: EmbeddedCases, with_picture: bool) -> _Row:
+    """A case in the page; it is embedded while there is room. Its CT, which takes most of the time, is read only then.
 
-
-def _read(folder: Path, images: Iterable[Path], labels: LabelSet) -> Iterator[ShownCase]:
-    pairs = [(image, target) for image in images if (target := folder / f"{case_name(image)}.nii.gz").exists()]
-    with progress_bar("writing the page", len(pairs)) as advance:
-        for image, target in pairs:
-            try:
-                volume, label_map = read_ct(image), read_labels(target, labels.num_classes).array
-                yield ShownCase(case_name(image), "", volume.array, volume.spacing, None, {TITLE: label_map})
-            except UserError as error:
-                logger.warning("warning: not in the page: %s", error)
-            advance()
+    Raises:
+        UserError: The label map, or the CT if it is needed, cannot be read.
+    """
+    label_map, name, picture = read_labels(target, labels.num_classes), case_name(image), None
+    if with_picture or embedded.has_room:
+        ct = read_ct(image)
+        embedded.add(ShownCase(name, "", ct.array, ct.spacing, None, {TITLE: label_map.array}))
+        if with_picture:
+            picture = data_uri(overlay_png(ct.array, label_map.array, ct.spacing, labels))
+    else:
+        embedded.left_out += 1
+    return _Row(name, organ_volumes(label_map.array, label_map.spacing, labels), picture)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlunet.labels import LabelSet
 from dlunet.reporting.groups import group_by_experiment
 from dlunet.reporting.paired import PairedTable, paired_table
-from dlunet.reporting.runs import Run, common_labels, common_metrics, find_runs, read_run
-from dlunet.reporting.tables import ScoreTable, score_table
-
-Groups = Mapping[str, Sequence[Run]]
+from dlunet.reporting.runs import Groups, Run, common_labels, common_metrics, find_runs, read_run
+from dlunet.reporting.tables import ScoreTable, score_table, scored_cases
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Report:
     @property
     def has_unequal_cases(self) -> bool:
         """Whether runs were scored on different cases."""
-        return len({frozenset(cases) for cases in self._scored_cases()}) > 1
+        return len({frozenset(scored_cases([run])) for run in self.runs if run.scores is not None}) > 1
 
     @property
     def has_validation_scores(self) -> bool:
@@ -75,6 +73,8 @@ class Report:
             note = f"SYNTHETIC data ({data}), scale {scale}: not comparable with the paper's figures."
         if self.has_validation_scores:
             note += " No test case has labels: the validation cases are scored, by which the checkpoints were chosen."
+        if outdated := [f"{run.name}, seed {run.seed}" for run in self.runs if run.is_scored_before_its_end]:
+            note += f" Trained further since they were scored, so these scores are of before: {'; '.join(outdated)}."
         if unscored := self._unscored:
             note += f" Without scores, so not in the means: {', '.join(unscored)}."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
@@ -99,8 +99,16 @@ class Report:
         scored = [(name, runs) for name, runs in self.groups.items() if any(run.scores is not None for run in runs)]
         return [f"{name}, seed {run.seed}" for name, runs in scored for run in runs if run.scores is None]
 
-    def _scored_cases(self) -> Iterator[set[str]]:
-        return (set(run.scores["case"]) for run in self.runs if run.scores is not None)
+
+def training_facts(runs: Sequence[Run]) -> str:
+    """The steps, plans, commits and machines of runs, as printed."""
+    facts = {
+        "steps": (run.planned_steps for run in runs),
+        "plan": (run.plan for run in runs),
+        "commits": (run.commit for run in runs),
+        "machines": (run.machine for run in runs),
+    }
+    return "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items())
 
 
 def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: str | None = None) -> Report:
@@ -114,8 +122,8 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
         ceiling: Name of the experiment that shows how much can be gained over the floor, or None.
 
     Raises:
-        UserError: A folder contains no run, a configuration cannot be read, the runs have different classes, or an
-            experiment cannot be compared with floor and ceiling.
+        UserError: A folder contains no run, a configuration cannot be read, scores occur twice, the runs have different
+            classes, or an experiment cannot be compared with floor and ceiling.
     """
     return report_of([read_run(folder) for folder in find_runs(folders)], floor=floor, ceiling=ceiling)
 
@@ -123,6 +131,6 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
 def report_of(runs: Sequence[Run], *, floor: str | None = None, ceiling: str | None = None) -> Report:
     """The report of runs that were read; see :func:`read_report`."""
     groups = group_by_experiment(runs)
-    paired, labels = paired_table(groups, floor, ceiling), common_labels(groups)
+    labels = common_labels(groups)  # first: scores of other classes cannot be compared
     scores = {name: score_table(groups, name, labels) for name in common_metrics(groups)}
-    return Report(groups, labels, scores, paired)
+    return Report(groups, labels, scores, paired_table(groups, floor, ceiling))

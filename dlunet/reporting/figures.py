@@ -6,7 +6,7 @@ Figures are built as objects, without pyplot: no global state is changed and no 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.paired import PairedTable
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups
 
 #: Okabe and Ito's palette, distinguishable for colour-blind readers.
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
@@ -44,7 +44,6 @@ STYLE = {
 }
 #: The logged columns that are plotted, with their titles.
 CURVES = (("train/loss", "Training loss"), ("val/dsc", "Validation DSC, mean over classes"))
-Groups = Mapping[str, Sequence[Run]]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from dlunet.errors import UserError, few
 from dlunet.labels import LabelSet
 from dlunet.reporting.panels import PanelRow, draw_panels, panel_row
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups
 from dlunet.reporting.shown_cases import choose_cases
-from dlunet.reporting.tables import best_and_worst
+from dlunet.reporting.tables import best_and_worst, scored_cases
 from dlunet.reporting.viewer import EmbeddedCases
 
 #: Rows of the figure; of more cases, it shows the best and the worst.
@@ -38,7 +38,7 @@ class Gallery:
     notes: tuple[str, ...]
 
 
-def make_gallery(groups: Mapping[str, Sequence[Run]], labels: LabelSet, cases: Sequence[str] | None = None) -> Gallery:
+def make_gallery(groups: Groups, labels: LabelSet, cases: Sequence[str] | None = None) -> Gallery:
     """Read the cases to show, and draw them.
 
     Args:
@@ -66,10 +66,10 @@ def make_gallery(groups: Mapping[str, Sequence[Run]], labels: LabelSet, cases: S
     return Gallery(figure, captions, choice.ranking, embedded, tuple(notes))
 
 
-def _check_names(cases: Sequence[str] | None, groups: Mapping[str, Sequence[Run]]) -> None:
+def _check_names(cases: Sequence[str] | None, groups: Groups) -> None:
     if cases is None:
         return
-    known = {case for runs in groups.values() for run in runs if run.scores is not None for case in run.scores["case"]}
+    known = scored_cases(run for runs in groups.values() for run in runs)
     unknown = [case for case in cases if case not in known]
     if unknown or not cases:
         found, expected = ", ".join(unknown) or "an empty list", few(sorted(known)) or "none, since no run has scores"

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from dlunet.execution import EXECUTION, is_among
 from dlunet.reporting.runs import Run
 from dlunet.settings import flattened
 
 #: Settings, or parts of a config, that only name a run, say where files are, or how it is executed. The number of
 #: devices is not among them: each adds its patches to a step.
 NOT_COMPARED = (
-    *("logger", "name", "output", "recipe", "resume", "scale", "seed", "strict", "test", "unet_sizes"),
-    *("data.gpu_scale", "data.name", "data.prepared", "data.root", "data.source.root", "data.source.workers"),
-    *("data.workers", "sampling.num_workers", "trainer.accelerator", "trainer.log_every_n_steps"),
+    *EXECUTION,
+    *("name", "recipe", "scale", "seed", "unet_sizes"),
+    *("data.gpu_scale", "data.name", "data.prepared", "data.root", "data.source.root"),
+    *("trainer.accelerator", "trainer.log_every_n_steps"),
 )
 
 #: Paths, of which only matters whether there is one.
@@ -35,7 +37,7 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
 
     def place(run: Run) -> tuple[bool, bool, str, str]:
-        method, network, _ = run.parts
+        method, network, *_ = run.parts
         return method != "Supervised", network != "PlainUNet", run.name, run.seed.zfill(9)
 
     settings = {run.folder: _settings(run) for run in runs}
@@ -61,11 +63,10 @@ def _group_name(run: Run, runs: Sequence[Run], settings: Mapping[Path, Settings]
 def _settings(run: Run) -> Settings:
     """What determines the training of a run, besides its seed."""
     found = flattened(OmegaConf.to_container(run.config))
-    ignored = tuple(f"{name}." for name in NOT_COMPARED)
     return {
         key: "…" if key in PATHS and isinstance(value, str) else str(value)
         for key, value in found.items()
-        if not f"{key}.".startswith(ignored)
+        if value is not None and not is_among(key, NOT_COMPARED)  # what is null is absent, as in earlier versions
     }
 
 

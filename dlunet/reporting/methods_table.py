@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from dlunet.errors import UserError
-from dlunet.reporting.contents import Report
+from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.organ_tests import holm
-from dlunet.reporting.paired import NONE, PairedTable, p_text, paired_table
-from dlunet.reporting.runs import Run
+from dlunet.reporting.paired import NONE, PairedTable, notes_on_few, p_text, paired_table
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.table_files import write_contents
 
@@ -48,8 +48,9 @@ def write_methods_table(report: Report, output: Path) -> tuple[list[Sheet], list
     sheets = [_sheet(losses, table) for losses, table in compared.items()]
     names = {row.experiment for table in compared.values() for row in table.rows}
     runs = [run for name, group in report.groups.items() if name in names for run in group if run.scores is not None]
-    notes = [report.data_note, NOTE, _budget(runs)]
-    values = pd.concat([table.as_csv_table().assign(losses=losses) for losses, table in compared.items()])
+    few = notes_on_few((row.cases, len(row.seeds)) for table in compared.values() for row in table.rows)
+    notes = [report.data_note, " ".join([NOTE, *few]), _budget(runs)]
+    values = pd.concat([_values(losses, table) for losses, table in compared.items()])
     contents = {**in_all_forms("methods", sheets, notes), "methods.csv": values.to_csv(index=False)}
     return sheets, notes, list(write_contents(output, contents))
 
@@ -60,15 +61,14 @@ def _by_losses(report: Report) -> dict[str, dict[str, Sequence[Run]]]:
     networks = {runs[0].parts[1] for runs in scored.values()}
     found: dict[str, dict[str, Sequence[Run]]] = {}
     for name, runs in scored.items():
-        targets = [str(runs[0].setting(f"{key}._target_", "same")) for key in ("loss", "pseudo_loss")]
-        loss, pseudo_loss = (target.rpartition(".")[2] for target in targets)
-        losses = loss if pseudo_loss in (loss, "same") else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
+        _, _, loss, pseudo_loss = runs[0].parts
+        losses = loss if pseudo_loss == loss else f"{loss} on labels, {pseudo_loss} on pseudo-labels"
         network = f", {runs[0].parts[1]}" if len(networks) > 1 else ""
         found.setdefault(losses + network, {})[name] = runs
     return found
 
 
-def _compared(losses: str, groups: Mapping[str, Sequence[Run]]) -> PairedTable | None:
+def _compared(losses: str, groups: Groups) -> PairedTable | None:
     """The comparison with supervised training, best first; None if there is nothing to compare.
 
     Raises:
@@ -88,8 +88,7 @@ def _compared(losses: str, groups: Mapping[str, Sequence[Run]]) -> PairedTable |
 
 
 def _sheet(losses: str, table: PairedTable) -> Sheet:
-    corrected = holm({row.experiment: row.p for row in table.rows if row.experiment != table.floor})
-    rows = []
+    corrected, rows = _corrected(table), []
     for row in table.rows:
         if row.experiment == table.floor:
             comparison = (NONE, NONE, NONE)
@@ -100,14 +99,18 @@ def _sheet(losses: str, table: PairedTable) -> Sheet:
     return Sheet(f"Methods with {losses}", HEADER, tuple(rows), texts=2)
 
 
+def _values(losses: str, table: PairedTable) -> pd.DataFrame:
+    values = table.as_csv_table()
+    return values.assign(p_corrected=values["run"].map(_corrected(table)), losses=losses)
+
+
+def _corrected(table: PairedTable) -> dict[str, float]:
+    """The p values of a table, corrected for the number of its methods."""
+    return holm({row.experiment: row.p for row in table.rows if row.experiment != table.floor})
+
+
 def _budget(runs: Sequence[Run]) -> str:
-    """The steps, plans, commits and machines of the runs, and that they differ if they do."""
-    steps = list(dict.fromkeys(run.planned_steps for run in runs))
-    facts = {
-        "Steps": steps,
-        "plan": (run.plan for run in runs),
-        "commits": (run.commit for run in runs),
-        "machines": (run.machine for run in runs),
-    }
-    text = "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
-    return f"The methods were not trained for the same number of steps. {text}" if len(steps) > 1 else text
+    """The steps, plans, commits and machines of the runs, and that the steps differ if they do."""
+    text = f"S{training_facts(runs).removeprefix('s')}."
+    differ = len({run.planned_steps for run in runs}) > 1
+    return f"The methods were not trained for the same number of steps. {text}" if differ else text

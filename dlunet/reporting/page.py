@@ -16,7 +16,6 @@ from dlunet.reporting import figures, tables
 from dlunet.reporting.contents import Report
 from dlunet.reporting.gallery import Gallery, make_gallery
 from dlunet.reporting.paper import comparisons, tables_of_experiments
-from dlunet.reporting.runs import Run
 from dlunet.reporting.tables import MEAN, case_rows
 from dlunet.reporting.templates import render
 from dlunet.run_layout import ScoresLayout
@@ -90,7 +89,7 @@ def _render(report: Report, images: Mapping[str, _Image | None], gallery: Galler
         report=report,
         columns=[MEAN] + [label.abbreviation for label in report.labels],
         format_score=tables.format_score,
-        case_count=_case_count,
+        case_count=lambda runs: len(tables.scored_cases(runs)),
         scored_seeds=tables.scored_seeds,
         paper_tables=of_paper,
         comparisons=comparisons(of_paper),
@@ -114,10 +113,6 @@ def _save_figure(figure: Figure | None, path: Path, alt: str) -> _Image | None:
     data = figures.png(figure)
     write_bytes(path, data)
     return _Image(figures.data_uri(data), path.name, alt)
-
-
-def _case_count(runs: Sequence[Run]) -> int:
-    return len({case for run in runs if run.scores is not None for case in run.scores["case"]})
 
 
 def _facts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import filecmp
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from scipy.stats import wilcoxon
 from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
 from dlunet.evaluation.bootstrap import Estimate
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import markdown_table
 
 #: The columns that are the result, where there is no room for all.
@@ -84,10 +84,7 @@ class PairedTable:
             "intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not corrected for "
             "the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
         ]
-        if any(row.cases == 1 for row in self.rows):
-            sentences.append("From one case there is no interval.")
-        if any(1 < row.cases < bootstrap.FEW for row in self.rows):
-            sentences.append(f"From fewer than {bootstrap.FEW} cases, intervals are too narrow.")
+        sentences += notes_on_few((row.cases, len(row.seeds)) for row in self.rows)
         if self.ceiling is not None:
             sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")
             if any(row.share is None for row in self.rows):
@@ -122,7 +119,20 @@ class PairedTable:
         return f"{self.note}\n\n{markdown_table([list(lines[0]), *(list(line.values()) for line in lines)])}\n"
 
 
-def paired_table(groups: Mapping[str, Sequence[Run]], floor: str | None, ceiling: str | None) -> PairedTable | None:
+def notes_on_few(counts: Iterable[tuple[int, int]]) -> list[str]:
+    """What must be said of intervals from few cases or seeds, given their numbers in each comparison."""
+    compared = list(counts)
+    sentences = {
+        "From one case there is no interval.": any(cases == 1 for cases, _ in compared),
+        f"From fewer than {bootstrap.FEW} cases, intervals are too narrow.": any(
+            1 < cases < bootstrap.FEW for cases, _ in compared
+        ),
+        "From one seed, intervals are over cases alone.": any(cases > 1 and seeds == 1 for cases, seeds in compared),
+    }
+    return [sentence for sentence, applies in sentences.items() if applies]
+
+
+def paired_table(groups: Groups, floor: str | None, ceiling: str | None) -> PairedTable | None:
     """Compare every experiment that has scores with a floor, and relate it to the gap up to a ceiling.
 
     Args:
@@ -152,7 +162,7 @@ def dsc_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame({seed: scores.set_index(["case", "organ"])["dsc"] for seed, scores in scored.items()})
 
 
-def _check_name(setting: str, name: str, groups: Mapping[str, Sequence[Run]], scores: Mapping[str, object]) -> None:
+def _check_name(setting: str, name: str, groups: Groups, scores: Mapping[str, object]) -> None:
     if name not in groups:
         raise UserError(f"{setting}={name}: no such experiment; expected one of: {', '.join(groups)}")
     if name not in scores:

@@ -6,18 +6,18 @@ scores of the test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
 import pandas as pd
 
+from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.runs import Run
-from dlunet.reporting.tables import MEAN, best_and_worst, case_means, score_table
-
-Groups = Mapping[str, Sequence[Run]]
+from dlunet.reporting.paired import check_same_references, dsc_by_seed, shared_scores
+from dlunet.reporting.runs import Groups, Run
+from dlunet.reporting.tables import MEAN, best_and_worst, case_means, organ_means, score_table
 
 #: The tables of experiments, each with the experiments that reproduce its rows.
 EXPERIMENTS = {
@@ -36,7 +36,7 @@ TITLES = {
     6: "DSC of single cases without and with semi-supervised learning (the paper's Table 6)",
     7: "DSC and NSD of the test set (the paper's Table 7)",
 }
-#: The Python classes of the method, network and loss of each of these experiments.
+#: The Python classes of the method, network and loss, also on pseudo-labels, of each of these experiments.
 PARTS = {
     "sup_nnunet": ("Supervised", "PlainUNet", "RobustSegmentationLoss"),
     "ssl_nnunet": ("CrossPseudo", "PlainUNet", "RobustSegmentationLoss"),
@@ -71,7 +71,7 @@ class PaperRow:
         runs: Our runs that were scored, one per seed.
         ours: The means of their scores; None if they have none.
         std: The standard deviations of these over seeds.
-        score: The metric.
+        group: The experiment that our runs are of; empty if there are none.
     """
 
     name: str
@@ -80,7 +80,7 @@ class PaperRow:
     runs: tuple[Run, ...]
     ours: dict[str, float] | None
     std: dict[str, float] | None
-    score: str = "dsc"
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ class PaperTable:
     def experiments(self) -> list[str]:
         """The experiments that reproduce its rows."""
         return list(dict.fromkeys(row.experiment for row in self.rows))
+
+    @property
+    def note(self) -> str | None:
+        """Which experiments of other names are in its rows; None if there are none."""
+        others = {row.experiment: row.group for row in self.rows if row.group not in ("", row.experiment)}
+        return f"Ours of {'; of '.join(f'{name} are {group}' for name, group in others.items())}." if others else None
 
     def sources(self, row: PaperRow) -> dict[str, dict[str, float] | None]:
         """The values of a row that are shown, the paper's and ours; None for what was not run."""
@@ -112,14 +118,17 @@ class Comparison:
         change: What is changed.
         before: The row without it.
         after: The row with it.
-        ours: By column, the differences of our means.
+        ours: By column, the differences of our means over the seeds and cases that both rows have; None if they share
+            none.
+        shared: These seeds and cases as printed or, if there are none, why.
         paper: By column, the differences of the paper's.
     """
 
     change: str
     before: PaperRow
     after: PaperRow
-    ours: dict[str, float]
+    ours: dict[str, float] | None
+    shared: str
     paper: dict[str, float]
 
 
@@ -154,7 +163,8 @@ def paper_table(number: int, groups: Groups) -> PaperTable:
         6: _rows_of_cases,
         7: _rows_of_the_test_set,
     }.get(number, _rows_of_experiments)
-    return PaperTable(number, TITLES[number], tuple(make(number, runs)))
+    rows = (replace(row, group=ours[row.experiment]) if row.ours else row for row in make(number, runs))
+    return PaperTable(number, TITLES[number], tuple(rows))
 
 
 def runs_of_figure_3(groups: Groups) -> dict[str, Sequence[Run]]:
@@ -237,14 +247,21 @@ def _row(
         table = score_table({name: scored}, score)
         if table.mean.loc[name].notna().any():
             ours, std = ({str(key): float(part[key][name]) for key in part} for part in (table.mean, table.std))
-    return PaperRow(name, experiment, paper, scored, ours, std, score)
+    return PaperRow(name, experiment, paper, scored, ours, std)
 
 
 def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
-    assert before.ours and after.ours and before.paper and after.paper
-    ours = {column: after.ours[column] - before.ours[column] for column in after.ours}
+    assert before.paper and after.paper
     paper = {column: after.paper[column] - before.paper[column] for column in after.paper}
-    return Comparison(change, before, after, ours, paper)
+    try:
+        check_same_references([*before.runs, *after.runs])
+        scores = shared_scores({row.name: dsc_by_seed(row.runs) for row in (before, after)})
+    except UserError as error:
+        return Comparison(change, before, after, None, str(error), paper)
+    differences = pd.DataFrame(scores[after.name] - scores[before.name])
+    shared = f"{differences.index.unique('case').size} cases, seeds {', '.join(map(str, differences.columns))}"
+    ours = organ_means(differences.mean(axis=1).rename("dsc").reset_index(), "dsc")
+    return Comparison(change, before, after, ours, shared, paper)
 
 
 def _groups_by_experiment(groups: Groups) -> dict[str, str]:
@@ -254,7 +271,7 @@ def _groups_by_experiment(groups: Groups) -> dict[str, str]:
     """
     found = {}
     for experiment, parts in PARTS.items():
-        alike = [name for name, runs in groups.items() if all(run.parts == parts for run in runs)]
+        alike = [name for name, runs in groups.items() if all(run.parts == (*parts, parts[-1]) for run in runs)]
         others = [name for name in alike if name not in PARTS] or alike
         if experiment in groups:
             found[experiment] = experiment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics
 from dlunet.evaluation.metrics import ALWAYS
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.labels import FLARE22, Label, LabelSet
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
-from dlunet.volumes import case_name, file_stem, list_volumes
+from dlunet.volumes import case_name, file_stem, list_volumes, times
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
 
@@ -111,7 +111,7 @@ class Run:
         spacing, patch = self.setting("plan.spacing", ()), self.setting("plan.patch_size", ())
         if not spacing or not patch:
             return "unknown"
-        return f"{'×'.join(f'{size:g}' for size in spacing)} mm, patches of {'×'.join(map(str, patch))} voxels"
+        return f"{times(spacing)} mm, patches of {times(patch)} voxels"
 
     @property
     def planned_steps(self) -> str:
@@ -142,16 +142,37 @@ class Run:
             return False
 
     @property
+    def is_scored_before_its_end(self) -> bool:
+        """Whether it was trained further since it was scored, by the times of the files."""
+        run = RunLayout(self.folder)
+        try:
+            return ScoresLayout(run.scores).table.stat().st_mtime < run.trained.stat().st_mtime
+        except OSError:
+            return False
+
+    @property
+    def weights(self) -> str | None:
+        """What identifies the weights that made its label maps; None if unknown."""
+        try:
+            record = PredictionsLayout(RunLayout(self.folder / self.part).predictions).record
+            return str(json.loads(record.read_text(encoding="utf-8"))["weights"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @property
     def machine(self) -> str:
         """The GPUs that it was trained with, or the processor."""
         return ", ".join(map(str, self._recorded("machine", "gpus", []))) or self._recorded("machine", "processor")
 
     @property
-    def parts(self) -> tuple[str, str, str]:
-        """The Python classes of its method, network and loss; empty where the configuration does not name one."""
+    def parts(self) -> tuple[str, str, str, str]:
+        """The Python classes of its method, network, loss and loss on pseudo-labels; empty where none is named.
+
+        Where only the second loss is not named, pseudo-labels have the same one as labels.
+        """
         kinds = (self.setting(key, "") for key in ("method._target_", "network.kind", "loss._target_"))
         method, network, loss = (str(kind).rpartition(".")[2] for kind in kinds)
-        return method, network, loss
+        return method, network, loss, str(self.setting("pseudo_loss._target_", loss)).rpartition(".")[2]
 
     def _recorded(self, part: str, key: str, default: Any = "unknown") -> Any:
         values = self.provenance.get(part)
@@ -164,6 +185,10 @@ class Run:
         except OmegaConfBaseException:
             value = None
         return default if value is None else value
+
+
+#: Runs by experiment.
+Groups = Mapping[str, Sequence[Run]]
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
@@ -192,7 +217,8 @@ def read_run(folder: Path) -> Run:
     """Read a run folder; parts that are absent or damaged are listed in ``missing``.
 
     Raises:
-        UserError: The configuration cannot be read; without it, nothing is known about the run.
+        UserError: The configuration cannot be read, without which nothing is known about the run, or a case and class
+            is scored several times.
     """
     missing: list[str] = []
     run = RunLayout(folder)
@@ -236,7 +262,7 @@ def read_predictions(folder: Path, scores: Path, labels: LabelSet, images: Path 
     )
 
 
-def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
+def common_labels(groups: Groups) -> LabelSet:
     """The label set common to all runs.
 
     Raises:
@@ -245,21 +271,28 @@ def common_labels(groups: Mapping[str, Sequence[Run]]) -> LabelSet:
     first, *others = [run for runs in groups.values() for run in runs]
     for run in others:
         if run.labels.labels != first.labels.labels:
+            found, expected = _differing(run.labels, first.labels)
             raise UserError(
-                f"{run.folder}: its classes ({_names(run.labels)}) differ from those of {first.folder} "
-                f"({_names(first.labels)}); expected runs with the same classes; report them separately"
+                f"{run.folder}: its classes ({found}) differ from those of {first.folder} ({expected}); expected runs "
+                "with the same classes; report them separately"
             )
     return first.labels
 
 
-def common_metrics(groups: Mapping[str, Sequence[Run]]) -> dict[str, Metric]:
+def common_metrics(groups: Groups) -> dict[str, Metric]:
     """The metrics of all runs, DSC and NSD first."""
     runs = [run for runs in groups.values() for run in runs]
     return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
 
 
-def _names(labels: LabelSet) -> str:
-    return ", ".join(label.name for label in labels)
+def _differing(*sets: LabelSet) -> tuple[str, ...]:
+    """In what each of two label sets differs from the other: its names or, if these are the same, one attribute."""
+    names = tuple(", ".join(label.name for label in labels) for labels in sets)
+    if len(set(names)) > 1:
+        return names
+    labels = next(pair for pair in zip(*sets, strict=True) if pair[0] != pair[1])
+    attribute = next(field.name for field in fields(Label) if len({getattr(label, field.name) for label in labels}) > 1)
+    return tuple(f"{label.name}: {attribute} {getattr(label, attribute)}" for label in labels)
 
 
 def _read_config(path: Path) -> DictConfig:
@@ -315,6 +348,13 @@ def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     if not set(scores.columns) >= SCORE_COLUMNS or scores.empty:
         missing.append(f"{where} has no rows of case, organ, dsc, nsd")
         return None
+    counts = scores.groupby(["case", "organ"], sort=False).size()
+    if counts.max() > 1:
+        case, organ = scores.loc[scores.duplicated(["case", "organ"]), ["case", "organ"]].iloc[0]
+        raise UserError(
+            f"{path}: {case}, {organ} occurs {counts[case, organ]} times; expected one row per case and class; "
+            "evaluate again"
+        )
     return scores
 
 

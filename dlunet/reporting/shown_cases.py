@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.reporting.paired import is_same_file
-from dlunet.reporting.runs import Run
+from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import best_and_worst, case_means
 from dlunet.volumes import Volume, other_geometry, read_ct, read_labels
 
@@ -77,7 +77,7 @@ class Choice:
         return ShownCase(case.name, remark, image.array, image.spacing, reference.array, predictions)
 
 
-def choose_cases(groups: Mapping[str, Sequence[Run]], chosen: Collection[str] | None = None) -> Choice:
+def choose_cases(groups: Groups, chosen: Collection[str] | None = None) -> Choice:
     """Choose cases by the scores of the last experiment that has predictions and scores.
 
     Args:

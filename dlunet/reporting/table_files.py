@@ -13,15 +13,16 @@ from matplotlib.figure import Figure
 from dlunet.errors import UserError
 from dlunet.files import write_bytes, write_text
 from dlunet.labels import FLARE22
-from dlunet.reporting.contents import Report
+from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
-from dlunet.reporting.paired import NONE, p_text
+from dlunet.reporting.paired import NONE, notes_on_few, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
+from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.shown_cases import choose_cases
-from dlunet.reporting.tables import MEAN, mean_and_std
+from dlunet.reporting.tables import MEAN, mean_and_std, scored_cases
 
 #: What the paper states of the cost per case: seconds, and areas under the curves of GPU memory and CPU use.
 COSTS: dict[str, tuple[str, float | None, float | None, float | None]] = {
@@ -146,15 +147,13 @@ def _only(report: Report, table: PaperTable) -> Report:
 
 def _tested(table: PaperTable, report: Report) -> tuple[list[Comparison], list[list[OrganTest]], list[str]]:
     """The comparisons with their tests, and notes on those that share no case or seed."""
-    compared, tests, notes = [], [], []
-    for comparison in comparisons([table]):
-        before, after = comparison.before, comparison.after
-        try:
-            tests.append(organ_tests(before.runs, after.runs, report.labels, (before.name, after.name)))
-            compared.append(comparison)
-        except UserError as error:
-            notes.append(f"Not tested: {error}.")
-    return compared, tests, notes
+    found = comparisons([table])
+    compared = [comparison for comparison in found if comparison.ours is not None]
+    tests = [
+        organ_tests(each.before.runs, each.after.runs, report.labels, (each.before.name, each.after.name))
+        for each in compared
+    ]
+    return compared, tests, [f"Not tested: {each.shared}." for each in found if each.ours is None]
 
 
 def _score_sheet(table: PaperTable, ours: str) -> Sheet:
@@ -208,29 +207,34 @@ def _notes(report: Report, table: PaperTable) -> Iterator[str]:
         yield report.recipe_note
     yield "Means over cases and seeds; ± is the standard deviation over seeds."
     yield "The paper: arXiv 2209.10984, on FLARE22."
+    if table.note:
+        yield table.note
     if table.number in NOTES:
         yield NOTES[table.number]
     runs = [run for row in table.rows for run in row.runs]
     augmentations = [dict(run.setting("augmentation", {"flip": "unknown"})) for run in runs]
     if table.number == 5 and not all(augmentation.get("flip") for augmentation in augmentations):
         yield NOT_MIRRORED
+    if others := [run.seed for run in runs if _is_of_another_network(run)]:
+        yield (
+            f"With flips, another network than without has predicted: seeds {', '.join(dict.fromkeys(others))}; the "
+            "run was trained further between them. Predict again: make table5"
+        )
     seeds = {row.name: ", ".join(run.seed for run in row.runs) for row in table.rows if row.runs}
     if len(set(seeds.values())) > 1:
         yield "Seeds: " + "; ".join(f"{name}: {text}" for name, text in seeds.items()) + "."
-    facts = {
-        "Seeds": (run.seed for run in runs),
-        "plan": (run.plan for run in runs),
-        "steps": (run.planned_steps for run in runs),
-        "commits": (run.commit for run in runs),
-        "machines": (run.machine for run in runs),
-    }
-    yield "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in facts.items()) + "."
+    yield f"Seeds: {', '.join(dict.fromkeys(run.seed for run in runs))}; {training_facts(runs)}."
+
+
+def _is_of_another_network(run: Run) -> bool:
+    """Whether further label maps of a run are of other weights than its own, as far as both are recorded."""
+    return len({run.weights, replace(run, part="").weights} - {None}) > 1
 
 
 def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
     if not tests:
         return
-    yield TESTS_NOTE
+    yield " ".join([TESTS_NOTE, *notes_on_few((test.cases, len(test.seeds)) for each in tests for test in each)])
     # The smallest p: all cases that differ do so in one direction; Holm multiplies it by the number of classes.
     classes = [[test for test in each[1:] if not math.isnan(test.p)] for each in tests]
     differing = [max((test.better + test.worse for test in each), default=0) for each in classes]
@@ -244,7 +248,7 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
 
 def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[str]]:
     """The cases of table 6 as pictures, and notes on what is missing."""
-    cases = {case for row in table.rows for run in row.runs if run.scores is not None for case in run.scores["case"]}
+    cases = scored_cases(run for row in table.rows for run in row.runs)
     choice = choose_cases(runs_of_figure_3(report.groups), cases)
     notes = list(choice.notes)
     rows = [panel_row(case) for case in choice.read(notes)][::-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +12,7 @@ from dlunet.errors import few
 from dlunet.evaluation import Metric
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.runs import Run, common_metrics
+from dlunet.reporting.runs import Groups, Run, common_metrics
 
 MEAN = "Mean"
 #: Number of best and of worst cases shown, if there are enough.
@@ -29,11 +29,16 @@ class ScoreTable:
         metric: Its name and direction.
         mean: Mean over seeds of the mean over cases; NaN where an experiment has no scores.
         std: Sample standard deviation over seeds; NaN below two seeds.
+        partial: By experiment and column, the number of cases with a value, the least of all seeds, where it is below
+            that of the scored cases.
+        comparable: The columns whose means are over the same cases and classes in all experiments and seeds.
     """
 
     metric: Metric
     mean: pd.DataFrame
     std: pd.DataFrame
+    partial: Mapping[tuple[str, str], int]
+    comparable: frozenset[str]
 
     @property
     def has_values(self) -> bool:
@@ -49,16 +54,23 @@ class ScoreTable:
         sentences = [f"No value for {few(without)}; the mean leaves out what has none."] if without else []
         if self.metric not in ALWAYS.values():
             sentences.append("Means are over the cases in which reference and prediction have the class.")
+        if self.partial:
+            sentences.append(
+                "n is their number where it is below that of the scored cases; no value is called the best of a column "
+                "whose values are of different cases."
+            )
         return f"{self.metric.title}: {' '.join(sentences)}" if sentences else None
 
-    def is_best(self, experiment: str, column: str, decimals: int = 3) -> bool:
-        """Whether the printed value is the best of its column, which must have at least two values."""
-        values = self.mean[column].astype(float).round(decimals)  # missing values may have made it a column of objects
-        best = values.max() if self.metric.higher_is_better else values.min()
-        return bool(values.count() > 1 and values[experiment] == best)
+    def is_best(self, experiment: str, column: str) -> bool:
+        """Whether the printed value is the best of its column, with at least two values, all of the same cases."""
+        values = {name: float(mean_and_std(value, math.nan)) for name, value in self.mean[column].dropna().items()}
+        if column not in self.comparable or len(values) < 2:
+            return False
+        best = max(values.values()) if self.metric.higher_is_better else min(values.values())
+        return values.get(experiment) == best
 
 
-def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSet = FLARE22) -> ScoreTable:
+def score_table(groups: Groups, score: str, labels: LabelSet = FLARE22) -> ScoreTable:
     """Average a metric over cases within each run, then over the runs of each experiment.
 
     Args:
@@ -68,13 +80,32 @@ def score_table(groups: Mapping[str, Sequence[Run]], score: str, labels: LabelSe
     """
     columns = [MEAN] + [label.abbreviation for label in labels]
     means, deviations = {}, {}
+    partial: dict[tuple[str, str], int] = {}
+    averaged: dict[str, set[frozenset[tuple[str, str]]]] = {column: set() for column in columns}
     for name, runs in groups.items():
         scored = [run.scores for run in runs if run.scores is not None and score in run.scores]
         values = pd.DataFrame([organ_means(scores, score, labels) for scores in scored], columns=columns)
         means[name], deviations[name] = values.mean(), values.std(ddof=1)
+        for scores in scored:
+            for column, pairs in _averaged_pairs(scores, score, labels).items():
+                averaged[column].add(pairs)
+                count = len({case for case, _ in pairs})
+                if count < scores["case"].nunique():
+                    partial[name, column] = min(count, partial.get((name, column), count))
     return ScoreTable(
-        common_metrics(groups)[score], pd.DataFrame(means, index=columns).T, pd.DataFrame(deviations, index=columns).T
+        common_metrics(groups)[score],
+        mean=pd.DataFrame(means, index=columns).T,
+        std=pd.DataFrame(deviations, index=columns).T,
+        partial={place: count for place, count in partial.items() if not math.isnan(means[place[0]][place[1]])},
+        comparable=frozenset(column for column in columns if len(averaged[column]) == 1),
     )
+
+
+def _averaged_pairs(scores: pd.DataFrame, score: str, labels: LabelSet) -> dict[str, frozenset[tuple[str, str]]]:
+    """The (case, class) pairs with a value, by column."""
+    known = scores.dropna(subset=[score])
+    rows = {MEAN: known} | {label.abbreviation: known[known["organ"] == label.name] for label in labels}
+    return {column: frozenset(zip(table["case"], table["organ"], strict=True)) for column, table in rows.items()}
 
 
 def organ_means(scores: pd.DataFrame, score: str, labels: LabelSet = FLARE22) -> dict[str, float]:
@@ -98,7 +129,7 @@ class CaseRow:
     lowest: Mapping[str, float]
 
 
-def case_rows(groups: Mapping[str, Sequence[Run]], labels: LabelSet) -> list[CaseRow]:
+def case_rows(groups: Groups, labels: LabelSet) -> list[CaseRow]:
     """All cases, sorted by the mean DSC of the last experiment that has scores, worst first.
 
     Args:
@@ -126,6 +157,11 @@ def scored_seeds(runs: Sequence[Run]) -> list[str]:
     return [run.seed for run in runs if run.scores is not None]
 
 
+def scored_cases(runs: Iterable[Run]) -> set[str]:
+    """The names of the cases on which any of the runs was scored."""
+    return {str(case) for run in runs if run.scores is not None for case in run.scores["case"]}
+
+
 def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
     """The last and first of cases that are sorted, worst first: best first, each marked ``best`` or ``worst``."""
     count = max(1, min(CASES_PER_END, len(cases) // 2))
@@ -134,7 +170,7 @@ def best_and_worst(cases: Sequence[str]) -> dict[str, str]:
     return best | worst
 
 
-def as_csv_table(groups: Mapping[str, Sequence[Run]], tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
+def as_csv_table(groups: Groups, tables: Mapping[str, ScoreTable]) -> pd.DataFrame:
     """All values for other programs: ``run,score,seeds``, then mean and standard deviation over seeds per column."""
     rows = []
     for score, table in tables.items():
@@ -170,8 +206,13 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_score(table: ScoreTable, experiment: str, column: str) -> str:
-    """A value as printed: three decimals as in the paper, with the standard deviation over seeds if there is one."""
-    return mean_and_std(float(table.mean[column][experiment]), float(table.std[column][experiment]))
+    """A value as printed: three decimals as in the paper, standard deviation over seeds, and number of cases.
+
+    The standard deviation is left out if there is none, the number if it is that of all scored cases.
+    """
+    value = mean_and_std(float(table.mean[column][experiment]), float(table.std[column][experiment]))
+    count = table.partial.get((experiment, column))
+    return value if count is None else f"{value} (n={count})"
 
 
 def mean_and_std(mean: float, std: float) -> str:

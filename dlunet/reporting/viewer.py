@@ -64,7 +64,7 @@ class EmbeddedCases:
 
     Attributes:
         cases: The cases that are embedded.
-        left_out: The number of those that are not.
+        left_out: The number of those that are not; who does not add a case that has no room counts it here.
         titles: The titles of the predictions.
 
     Args:
@@ -78,15 +78,25 @@ class EmbeddedCases:
         self.titles: tuple[str, ...] = ()
         self._room = MOST_BYTES
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a further case may be embedded."""
+        return bundle() is not None and self._room > 0
+
     def add(self, case: ShownCase) -> None:
-        """Embed a case, if there is room for it. All cases have predictions with the same titles."""
+        """Embed a case, if there is room for it. All cases have predictions with the same titles.
+
+        The first case that does not fit any more ends the viewer; one too large for any page is only left out.
+        """
         self.titles = tuple(case.predictions)
-        viewed = _viewed(case, self.labels.num_classes) if bundle() and self._room else None
-        if viewed is None or viewed.size > self._room:
-            self.left_out += 1
+        viewed = _viewed(case, self.labels.num_classes) if self.has_room else None
+        if viewed is not None and viewed.size <= self._room:
+            self._room -= viewed.size
+            self.cases.append(viewed)
             return
-        self._room -= viewed.size
-        self.cases.append(viewed)
+        self.left_out += 1
+        if viewed is not None and viewed.size <= MOST_BYTES:
+            self._room = 0
 
     @property
     def note(self) -> str | None:

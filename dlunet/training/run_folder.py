@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from dlunet import stamps
 from dlunet.errors import UserError, few
+from dlunet.execution import EXECUTION, is_among
 from dlunet.files import link_or_copy, remove_leftovers, write_if_changed, write_text
 from dlunet.locks import FileLock
 from dlunet.networks.checkpoint_files import read_checkpoint
@@ -28,19 +29,10 @@ log = logging.getLogger(__name__)
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = (
-    "resume",
-    "output",
-    "logger",
-    "strict",
-    "dry_run",
-    "test",
-    "checkpoint",
+    *EXECUTION,
     "callbacks",
     "trainer.max_epochs",
     "data.pseudo_labels",  # they may be moved: see keep_pseudo_labels
-    "data.workers",
-    "data.source.workers",
-    "sampling.num_workers",
 )
 
 
@@ -86,11 +78,6 @@ class Done:
 @dataclass(frozen=True)
 class RunFolder(RunLayout):
     """The folder of a run; it may be moved and copied."""
-
-    @property
-    def trained(self) -> Path:
-        """The checkpoint to use: the best one, or the last if there is no validation to determine the best."""
-        return self.best if self.best.exists() else self.last
 
     @property
     def has_run(self) -> bool:
@@ -228,9 +215,8 @@ class RunFolder(RunLayout):
         if before is None:
             return
         old, new = flattened(before), flattened(now)
-        free = tuple(f"{name}." for name in FREE_ON_RESUME)
         checked = old | new if only is None else only
-        changed = [k for k in checked if old.get(k) != new.get(k) and not f"{k}.".startswith(free)]
+        changed = [k for k in checked if old.get(k) != new.get(k) and not is_among(k, FREE_ON_RESUME)]
         if changed:
             differences = "; ".join(f"{key}: found {old.get(key)}, now {new.get(key)}" for key in sorted(changed))
             raise UserError(

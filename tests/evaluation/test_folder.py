@@ -7,6 +7,7 @@ import pytest
 from dlunet.errors import UserError
 from dlunet.evaluation import evaluate_folder, score_case
 from dlunet.evaluation.metrics import Metric
+from dlunet.files import write_text
 from dlunet.labels import FLARE22
 from dlunet.volumes import Geometry, write_labels
 
@@ -39,6 +40,27 @@ def folders(tmp_path):
 
 def evaluate(folders, **options):
     return evaluate_folder(folders / "predictions", folders / "references", folders / "output", **options)
+
+
+def test_the_part_of_the_dataset_is_that_of_these_scores(folders):
+    """Training knows it; whoever scores other label maps into the same folder does not."""
+    record = folders / "output" / "part.txt"
+    evaluate(folders, workers=1, part="validation")
+    assert record.read_text() == "validation\n"
+    evaluate(folders, workers=1)
+    assert not record.exists() and (folders / "output" / "scores.csv").exists()
+
+
+def test_a_killed_command_leaves_no_scores_without_their_part(folders, monkeypatch):
+    def write(path, text):
+        if path.name == "scores.csv":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    monkeypatch.setattr("dlunet.evaluation.folder.write_text", write)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folders, workers=1, part="validation")
+    assert (folders / "output" / "part.txt").read_text() == "validation\n"
 
 
 def test_the_tables(folders):

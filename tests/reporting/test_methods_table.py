@@ -61,6 +61,11 @@ def test_methods_are_compared_with_supervised_training(sweep, written):
         assert rows[name][4].startswith(f"{values.mean():+.3f} [") and rows[name][5] == f"{corrected[name]:.3f}"
         assert rows[name][6] == f"{(values > 0).sum()} / {(values < 0).sum()}"
     assert rows["supervised"][4:] == ("–", "–", "–")
+    csv = pd.read_csv(next(path for path in written[2] if path.suffix == ".csv")).set_index("run")
+    for name, values in p.items():
+        row = csv.loc[f"{name}-light-ga"]
+        assert (row["p"], row["p_corrected"]) == pytest.approx((values, corrected[name]))
+    assert pd.isna(csv.loc["supervised-light-ga", "p_corrected"])
 
 
 def test_all_forms_have_the_same_figures(written):
@@ -70,6 +75,12 @@ def test_all_forms_have_the_same_figures(written):
         for row in sheet.rows:
             figures = [cell.partition(" ")[0] for cell in row[3:5] if cell != "–"]
             assert all(figure in text for figure in figures for text in texts)
+
+
+def test_few_cases_and_a_single_seed_are_said(written):
+    """Four cases, and one seed of the second losses."""
+    notes = " ".join(written[1])
+    assert "From fewer than 10 cases, intervals are too narrow. From one seed, intervals are over cases alone." in notes
 
 
 def test_different_budgets_are_said(make_run, tmp_path):

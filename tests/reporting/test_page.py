@@ -1,17 +1,23 @@
 """The report page is self-contained, has every section, and agrees with the run folders."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
 from dlunet.errors import UserError
+from dlunet.execution import EXECUTION
 from dlunet.labels import FLARE22, label_set
 from dlunet.reporting import paper, print_report, read_report, write_report
-from dlunet.reporting.groups import group_by_experiment
+from dlunet.reporting.groups import NOT_COMPARED, group_by_experiment
 from dlunet.reporting.runs import read_run
+from dlunet.reporting.tables import format_score, score_table
+from dlunet.training.run_folder import FREE_ON_RESUME
+from tests.reporting.conftest import PARTS_OF
 from tests.reporting.html_page import Page
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -105,6 +111,20 @@ def test_test_cases_may_have_the_names_of_validation_cases(make_run, tmp_path, c
             assert ("the validation cases are scored" in text) == (part == "validation")
 
 
+def test_scores_of_an_earlier_checkpoint_are_called_so(make_run, tmp_path, capsys):
+    run = make_run("ssl_light")
+    (run / "checkpoints").mkdir()
+    scored = (run / "scores" / "scores.csv").stat().st_mtime
+    for name, later, is_said in (("last", 60, True), ("best", -60, False)):  # training went on, with no better epoch
+        checkpoint = run / "checkpoints" / f"{name}.ckpt"
+        checkpoint.touch()
+        os.utime(checkpoint, (scored + later, scored + later))
+        for text in said(run, tmp_path / name, capsys):
+            assert (
+                "Trained further since they were scored, so these scores are of before: ssl_light" in text
+            ) == is_said
+
+
 def test_a_report_does_not_replace_scores(make_run, tmp_path):
     run = make_run("ssl_light")
     before = (run / "scores" / "scores.csv").read_bytes()
@@ -156,6 +176,40 @@ def test_the_best_of_a_distance_is_the_smallest(make_run, tmp_path):
     assert best == {"sup_light"}
 
 
+def test_of_values_that_are_printed_alike_all_are_the_best(make_run):
+    """0.5135 is a little less than that, and printed as 0.513."""
+    runs = {name: read_run(make_run(name)) for name in ("a", "b", "c")}
+    groups = {
+        name: [replace(run, scores=run.scores.assign(dsc=dsc))]
+        for (name, run), dsc in zip(runs.items(), (0.5135, 0.5131, 0.5124), strict=True)
+    }
+    table = score_table(groups, "dsc")
+    assert [format_score(table, name, "AT") for name in groups] == ["0.513", "0.513", "0.512"]
+    assert [table.is_best(name, "AT") for name in groups] == [True, True, False]
+
+
+def test_a_distance_of_fewer_cases_is_not_called_the_best(make_run, tmp_path, capsys):
+    """Who misses a class in all cases but the easy ones has the smaller distance."""
+    runs = [make_run("sup_light"), make_run("ssl_light")]
+    for run, distance, missed in zip(runs, (8.0, 4.0), ((), ("case_1", "case_2", "case_3")), strict=True):
+        scores = pd.read_csv(run / "scores" / "scores.csv").assign(far=distance)
+        scores.loc[(scores["organ"] == "Gallbladder") & scores["case"].isin(missed), "far"] = float("nan")
+        scores.to_csv(run / "scores" / "scores.csv", index=False)
+        described = {"dsc": ["DSC", True], "nsd": ["NSD", True], "far": ["Far [mm]", False]}
+        (run / "scores" / "metrics.json").write_text(json.dumps(described))
+    page = Page(written(runs, tmp_path / "report"))
+    print_report(read_report(runs), tmp_path)
+    markdown = (tmp_path / "report" / "scores.md").read_text()
+    table = page.tables[2]
+    aorta, gallbladder = map(table[0].index, ("AT", "GB"))
+    assert [row[gallbladder] for row in table[1:]] in (["8.000", "4.000 (n=1)"], ["4.000 (n=1)", "8.000"])
+    assert sorted(row[aorta] for row in table[1:]) == ["*4.000", "8.000"]
+    assert {row[2] for row in table[1:]} == {"4"} and table[0][2] == "Scored cases"
+    for text in (page.text, markdown, capsys.readouterr().out):
+        assert "n is their number where it is below that of the scored cases" in " ".join(text.split())
+    assert "| 4.000 (n=1) |" in markdown
+
+
 def test_a_damaged_record_of_the_metrics_is_said(make_run):
     run = make_run("sup_light")
     (run / "scores" / "metrics.json").write_text('{"dsc": ["DSC"')
@@ -186,6 +240,48 @@ def test_a_run_s_place_follows_from_what_it_is_not_from_its_name(make_run, tmp_p
     scores = [pd.read_csv(run / "scores" / "scores.csv") for run in runs[:2]]
     means = [frame.groupby("case")["dsc"].mean().mean() for frame in scores]
     assert comparison.ours["Mean"] == pytest.approx(means[0] - means[1])
+
+
+def test_rows_of_the_paper_say_which_experiments_are_in_them(make_run, tmp_path, capsys):
+    """And have none whose loss on pseudo-labels is another one."""
+    runs = [make_run("first", parts_of=PARTS_OF["sup_light"]), make_run("second", parts_of=PARTS_OF["ssl_light"])]
+    page = written(runs, tmp_path / "report")
+    print_report(read_report(runs), page)
+    text = " ".join(Page(page).text.split())
+    for said in (text, " ".join(capsys.readouterr().out.split())):
+        assert "Ours of sup_light are first; of ssl_light are second." in said
+    assert "(first → second, 4 cases" in text
+    config = OmegaConf.load(runs[1] / "config.yaml")
+    for loss, is_shown in (("RobustSegmentationLoss", True), ("DiceCrossEntropyLoss", False)):
+        config["pseudo_loss"] = {"_target_": f"dlunet.losses.{loss}"}
+        OmegaConf.save(config, runs[1] / "config.yaml")
+        (table,) = paper.tables_of_experiments(group_by_experiment([*map(read_run, runs)]))
+        assert [row.group for row in table.rows] == ["", "", "first", "second" if is_shown else ""]
+
+
+def test_headlines_are_of_the_seeds_and_cases_that_both_have(make_run, tmp_path):
+    """A seed and a case of one experiment alone would turn the sign."""
+    runs = [make_run("sup_light", 1, 2.0), make_run("ssl_light", 1, 1.0), make_run("ssl_light", 2, 1.0)]
+    frames = [pd.read_csv(run / "scores" / "scores.csv") for run in runs]
+    frames[0] = frames[0][frames[0]["case"] != "case_4"]
+    frames[2]["dsc"] = 0.0
+    for run, frame in zip(runs, frames, strict=True):
+        frame.to_csv(run / "scores" / "scores.csv", index=False)
+    page = Page(written(runs, tmp_path / "report", floor="sup_light"))
+    both = frames[1][frames[1]["case"] != "case_4"]
+    difference = f"{both['dsc'].mean() - frames[0]['dsc'].mean():+.3f}"
+    assert frames[0]["dsc"].mean() > (frames[1]["dsc"].mean() + frames[2]["dsc"].mean()) / 2
+    text = " ".join(page.text.split())
+    assert f"mean DSC {difference} (sup_light → ssl_light, 3 cases, seeds 1; the paper" in text
+    (row,) = (row for table in page.tables for row in table if row[0] == "ssl_light" and " [" in row[-1] + row[4])
+    assert row[4].startswith(f"{difference} [")
+
+
+def test_no_headline_without_common_seeds(make_run, tmp_path):
+    page = Page(written([make_run("sup_light", 1), make_run("ssl_light", 2)], tmp_path / "report"))
+    text = " ".join(page.text.split())
+    said = "not compared (Light UNet w/o SSL, Light UNet w SSL: their runs share no seed; found"
+    assert f"Semi-supervision, light U-Net: {said}" in text and "mean DSC +" not in text and "mean DSC -" not in text
 
 
 def test_the_score_tables_are_those_of_the_folders_with_the_best_in_bold(report, page, scores):
@@ -263,6 +359,35 @@ def test_runs_with_other_settings_are_not_averaged(make_run):
     }
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"checkpoint": {"every_n_minutes": 30, "on_full": "continue"}},
+        {"callbacks": {"device_monitor": {"_target_": "a.B", "cpu_stats": True}, "weight_norms": {"_target_": "a.C"}}},
+        {"dry_run": True, "strict": True, "data": {"workers": 3}},
+        {"new_part": None},  # of a later version
+    ],
+)
+def test_seeds_that_were_executed_in_another_way_are_averaged(make_run, changed):
+    runs = [make_run("ssl_light", seed, parts=()) for seed in (1, 2)]
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(runs[0] / "config.yaml"), changed), runs[0] / "config.yaml")
+    assert list(group_by_experiment([*map(read_run, runs)])) == ["ssl_light"]
+
+
+def test_an_earlier_end_is_another_experiment(make_run):
+    runs = [make_run("ssl_light", seed, parts=()) for seed in (1, 2)]
+    early = {"callbacks": {"early_stopping": {"patience": 3}}}
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(runs[0] / "config.yaml"), early), runs[0] / "config.yaml")
+    assert set(group_by_experiment([*map(read_run, runs)])) == {
+        "ssl_light (callbacks.early_stopping.patience=3)",
+        "ssl_light (callbacks.early_stopping.patience=–)",
+    }
+
+
+def test_how_a_run_is_executed_is_the_same_list_for_reports_and_continuations():
+    assert set(EXECUTION) <= set(NOT_COMPARED) & set(FREE_ON_RESUME)
+
+
 def test_table_4_is_shown_for_the_losses(make_run, tmp_path):
     page = Page(written([make_run("loss_nrd_tce")], tmp_path / "report"))
     assert "Table 4" in page.text and "Table 3" not in page.text
@@ -295,6 +420,15 @@ def test_a_run_of_which_nothing_is_left_but_its_config(make_run, tmp_path):
     assert not page.images
 
 
+def test_a_case_that_was_scored_twice_is_an_error(make_run):
+    run = make_run("ssl_light")
+    rows = (run / "scores" / "scores.csv").read_text().splitlines()
+    twice = [*rows, *(row for row in rows if row.startswith("case_3,Liver"))]
+    (run / "scores" / "scores.csv").write_text("\n".join(twice))
+    with pytest.raises(UserError, match=r"scores\.csv: case_3, Liver occurs 2 times; expected one row per case and"):
+        read_report([run], floor="ssl_light")
+
+
 def test_images_that_are_gone_are_said(make_run, tmp_path):
     run = make_run("ssl_light")
     record = run / "predictions" / "prediction.json"
@@ -319,6 +453,19 @@ def test_other_organs_have_their_own_columns_and_no_table_of_the_paper(make_run,
     assert "scored on 1 case." in page.text and "No value for TUM" in page.text
     with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):
         written([run, other], tmp_path / "both")
+    with pytest.raises(UserError, match=r"spleen, tumour.*report them separately"):  # not that no case is shared
+        read_report([run, other], floor="sup_light")
+
+
+@pytest.mark.parametrize(("attribute", "value", "there"), [("nsd_tolerance_mm", 9, 2), ("tubular", False, True)])
+def test_classes_that_are_scored_in_another_way_are_named(make_run, attribute, value, there):
+    runs = [make_run("ssl_light"), make_run("sup_light")]
+    labels = FLARE22.to_dict()
+    labels["labels"][4] |= {attribute: value}
+    (runs[0] / "labels.json").write_text(json.dumps(labels))
+    said = rf"\(Aorta: {attribute} {value}\) differ from those of .*sup_light.*\(Aorta: {attribute} {there}\)"
+    with pytest.raises(UserError, match=said):
+        read_report(runs)
 
 
 def test_names_are_escaped(make_run, tmp_path):
@@ -332,6 +479,17 @@ def test_names_are_escaped(make_run, tmp_path):
     page = Page(written([run], tmp_path / "report"))
     plain = Page(written([make_run("sup_light")], tmp_path / "plain"))
     assert page.count["script"] == plain.count["script"] and evil in page.text
+
+
+def test_names_are_printed_as_they_are(make_run, tmp_path, capsys):
+    """Also those that look like the markup of the terminal."""
+    run = make_run("ssl_light", data_name="my[/x]data")
+    config = OmegaConf.load(run / "config.yaml")
+    config.merge_with({"name": r"x\[b]y", "recipe": {"name": "[red]best"}})
+    OmegaConf.save(config, run / "config.yaml")
+    print_report(read_report([run]), tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert r" x\[b]y " in printed and "SYNTHETIC data (my[/x]data)" in printed and "recipe=[red]best" in printed
 
 
 def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):

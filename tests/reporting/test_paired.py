@@ -193,6 +193,17 @@ def test_one_case_gives_no_interval_and_no_share(scores):
     assert "From one case there is no interval." in compared.note and "too narrow" not in compared.note
 
 
+def test_few_cases_and_a_single_seed_are_said(scores):
+    narrow, alone = (
+        "From fewer than 10 cases, intervals are too narrow.",
+        "From one seed, intervals are over cases alone.",
+    )
+    for seeds, cases, expected in ((3, 12, (False, False)), (1, 12, (False, True)), (2, 9, (True, False))):
+        some = {name: values[:seeds, :cases] for name, values in scores.items()}
+        note = paired_table(groups_of(some), "floor", None).note
+        assert (narrow in note, alone in note) == expected
+
+
 def test_nothing_is_compared_without_a_floor(scores):
     groups = groups_of(scores)
     assert paired_table(groups, None, None) is None

@@ -123,6 +123,17 @@ def test_table_5_has_the_scores_with_flips_and_the_cost(make_run, tmp_path):
     assert paper == ("paper", "144", "–", "–") and with_flips == ("ours (synthetic)", "15.0", "0.0", "6.0")
 
 
+def test_flips_of_another_network_are_called_so(make_run, tmp_path):
+    run = make_run("ssl_light")
+    for part in ("predictions", "scores"):
+        shutil.copytree(run / part, run / "flips-axes" / part)
+    for weights, is_said in (("old", True), ("new", False)):
+        for folder, digest in ((run, "new"), (run / "flips-axes", weights)):
+            (folder / "predictions" / "prediction.json").write_text(json.dumps({"images": {}, "weights": digest}))
+        notes = " ".join(write_paper_table(read_report([run]), 5, tmp_path / "table").notes)
+        assert ("With flips, another network than without has predicted: seeds 1;" in notes) == is_said
+
+
 def test_table_6_has_the_best_and_worst_of_synthetic_cases_below_the_paper_s(make_run, tmp_path):
     runs = [make_run("sup_light", error=2.0), make_run("ssl_light", error=1.0)]
     rows = write_paper_table(read_report(runs), 6, tmp_path).sheets[0].rows
@@ -168,6 +179,11 @@ def test_the_notes_say_what_was_run(folder):
 def test_too_few_cases_for_a_small_p_are_said(folder):
     """Thirteen classes that could change in all of four cases: 13 × 2 / 2⁴ is more than 1."""
     assert "With 4 cases, no p of a class can be below 1.000" in (folder / "table3.md").read_text()
+
+
+def test_few_cases_and_a_single_seed_are_said(folder):
+    said = "From fewer than 10 cases, intervals are too narrow. From one seed, intervals are over cases alone."
+    assert said in (folder / "table3.md").read_text()
 
 
 def test_seeds_without_scores_are_not_said_to_be_averaged(make_run, tmp_path):

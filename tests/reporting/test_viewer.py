@@ -96,6 +96,17 @@ def test_a_page_stays_small(monkeypatch):
     assert page.note == "The viewer has 2 of 5 cases, to keep the page small."
 
 
+def test_the_first_case_that_does_not_fit_ends_the_viewer(monkeypatch):
+    """What comes after it is not worth reading."""
+    shown = [case("a"), case("larger", (7, 12, 15)), case("b")]
+    sizes = [embedded(each).cases[0].size for each in shown]
+    monkeypatch.setattr(viewer, "MOST_BYTES", sizes[0] + sizes[2])
+    assert sizes[0] + sizes[1] > sizes[0] + sizes[2] > sizes[1]
+    page = embedded(*shown)
+    assert [each.name for each in page.cases] == ["a"] and not page.has_room
+    assert page.note == "The viewer has 1 of 3 cases, to keep the page small."
+
+
 @pytest.fixture
 def no_bundle():
     """Bundles are read once per process."""

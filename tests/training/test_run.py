@@ -117,6 +117,7 @@ def test_validation_cases_are_scored_where_test_cases_have_no_labels(tiny_flare2
     assert "no test case has a label map; the validation cases are scored instead" in printed
     rows = (tmp_path / "run" / "scores" / "scores.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"FLARETs_0001"}
+    assert (tmp_path / "run" / "scores" / "part.txt").read_text() == "validation\n"
 
 
 @pytest.mark.parametrize("setting", ["accelerator=gpu", "precision=banana", "+no_such_setting=1"])
