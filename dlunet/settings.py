@@ -121,13 +121,21 @@ RULES: dict[str, Rule] = {
     "predictions": FOLDERS,
 }
 
-#: Arguments of Lightning's trainer that contradict settings of ours, and what to use instead.
+#: Lightning's own ways to end an epoch early would leave out its last patches, and a resumed run repeat others.
+_ENDS_EARLY = "which would end an epoch before its last step"
+
+#: Lightning does not know how gradients are computed here: by a method, network by network.
+_OF_GRADIENTS = "which Lightning cannot apply to the gradients of a method"
+
+#: Arguments of Lightning's trainer that contradict settings of ours: why, and what to use instead.
 INSTEAD = {
-    "limit_train_batches": "sampling.steps_per_epoch",
-    "overfit_batches": "debug=overfit",
-    "fast_dev_run": "debug=fast",
-    "max_steps": "trainer.max_epochs",
-    "max_time": "trainer.max_epochs, or a signal: timeout 12h dlunet train …",
+    "limit_train_batches": (_ENDS_EARLY, "sampling.steps_per_epoch"),
+    "overfit_batches": (_ENDS_EARLY, "debug=overfit"),
+    "fast_dev_run": (_ENDS_EARLY, "debug=fast"),
+    "max_steps": (_ENDS_EARLY, "trainer.max_epochs"),
+    "max_time": (_ENDS_EARLY, "trainer.max_epochs, or a signal: timeout 12h dlunet train …"),
+    "accumulate_grad_batches": (_OF_GRADIENTS, "sampling.accumulate_grad_batches"),
+    "gradient_clip_val": (_OF_GRADIENTS, "optimizer.gradient_clip"),
 }
 
 #: The parts of a config that must not be null.
@@ -175,12 +183,9 @@ def check_settings(config: DictConfig) -> None:
 
 
 def _check_trainer(config: DictConfig) -> None:
-    """Lightning's own ways to end an epoch early would leave out its last patches, and a resumed run repeat others."""
-    for name, instead in INSTEAD.items():
+    for name, (why, instead) in INSTEAD.items():
         if (value := OmegaConf.select(config, f"trainer.{name}")) is not None:
-            raise UserError(
-                f"trainer.{name}: found {value}, which would end an epoch before its last step; use {instead}"
-            )
+            raise UserError(f"trainer.{name}: found {value}, {why}; use {instead}")
 
 
 def _check_unlabelled_part(config: DictConfig) -> None:

@@ -137,6 +137,19 @@ def test_what_would_end_an_epoch_early_is_refused(default, name, value, instead)
         check_settings(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("accumulate_grad_batches", "sampling.accumulate_grad_batches"), ("gradient_clip_val", "optimizer.gradient_clip")],
+)
+def test_what_lightning_cannot_do_with_gradients_is_refused(default, name, instead):
+    """These settings of ours exist."""
+    config = copy.deepcopy(default)
+    assert OmegaConf.select(config, instead) is not None
+    OmegaConf.update(config, f"trainer.{name}", 4, force_add=True)
+    with pytest.raises(UserError, match=rf"^trainer\.{name}: found 4, .* gradients .*; use {instead}$"):
+        check_settings(config)
+
+
 @pytest.mark.parametrize("part", ["plan", "optimizer.algorithm"])
 def test_a_part_that_is_null_is_named(compose, part):
     with pytest.raises(UserError, match=rf"^{part}: found null; expected its settings"):
