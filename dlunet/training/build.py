@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -35,15 +35,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         UserError: A network cannot be built, or does not fit the labels or the patch size.
     """
     method = method_of(config)
-    classes = {"num_classes": prepared.labels.num_classes}
-    descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
-    networks = {role: _build_network(description) for role, description in descriptions.items()}
-    for network in networks.values():
-        _check_patch(network, prepared.plan.patch_size)
-    for role, kind in method.fixed.items():
-        bundle = _load_fixed(kind, prepared.labels)
-        assert bundle.network is not None
-        networks[role], descriptions[role] = bundle.network, bundle.description["network"]
+    networks, descriptions = build_networks(config, method, prepared.labels, prepared.plan.patch_size)
     return SegmentationModule(
         networks=networks,
         network_description=_description_of_prediction(method, descriptions),
@@ -58,6 +50,35 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         accumulate=config.sampling.accumulate_grad_batches,
         mirrored=_is_mirrored(config),
     )
+
+
+def build_networks(
+    config: DictConfig, method: Method, labels: LabelSet, patch_size: Sequence[int]
+) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    """Build the trained networks of a method and load the fixed ones.
+
+    Args:
+        config: The config of a training, with a complete plan.
+        method: The method.
+        labels: The classes.
+        patch_size: Voxels along z, y, x.
+
+    Returns:
+        The networks and their descriptions, by role.
+
+    Raises:
+        UserError: A network cannot be built, or does not fit the labels or the patch size.
+    """
+    classes = {"num_classes": labels.num_classes}
+    descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
+    networks = {role: _build_network(description) for role, description in descriptions.items()}
+    for network in networks.values():
+        _check_patch(network, patch_size)
+    for role, kind in method.fixed.items():
+        bundle = _load_fixed(kind, labels)
+        assert bundle.network is not None
+        networks[role], descriptions[role] = bundle.network, bundle.description["network"]
+    return networks, descriptions
 
 
 def _is_mirrored(config: DictConfig) -> bool | None:
@@ -193,7 +214,7 @@ def _load_fixed(fixed: Fixed, labels: LabelSet) -> Bundle:
     return bundle
 
 
-def _check_patch(network: nn.Module, patch_size: tuple[int, int, int]) -> None:
+def _check_patch(network: nn.Module, patch_size: Sequence[int]) -> None:
     total_stride = getattr(network, "total_stride", (1, 1, 1))
     if any(size % step for size, step in zip(patch_size, total_stride, strict=True)):
         raise UserError(

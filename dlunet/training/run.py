@@ -25,9 +25,9 @@ from dlunet.methods import method_of
 from dlunet.networks import LightUNet
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
-from dlunet.sampling import PatchDataModule, check_workers, worker_count
+from dlunet.sampling import PatchDataModule, check_counts, check_workers, worker_count
 from dlunet.signals import ASKING, Stopped, StopRequest
-from dlunet.training.build import augmentation_of, build_module, callbacks_of, check_parts, plain
+from dlunet.training.build import augmentation_of, build_module, build_networks, callbacks_of, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.launch import is_first, processes_here
@@ -37,7 +37,7 @@ from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import Done, RunFolder
 from dlunet.training.run_plan import RunPlan
-from dlunet.training.trainer import build_trainer
+from dlunet.training.trainer import build_trainer, check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ def train(config: DictConfig) -> Path:
         if done.stopped_early and "early_stopping" in config.callbacks:
             print(f"{folder.path}: was trained before, and stopped early after {done.epochs} epochs")
             return folder.trained
+        _check_unprepared(config, dataset)
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
@@ -105,6 +106,21 @@ def train(config: DictConfig) -> Path:
         finally:
             shared.close()
     return folder.trained
+
+
+def _check_unprepared(config: DictConfig, dataset: Dataset) -> None:
+    """Check what can be checked before cases are prepared, which may take hours, besides :func:`check_parts`."""
+    method = method_of(config)
+    check_counts(
+        method.streams,
+        {
+            "labelled": len(dataset.labelled),
+            "unlabelled": len(dataset.unlabelled),
+            "pseudo-labelled": sum(case.pseudo_label is not None for case in dataset.unlabelled),
+        },
+    )
+    build_networks(config, method, dataset.labels, config.plan.patch_size)
+    check_trainer(config.trainer)
 
 
 def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, done: Done) -> None:
