@@ -144,13 +144,13 @@ def augmentation_of(config: DictConfig) -> Augmentation:
     return cast(Augmentation, _instantiated(config, "augmentation"))
 
 
-def callbacks_of(config: DictConfig) -> list[Callback]:
-    """The callbacks that the config adds.
+def callbacks_of(config: DictConfig) -> dict[str, Callback]:
+    """The callbacks that the config adds, by name.
 
     Raises:
         UserError: One does not accept its settings.
     """
-    return [cast(Callback, _instantiated(config, f"callbacks.{name}")) for name in config.callbacks or {}]
+    return {name: cast(Callback, _instantiated(config, f"callbacks.{name}")) for name in config.callbacks or {}}
 
 
 def _instantiated(config: DictConfig, name: str) -> Any:

@@ -30,6 +30,7 @@ from dlunet.signals import ASKING, Stopped, StopRequest
 from dlunet.training.build import augmentation_of, build_module, build_networks, callbacks_of, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
+from dlunet.training.early_stopping import check_can_stop, has_stopped
 from dlunet.training.launch import is_first, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
@@ -94,7 +95,7 @@ def train(config: DictConfig) -> Path:
         if done.epochs >= config.trainer.max_epochs:
             print(f"{folder.path}: all {done.epochs} epochs were trained before")
             return folder.trained
-        if done.stopped_early and "early_stopping" in config.callbacks:
+        if has_stopped(callbacks_of(config), done, config.trainer.get("min_epochs") or 0):
             print(f"{folder.path}: was trained before, and stopped early after {done.epochs} epochs")
             return folder.trained
         _check_unprepared(config, dataset)
@@ -121,6 +122,7 @@ def _check_unprepared(config: DictConfig, dataset: Dataset) -> None:
     )
     build_networks(config, method, dataset.labels, config.plan.patch_size)
     check_trainer(config.trainer)
+    check_can_stop(callbacks_of(config), bool(dataset.validation))
 
 
 def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, done: Done) -> None:
@@ -132,11 +134,13 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         silence_lightning()
-        callbacks: list[Callback] = [RunPlan(config, prepared), *callbacks_of(config)]
+        chosen, has_validation = callbacks_of(config), can_choose(prepared)
+        check_can_stop(chosen, has_validation)
+        callbacks: list[Callback] = [RunPlan(config, prepared), *chosen.values()]
         if has_dashboard(config.logger):
             callbacks += dashboard_callbacks(plain(config), prepared, dataset)
         request = StopRequest()
-        trainer = build_trainer(config, folder, can_choose(prepared), done.steps, request, callbacks)
+        trainer = build_trainer(config, folder, has_validation, done.steps, request, callbacks)
         datamodule.check_cases()
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)

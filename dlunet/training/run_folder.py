@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,13 @@ class Done:
         checkpoint: The checkpoint to continue from; None: nothing is done.
         epochs: Finished epochs.
         steps: Finished steps, also of an epoch that is not finished.
-        stopped_early: Whether Lightning's ``EarlyStopping`` ended it.
+        callbacks: The states of Lightning's callbacks, by their state keys.
     """
 
     checkpoint: Path | None
     epochs: int
     steps: int
-    stopped_early: bool = False
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Path) -> Done:
@@ -71,11 +71,7 @@ class Done:
         try:
             # Lightning counts an epoch as processed after its last step and validation.
             epochs = values["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            callbacks = values.get("callbacks", {}).items()
-            stopped_early = any(
-                name.startswith("EarlyStopping") and state["stopped_epoch"] for name, state in callbacks
-            )
-            return cls(checkpoint, int(epochs), int(values["global_step"]), stopped_early)
+            return cls(checkpoint, int(epochs), int(values["global_step"]), dict(values.get("callbacks", {})))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{checkpoint}: has no training state ({type(error).__name__}: {error}); expected a checkpoint that "

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from dlunet.errors import UserError
 from dlunet.signals import StopRequest
 from dlunet.training.checkpoint import LastCheckpoint, MovableCheckpoint, WholeCheckpointIO
+from dlunet.training.early_stopping import NewPatience
 from dlunet.training.faults import Faults
 from dlunet.training.launch import launch_settings
 from dlunet.training.loggers import build_loggers
@@ -90,6 +91,7 @@ def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, 
         LogOfProcesses(folder),
         *checkpoints,
         Faults(folder),
+        NewPatience(),
         LearningRateMonitor("step"),
         RichProgressBar(leave=False),
     ]
