@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.losses import loss_at
-from dlunet.methods import Fixed, Method, Trained, method_of
+from dlunet.methods import Fixed, Method, Trained, check_untrained, method_of
 from dlunet.networks import Bundle, build_network, load_bundle
 from dlunet.preparation import PreparedDataset
 from dlunet.sampling import Augmentation
@@ -88,7 +88,7 @@ def _is_mirrored(config: DictConfig) -> bool | None:
 
 
 def check_parts(config: DictConfig, num_classes: int) -> None:
-    """Build losses, optimiser, schedule and augmentation; try the first three on something small.
+    """Build method, losses, optimiser, schedule, augmentation and callbacks; try some of them on something small.
 
     Preparing the cases may take hours; settings that cannot be used are found before.
 
@@ -100,8 +100,12 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
         UserError: A part does not accept its settings.
     """
     epochs = config.trainer.max_epochs
+    method = method_of(config)
+    method.setup(num_classes)
+    check_untrained("method", method)
     logits, target = torch.zeros(1, num_classes, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.long)
     for name, loss in losses_of(config).items():
+        check_untrained(name, loss)
         with _naming(config, name):
             for of_epoch in {loss_at(loss, 0), loss_at(loss, epochs)}:
                 of_epoch(logits, target)
