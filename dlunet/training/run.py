@@ -87,11 +87,14 @@ def train(config: DictConfig) -> Path:
     first = is_first(config.trainer)
     if not first:
         be_silent()
-    with folder.writing() if first else nullcontext():
-        done = folder.begin(plain(config)) if first else folder.done()
-        if first:
+    writes = first and not config.dry_run
+    with folder.writing() if writes else nullcontext():
+        if writes:
+            done = folder.begin(plain(config))
             labels = {case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label}
             folder.keep_pseudo_labels(labels)
+        else:
+            done = folder.check(plain(config)) if first else folder.done()
         if done.epochs >= config.trainer.max_epochs:
             print(f"{folder.path}: all {done.epochs} epochs were trained before")
             return folder.trained
@@ -126,7 +129,7 @@ def _check_unprepared(config: DictConfig, dataset: Dataset) -> None:
 
 
 def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, done: Done) -> None:
-    if is_first(config.trainer):
+    if is_first(config.trainer) and not config.dry_run:
         folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
@@ -137,7 +140,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         chosen, has_validation = callbacks_of(config), can_choose(prepared)
         check_can_stop(chosen, has_validation)
         callbacks: list[Callback] = [RunPlan(config, prepared), *chosen.values()]
-        if has_dashboard(config.logger):
+        if has_dashboard(config.logger) and not config.dry_run:
             callbacks += dashboard_callbacks(plain(config), prepared, dataset)
         request = StopRequest()
         trainer = build_trainer(config, folder, has_validation, done.steps, request, callbacks)

@@ -144,8 +144,8 @@ class RunFolder(RunLayout):
             handler.close()
             lock.release()
 
-    def begin(self, settings: dict[str, Any]) -> Done:
-        """Record the settings of a run that starts or resumes, and return what is done.
+    def check(self, settings: dict[str, Any]) -> Done:
+        """Check that a run can start or resume with these settings, and return what is done.
 
         Raises:
             UserError: The run was started with other settings, or has more finished epochs than requested.
@@ -159,6 +159,15 @@ class RunFolder(RunLayout):
                 f"trainer.max_epochs: found {wanted}; expected at least {done.epochs}, the epochs already done in "
                 f"{self.last}; or start another run with output=FOLDER"
             )
+        return done
+
+    def begin(self, settings: dict[str, Any]) -> Done:
+        """Record the settings of a run that starts or resumes, and return what is done.
+
+        Raises:
+            UserError: See :meth:`check`.
+        """
+        done = self.check(settings)
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
         self.unlogged.unlink(missing_ok=True)
@@ -168,7 +177,8 @@ class RunFolder(RunLayout):
                 link_or_copy(self.last, self.last.with_name("damaged.ckpt"))
             link_or_copy(self.previous, self.last)
             done = replace(done, checkpoint=self.last)
-        if done.epochs < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
+        is_finished = done.epochs >= settings["trainer"]["max_epochs"]
+        if not is_finished or not self.provenance.exists():  # else it is that of the training, not of this command
             write_text(self.provenance, json.dumps(provenance(), indent=2))
         return done
 

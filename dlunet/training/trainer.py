@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -44,7 +46,9 @@ def build_trainer(
         UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings, plugins = launch_settings(config.trainer)
-    loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)
+    loggers: list[Logger] = [DummyLogger()]  # a dry run leaves the folder as it is
+    if not config.dry_run:
+        loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)
     return _trainer(
         settings,
         plugins=[WholeCheckpointIO(config.checkpoint.on_full), *plugins],
