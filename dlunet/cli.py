@@ -92,7 +92,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
         if failed := sweeps.failures():
             fail(failed)
     except Stopped as stop:
-        fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb, arguments)}", stop.exit_code)
+        fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb)}", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -106,8 +106,8 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
             del os.environ[FULL_ERROR]
 
 
-def _how_to_resume(stop: Stopped, verb: str, arguments: Sequence[str]) -> str:
-    if verb == "train" and "resume=auto" not in arguments:
+def _how_to_resume(stop: Stopped, verb: str) -> str:
+    if verb == "train" and not sweeps.RememberCommand.resumes:
         return "add resume=auto to resume"
     return requeue(stop.number) or "rerun the command to resume"
 

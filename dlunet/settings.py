@@ -127,13 +127,21 @@ RULES: dict[str, Rule] = {
 #: Files and folders; an empty one, as of a shell variable that is not set, would be the current folder.
 PATHS = ("checkpoint", "input", "output", "data.root", "predictions", "references", "runs")
 
-#: Arguments of Lightning's trainer that contradict settings of ours, and what to use instead.
+#: Lightning's own ways to end an epoch early would leave out its last patches, and a resumed run repeat others.
+_ENDS_EARLY = "which would end an epoch before its last step"
+
+#: Lightning does not know how gradients are computed here: by a method, network by network.
+_OF_GRADIENTS = "which Lightning cannot apply to the gradients of a method"
+
+#: Arguments of Lightning's trainer that contradict settings of ours: why, and what to use instead.
 INSTEAD = {
-    "limit_train_batches": "sampling.steps_per_epoch",
-    "overfit_batches": "debug=overfit",
-    "fast_dev_run": "debug=fast",
-    "max_steps": "trainer.max_epochs",
-    "max_time": "trainer.max_epochs, or a signal: timeout 12h dlunet train …",
+    "limit_train_batches": (_ENDS_EARLY, "sampling.steps_per_epoch"),
+    "overfit_batches": (_ENDS_EARLY, "debug=overfit"),
+    "fast_dev_run": (_ENDS_EARLY, "debug=fast"),
+    "max_steps": (_ENDS_EARLY, "trainer.max_epochs"),
+    "max_time": (_ENDS_EARLY, "trainer.max_epochs, or a signal: timeout 12h dlunet train …"),
+    "accumulate_grad_batches": (_OF_GRADIENTS, "sampling.accumulate_grad_batches"),
+    "gradient_clip_val": (_OF_GRADIENTS, "optimizer.gradient_clip"),
 }
 
 #: The parts of a config that must not be null.
@@ -177,16 +185,14 @@ def check_settings(config: DictConfig) -> None:
             raise UserError(f"{name}: found {value}; expected {expected}")
     _check_trainer(config)
     _check_unlabelled_part(config)
+    _check_validation(config)
     _check_other_network(config)
 
 
 def _check_trainer(config: DictConfig) -> None:
-    """Lightning's own ways to end an epoch early would leave out its last patches, and a resumed run repeat others."""
-    for name, instead in INSTEAD.items():
+    for name, (why, instead) in INSTEAD.items():
         if (value := OmegaConf.select(config, f"trainer.{name}")) is not None:
-            raise UserError(
-                f"trainer.{name}: found {value}, which would end an epoch before its last step; use {instead}"
-            )
+            raise UserError(f"trainer.{name}: found {value}, {why}; use {instead}")
 
 
 def _check_unlabelled_part(config: DictConfig) -> None:
@@ -196,6 +202,18 @@ def _check_unlabelled_part(config: DictConfig) -> None:
         raise UserError(
             f"trainer.max_epochs: found {epochs}, of which {on_labels} are on labels alone (method.supervised_epochs); "
             f"expected more, or unlabelled cases would never be used; add scale.supervised_epochs={epochs // 6}"
+        )
+
+
+def _check_validation(config: DictConfig) -> None:
+    """A run that was made shorter may end before its first validation, and have no best epoch."""
+    if "trainer" not in config or OmegaConf.select(config, "data.fold") == "all":
+        return
+    epochs, every = config.trainer.max_epochs, config.trainer.check_val_every_n_epoch
+    if epochs < every:
+        raise UserError(
+            f"trainer.max_epochs: found {epochs}, but validation follows every {every} epochs; expected at least one, "
+            f"or there would be no best epoch; add trainer.check_val_every_n_epoch={max(1, epochs // 10)}"
         )
 
 

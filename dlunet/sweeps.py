@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError, few, message_for_users
 from dlunet.files import write_text
@@ -28,15 +28,26 @@ ONE_DEVICE = ("1", "auto", "-1")
 FAILURE = "failed.txt"
 
 
-class RememberFolder(Callback):
-    """Hydra's callback of this process: remembers the folder of the sweep that it starts."""
+class RememberCommand(Callback):
+    """Hydra's callback of this process: remembers what the command that it starts is about.
+
+    Attributes:
+        folder: The folder of a sweep; None for a single run.
+        resumes: Whether the same command resumes its runs, whichever config says so.
+    """
 
     folder: Path | None = None
+    resumes = False
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember it."""
+        RememberCommand.resumes = OmegaConf.select(config, "resume") == "auto"
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember it, without the failures of an earlier command."""
-        RememberFolder.folder = Path(config.hydra.sweep.dir)
-        for failure in _failures_in(RememberFolder.folder):
+        self.on_run_start(config)
+        RememberCommand.folder = Path(config.hydra.sweep.dir)
+        for failure in _failures_in(RememberCommand.folder):
             failure.unlink(missing_ok=True)
 
 
@@ -67,7 +78,7 @@ def failures(ended_by: Exception | None = None) -> str | None:
         ended_by: An error of the launcher or the search, such as of a job that was killed. An error of another command
             than a sweep has no message.
     """
-    folder, RememberFolder.folder = RememberFolder.folder, None
+    folder, RememberCommand.folder = RememberCommand.folder, None
     if folder is None:
         return None
     told = []

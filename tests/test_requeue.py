@@ -9,6 +9,7 @@ import pytest
 from dlunet import cli
 from dlunet.requeue import requeue
 from dlunet.signals import Stopped
+from tests.commands import as_a_new_process
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_a_job_whose_time_is_over_is_requeued(scontrol, number, monkeypatch, cap
     code, printed = stop_by(number, "train", words, monkeypatch, capfd)
     assert called.read_text() == "requeue 17\n"
     assert code == 128 + number and "job 17 is requeued" in printed
+
+
+def test_a_sweep_whose_config_resumes_its_runs_is_requeued(scontrol, monkeypatch, capfd, tmp_path):
+    called = scontrol()
+    words = ["-m", "+sweep=table3", "data=flare22", "data.root=FLARE22", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    with as_a_new_process():
+        _, printed = stop_by(signal.SIGUSR1, "train", words, monkeypatch, capfd)
+        assert "job 17 is requeued" in printed and called.read_text() == "requeue 17\n"
+        _, printed = stop_by(signal.SIGUSR1, "train", [*words, "resume=null"], monkeypatch, capfd)
+    assert "add resume=auto to resume" in printed and called.read_text() == "requeue 17\n"
 
 
 def test_a_task_of_an_array(scontrol, monkeypatch):

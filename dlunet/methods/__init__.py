@@ -2,7 +2,7 @@
 
 from dlunet.methods.base import Averaged, Batch, Fixed, Method, Mix, Progress, Step, Stream, Terms, Trained
 from dlunet.methods.bcp import BidirectionalCopyPaste
-from dlunet.methods.checks import check_terms, method_of
+from dlunet.methods.checks import check_terms, check_untrained, method_of
 from dlunet.methods.cross_pseudo import CrossPseudo, mixed_pseudo_labels
 from dlunet.methods.cross_teaching import CrossTeaching
 from dlunet.methods.cutmix import cut_mix, draw_box, draw_masks
@@ -56,6 +56,7 @@ __all__ = [
     "UncertaintyAwareMeanTeacher",
     "UniMatch",
     "check_terms",
+    "check_untrained",
     "cut_mix",
     "draw_box",
     "draw_masks",

@@ -30,6 +30,23 @@ def method_of(config: DictConfig) -> Method:
     return method
 
 
+def check_untrained(name: str, part: nn.Module) -> None:
+    """Check that a method, after its ``setup``, or a loss has nothing to be trained: only networks are.
+
+    Args:
+        name: The setting that chooses it.
+        part: The method or the loss.
+
+    Raises:
+        UserError: It has parameters that require gradients.
+    """
+    if found := [parameter for parameter, value in part.named_parameters() if value.requires_grad]:
+        raise UserError(
+            f"{name} {type(part).__name__}: found the parameters {', '.join(found)}, which no optimiser would train; "
+            "expected them in a network, or, if they are not to be trained, buffers or requires_grad=False"
+        )
+
+
 def check_terms(method: Method, step: Step, terms: Any) -> None:
     """Check what :meth:`Method.losses` has returned.
 

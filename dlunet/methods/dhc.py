@@ -22,7 +22,8 @@ class DualDebiasedCoTraining(Method):
     weights it by its rarity in the network's own pseudo-labels, at first in the labels: ln(max N/N). As in the authors'
     code, both are moving averages, divided by the largest weight, times the number of classes; they apply to labels and
     pseudo-labels, and the networks teach each other on labelled patches as well and predict together. A class that is
-    absent from the labelled patches of a step keeps its difficulty.
+    absent from the labelled patches of a step keeps its difficulty. With ``sampling.accumulate_grad_batches``, each
+    batch counts as a step here: the weights apply to the batch that they are measured on.
 
     Args:
         unlabelled_weight: Weight of the two pseudo-supervised terms at the end of their ramp.

@@ -26,12 +26,13 @@ def side_by_side(function: Callable[..., Result], *arguments: Sequence[Any]) -> 
     if not 1 < count <= cores:
         return list(map(function, *arguments))
     precision, is_mixed = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+    has_gradients = torch.is_grad_enabled()
 
-    def with_callers_precision(*values: Any) -> Result:
-        with torch.autocast("cpu", precision, is_mixed):
+    def as_caller(*values: Any) -> Result:  # PyTorch has these modes per thread
+        with torch.autocast("cpu", precision, is_mixed), torch.set_grad_enabled(has_gradients):
             return function(*values)
 
-    return list(_threads(count, cores // count).map(with_callers_precision, *arguments))
+    return list(_threads(count, cores // count).map(as_caller, *arguments))
 
 
 @cache

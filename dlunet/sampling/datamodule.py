@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import lightning
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from dlunet.errors import UserError
-from dlunet.methods import Batch, Method
+from dlunet.methods import Batch, Method, Stream
 from dlunet.preparation import PreparedCase, PreparedDataset
 from dlunet.sampling.ahead import Ahead
 from dlunet.sampling.augmentation import Augmentation
@@ -79,9 +80,8 @@ class PatchDataModule(lightning.LightningDataModule):
         Raises:
             UserError: There are too few cases.
         """
-        for name, stream in self.method.streams.items():
-            found, needed = len(cases_of(self.prepared, stream)), len(apart(self.method.streams, name))
-            self._check_count(stream.kind, found, needed)
+        streams = self.method.streams
+        check_counts(streams, {stream.kind: len(cases_of(self.prepared, stream)) for stream in streams.values()})
         if self.method.needs_unlabelled:
             uniform = sum(not case.ranges for case in self.prepared.unlabelled)
             if uniform:
@@ -143,12 +143,23 @@ class PatchDataModule(lightning.LightningDataModule):
             self.repeat,
         )
 
-    @staticmethod
-    def _check_count(kind: str, found: int, needed: int) -> None:
-        if found < needed:
+
+def check_counts(streams: Mapping[str, Stream], found: Mapping[str, int]) -> None:
+    """Check that there are enough cases for streams that must differ in their cases.
+
+    Args:
+        streams: The streams of a method by name.
+        found: The number of cases by their kind, see :attr:`dlunet.methods.Stream.kind`.
+
+    Raises:
+        UserError: There are too few cases.
+    """
+    for name, stream in streams.items():
+        kind, needed = stream.kind, len(apart(streams, name))
+        if found[kind] < needed:
             otherwise = "" if kind == "labelled" else ", or train with method=supervised"
             raise UserError(
-                f"found {found} {kind} cases; expected at least {needed} for this method; add cases{otherwise}"
+                f"found {found[kind]} {kind} cases; expected at least {needed} for this method; add cases{otherwise}"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from dlunet.errors import UserError
 from dlunet.labels import LabelSet
 from dlunet.losses import loss_at
-from dlunet.methods import Fixed, Method, Trained, method_of
+from dlunet.methods import Fixed, Method, Trained, check_untrained, method_of
 from dlunet.networks import Bundle, build_network, load_bundle
 from dlunet.preparation import PreparedDataset
 from dlunet.sampling import Augmentation
@@ -35,15 +35,7 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         UserError: A network cannot be built, or does not fit the labels or the patch size.
     """
     method = method_of(config)
-    classes = {"num_classes": prepared.labels.num_classes}
-    descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
-    networks = {role: _build_network(description) for role, description in descriptions.items()}
-    for network in networks.values():
-        _check_patch(network, prepared.plan.patch_size)
-    for role, kind in method.fixed.items():
-        bundle = _load_fixed(kind, prepared.labels)
-        assert bundle.network is not None
-        networks[role], descriptions[role] = bundle.network, bundle.description["network"]
+    networks, descriptions = build_networks(config, method, prepared.labels, prepared.plan.patch_size)
     return SegmentationModule(
         networks=networks,
         network_description=_description_of_prediction(method, descriptions),
@@ -60,6 +52,35 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
     )
 
 
+def build_networks(
+    config: DictConfig, method: Method, labels: LabelSet, patch_size: Sequence[int]
+) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    """Build the trained networks of a method and load the fixed ones.
+
+    Args:
+        config: The config of a training, with a complete plan.
+        method: The method.
+        labels: The classes.
+        patch_size: Voxels along z, y, x.
+
+    Returns:
+        The networks and their descriptions, by role.
+
+    Raises:
+        UserError: A network cannot be built, or does not fit the labels or the patch size.
+    """
+    classes = {"num_classes": labels.num_classes}
+    descriptions = {role: {**plain(network_config(config, kind)), **classes} for role, kind in method.trained.items()}
+    networks = {role: _build_network(description) for role, description in descriptions.items()}
+    for network in networks.values():
+        _check_patch(network, patch_size)
+    for role, kind in method.fixed.items():
+        bundle = _load_fixed(kind, labels)
+        assert bundle.network is not None
+        networks[role], descriptions[role] = bundle.network, bundle.description["network"]
+    return networks, descriptions
+
+
 def _is_mirrored(config: DictConfig) -> bool | None:
     """Whether patches are mirrored; None for an augmentation of one's own, which may do so in any way."""
     is_ours = config.augmentation._target_ == f"dlunet.sampling.{Augmentation.__name__}"
@@ -67,7 +88,7 @@ def _is_mirrored(config: DictConfig) -> bool | None:
 
 
 def check_parts(config: DictConfig, num_classes: int) -> None:
-    """Build losses, optimiser, schedule and augmentation; try the first three on something small.
+    """Build method, losses, optimiser, schedule, augmentation and callbacks; try some of them on something small.
 
     Preparing the cases may take hours; settings that cannot be used are found before.
 
@@ -79,8 +100,12 @@ def check_parts(config: DictConfig, num_classes: int) -> None:
         UserError: A part does not accept its settings.
     """
     epochs = config.trainer.max_epochs
+    method = method_of(config)
+    method.setup(num_classes)
+    check_untrained("method", method)
     logits, target = torch.zeros(1, num_classes, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.long)
     for name, loss in losses_of(config).items():
+        check_untrained(name, loss)
         with _naming(config, name):
             for of_epoch in {loss_at(loss, 0), loss_at(loss, epochs)}:
                 of_epoch(logits, target)
@@ -123,13 +148,13 @@ def augmentation_of(config: DictConfig) -> Augmentation:
     return cast(Augmentation, _instantiated(config, "augmentation"))
 
 
-def callbacks_of(config: DictConfig) -> list[Callback]:
-    """The callbacks that the config adds.
+def callbacks_of(config: DictConfig) -> dict[str, Callback]:
+    """The callbacks that the config adds, by name.
 
     Raises:
         UserError: One does not accept its settings.
     """
-    return [cast(Callback, _instantiated(config, f"callbacks.{name}")) for name in config.callbacks or {}]
+    return {name: cast(Callback, _instantiated(config, f"callbacks.{name}")) for name in config.callbacks or {}}
 
 
 def _instantiated(config: DictConfig, name: str) -> Any:
@@ -193,7 +218,7 @@ def _load_fixed(fixed: Fixed, labels: LabelSet) -> Bundle:
     return bundle
 
 
-def _check_patch(network: nn.Module, patch_size: tuple[int, int, int]) -> None:
+def _check_patch(network: nn.Module, patch_size: Sequence[int]) -> None:
     total_stride = getattr(network, "total_stride", (1, 1, 1))
     if any(size % step for size, step in zip(patch_size, total_stride, strict=True)):
         raise UserError(

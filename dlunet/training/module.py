@@ -21,7 +21,7 @@ from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
 from dlunet.losses import DeepSupervisionLoss, loss_at
-from dlunet.methods import Batch, Method, Progress, Step, Terms, check_terms
+from dlunet.methods import Batch, Method, Progress, Step, Terms, check_terms, check_untrained
 from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
 from dlunet.networks.bundle import KEY, WEIGHTS
@@ -59,6 +59,9 @@ class SegmentationModule(lightning.LightningModule):
         seed: Seed of the method's random numbers.
         accumulate: Batches whose gradients make one step.
         mirrored: Whether patches are mirrored; None if unknown. It is only written to checkpoints.
+
+    Raises:
+        UserError: The method or a loss has parameters of its own, which would not be trained.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class SegmentationModule(lightning.LightningModule):
         method.setup(labels.num_classes)
         self.loss = loss
         self.pseudo_loss = pseudo_loss
+        for part in ("method", "loss", "pseudo_loss"):
+            check_untrained(part, getattr(self, part))
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.plan = plan

@@ -25,11 +25,12 @@ from dlunet.methods import method_of
 from dlunet.networks import LightUNet
 from dlunet.parallel import end_processes
 from dlunet.preparation import PreparedDataset, SharedFolder
-from dlunet.sampling import PatchDataModule, check_workers, worker_count
+from dlunet.sampling import PatchDataModule, check_counts, check_workers, worker_count
 from dlunet.signals import ASKING, Stopped, StopRequest
-from dlunet.training.build import augmentation_of, build_module, callbacks_of, check_parts, plain
+from dlunet.training.build import augmentation_of, build_module, build_networks, callbacks_of, check_parts, plain
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
+from dlunet.training.early_stopping import check_can_stop, has_stopped
 from dlunet.training.launch import is_first, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
@@ -37,7 +38,7 @@ from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import Done, RunFolder
 from dlunet.training.run_plan import RunPlan
-from dlunet.training.trainer import build_trainer
+from dlunet.training.trainer import build_trainer, check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +87,21 @@ def train(config: DictConfig) -> Path:
     first = is_first(config.trainer)
     if not first:
         be_silent()
-    with folder.writing() if first else nullcontext():
-        done = folder.begin(plain(config)) if first else folder.done()
-        if first:
+    writes = first and not config.dry_run
+    with folder.writing() if writes else nullcontext():
+        if writes:
+            done = folder.begin(plain(config))
             labels = {case.name: case.pseudo_label for case in dataset.unlabelled if case.pseudo_label}
             folder.keep_pseudo_labels(labels)
+        else:
+            done = folder.check(plain(config)) if first else folder.done()
         if done.epochs >= config.trainer.max_epochs:
             print(f"{folder.path}: all {done.epochs} epochs were trained before")
             return folder.trained
-        if done.stopped_early and "early_stopping" in config.callbacks:
+        if has_stopped(callbacks_of(config), done, config.trainer.get("min_epochs") or 0):
             print(f"{folder.path}: was trained before, and stopped early after {done.epochs} epochs")
             return folder.trained
+        _check_unprepared(config, dataset)
         log.info("scale=%s on %s; run folder %s", config.scale.name, _device_name(config), folder.path)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         shared = SharedFolder(prepared_folder(config))
@@ -107,8 +112,24 @@ def train(config: DictConfig) -> Path:
     return folder.trained
 
 
+def _check_unprepared(config: DictConfig, dataset: Dataset) -> None:
+    """Check what can be checked before cases are prepared, which may take hours, besides :func:`check_parts`."""
+    method = method_of(config)
+    check_counts(
+        method.streams,
+        {
+            "labelled": len(dataset.labelled),
+            "unlabelled": len(dataset.unlabelled),
+            "pseudo-labelled": sum(case.pseudo_label is not None for case in dataset.unlabelled),
+        },
+    )
+    build_networks(config, method, dataset.labels, config.plan.patch_size)
+    check_trainer(config.trainer)
+    check_can_stop(callbacks_of(config), bool(dataset.validation))
+
+
 def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: PreparedDataset, done: Done) -> None:
-    if is_first(config.trainer):
+    if is_first(config.trainer) and not config.dry_run:
         folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared)
@@ -116,11 +137,13 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():
         silence_lightning()
-        callbacks: list[Callback] = [RunPlan(config, prepared), *callbacks_of(config)]
-        if has_dashboard(config.logger):
+        chosen, has_validation = callbacks_of(config), can_choose(prepared)
+        check_can_stop(chosen, has_validation)
+        callbacks: list[Callback] = [RunPlan(config, prepared), *chosen.values()]
+        if has_dashboard(config.logger) and not config.dry_run:
             callbacks += dashboard_callbacks(plain(config), prepared, dataset)
         request = StopRequest()
-        trainer = build_trainer(config, folder, can_choose(prepared), done.steps, request, callbacks)
+        trainer = build_trainer(config, folder, has_validation, done.steps, request, callbacks)
         datamodule.check_cases()
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,13 @@ class Done:
         checkpoint: The checkpoint to continue from; None: nothing is done.
         epochs: Finished epochs.
         steps: Finished steps, also of an epoch that is not finished.
-        stopped_early: Whether Lightning's ``EarlyStopping`` ended it.
+        callbacks: The states of Lightning's callbacks, by their state keys.
     """
 
     checkpoint: Path | None
     epochs: int
     steps: int
-    stopped_early: bool = False
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Path) -> Done:
@@ -63,11 +63,7 @@ class Done:
         try:
             # Lightning counts an epoch as processed after its last step and validation.
             epochs = values["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            callbacks = values.get("callbacks", {}).items()
-            stopped_early = any(
-                name.startswith("EarlyStopping") and state["stopped_epoch"] for name, state in callbacks
-            )
-            return cls(checkpoint, int(epochs), int(values["global_step"]), stopped_early)
+            return cls(checkpoint, int(epochs), int(values["global_step"]), dict(values.get("callbacks", {})))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{checkpoint}: has no training state ({type(error).__name__}: {error}); expected a checkpoint that "
@@ -135,8 +131,8 @@ class RunFolder(RunLayout):
             handler.close()
             lock.release()
 
-    def begin(self, settings: dict[str, Any]) -> Done:
-        """Record the settings of a run that starts or resumes, and return what is done.
+    def check(self, settings: dict[str, Any]) -> Done:
+        """Check that a run can start or resume with these settings, and return what is done.
 
         Raises:
             UserError: The run was started with other settings, or has more finished epochs than requested.
@@ -150,6 +146,15 @@ class RunFolder(RunLayout):
                 f"trainer.max_epochs: found {wanted}; expected at least {done.epochs}, the epochs already done in "
                 f"{self.last}; or start another run with output=FOLDER"
             )
+        return done
+
+    def begin(self, settings: dict[str, Any]) -> Done:
+        """Record the settings of a run that starts or resumes, and return what is done.
+
+        Raises:
+            UserError: See :meth:`check`.
+        """
+        done = self.check(settings)
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
         self.unlogged.unlink(missing_ok=True)
@@ -159,7 +164,8 @@ class RunFolder(RunLayout):
                 link_or_copy(self.last, self.last.with_name("damaged.ckpt"))
             link_or_copy(self.previous, self.last)
             done = replace(done, checkpoint=self.last)
-        if done.epochs < wanted or not self.provenance.exists():  # else it is that of the training, not of this command
+        is_finished = done.epochs >= settings["trainer"]["max_epochs"]
+        if not is_finished or not self.provenance.exists():  # else it is that of the training, not of this command
             write_text(self.provenance, json.dumps(provenance(), indent=2))
         return done
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from dlunet.errors import UserError
 from dlunet.signals import StopRequest
 from dlunet.training.checkpoint import LastCheckpoint, MovableCheckpoint, WholeCheckpointIO
+from dlunet.training.early_stopping import NewPatience
 from dlunet.training.faults import Faults
 from dlunet.training.launch import launch_settings
 from dlunet.training.loggers import build_loggers
-from dlunet.training.logs import LogOfProcesses
+from dlunet.training.logs import LogOfProcesses, silence_lightning
 from dlunet.training.run_folder import RunFolder
 
 
@@ -41,20 +46,42 @@ def build_trainer(
         UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings, plugins = launch_settings(config.trainer)
-    loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)
+    loggers: list[Logger] = [DummyLogger()]  # a dry run leaves the folder as it is
+    if not config.dry_run:
+        loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)
+    return _trainer(
+        settings,
+        plugins=[WholeCheckpointIO(config.checkpoint.on_full), *plugins],
+        default_root_dir=folder.path,
+        callbacks=[*_callbacks(config.checkpoint, folder, has_validation, request), *further_callbacks],
+        logger=loggers,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,  # the data module shares out the patches
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if has_validation else 0,
+        enable_model_summary=False,
+    )
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Build Lightning's trainer without the callbacks and loggers of a run, and discard it.
+
+    Args:
+        trainer: The settings of the config.
+
+    Raises:
+        UserError: They are incompatible with each other or with the machine.
+    """
+    settings, plugins = launch_settings(trainer)
+    with warnings.catch_warnings(action="ignore"):  # they are shown when the trainer of the run is built
+        silence_lightning()
+        _trainer(settings, plugins=plugins, logger=False)
+
+
+def _trainer(settings: dict[str, Any], **ours: Any) -> lightning.Trainer:
+    """Lightning's trainer with settings of the user and others, which the user cannot choose."""
     try:
-        return lightning.Trainer(
-            **settings,
-            plugins=[WholeCheckpointIO(config.checkpoint.on_full), *plugins],
-            default_root_dir=folder.path,
-            callbacks=[*_callbacks(config.checkpoint, folder, has_validation, request), *further_callbacks],
-            logger=loggers,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,  # the data module shares out the patches
-            num_sanity_val_steps=0,
-            limit_val_batches=1.0 if has_validation else 0,
-            enable_model_summary=False,
-        )
+        return lightning.Trainer(**settings, **ours)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}; check the trainer settings") from None
 
@@ -68,6 +95,7 @@ def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, 
         LogOfProcesses(folder),
         *checkpoints,
         Faults(folder),
+        NewPatience(),
         LearningRateMonitor("step"),
         RichProgressBar(leave=False),
     ]

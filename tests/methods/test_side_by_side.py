@@ -50,6 +50,15 @@ def test_mixed_precision_and_errors_pass_through(cores):
         side_by_side(lambda value: 1 / value, (1, 0))
 
 
+@pytest.mark.parametrize("cores", [1, 2], indirect=True)
+def test_gradients_are_computed_only_where_the_caller_wants_them(cores):
+    weight = torch.ones(2, requires_grad=True)
+    for wanted in (False, True):
+        with torch.set_grad_enabled(wanted):
+            products = side_by_side(lambda factor: factor * weight, (1, 2))
+        assert [product.requires_grad for product in products] == [wanted] * 2
+
+
 @pytest.mark.parametrize("cores", [2], indirect=True)
 def test_gradients_are_those_of_one_backward_pass(cores):
     torch.manual_seed(0)

@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
+from dlunet.errors import UserError
+from dlunet.labels import FLARE22
 from tests.commands import TINY
 
 
@@ -28,13 +30,60 @@ def test_early_stopping_and_the_norms_of_weights(place, dlunet):
     assert len(rows(run, "val/dsc")) == 3
 
 
-def test_the_largest_dsc_is_the_best(place, dlunet, monkeypatch):
+@pytest.fixture
+def scores(monkeypatch):
+    """``scores(dsc, …)`` are those of the next validations; the one after them fails."""
+    left = []
+
+    def validate(module):
+        if not left:
+            raise UserError("no score is left")
+        module.log("val/dsc", torch.tensor(left.pop(0)))
+
+    monkeypatch.setattr("dlunet.training.module.SegmentationModule.on_validation_epoch_end", validate)
+    return lambda *values: left.extend(values)
+
+
+STOPPING = ("+callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.mine.monitor=val/dsc")
+
+
+def test_a_run_that_was_stopped_goes_on_with_more_patience(place, dlunet, scores):
+    """Whatever the name of the callback."""
+    words = ("train", *TINY, "experiment=sup_light", "trainer.max_epochs=9", "output=patient", "resume=auto")
+    words = (*words, "sampling.steps_per_epoch=1", *STOPPING, "+callbacks.mine.mode=max")
+    scores(0.5, 0.4)
+    dlunet(*words, "+callbacks.mine.patience=1", cwd=place)
+    assert "stopped early after 2 epochs" in dlunet(*words, "+callbacks.mine.patience=1", cwd=place).stdout
+    scores(0.3, 0.2)
+    dlunet(*words, "+callbacks.mine.patience=3", cwd=place)
+    assert rows(place / "patient", "val/dsc") == pytest.approx([0.5, 0.4, 0.3, 0.2])
+    assert "stopped early after 4 epochs" in dlunet(*words, "+callbacks.mine.patience=3", cwd=place).stdout
+
+
+def test_a_run_that_went_on_for_its_fewest_epochs_was_not_stopped(place, dlunet, scores):
+    """It is interrupted after an epoch in which it would have been stopped, and then again better than ever."""
+    words = ("train", *TINY, "experiment=sup_light", "trainer.max_epochs=5", "+trainer.min_epochs=3", "output=fewest")
+    words = (*words, "sampling.steps_per_epoch=1", "callback=early_stopping", "callbacks.early_stopping.patience=1")
+    scores(0.5, 0.4)
+    assert "no score is left" in dlunet(*words, cwd=place, fails=True).stderr
+    scores(0.6, 0.7, 0.8)
+    dlunet(*words, "resume=auto", cwd=place)
+    assert rows(place / "fewest", "val/dsc") == pytest.approx([0.5, 0.4, 0.6, 0.7, 0.8])
+
+
+def test_early_stopping_without_validation_is_refused(place, dlunet):
+    """Before anything is prepared."""
+    names = f"data.names=[{','.join(label.name for label in FLARE22)}]"
+    data = ("data=folders", "data.root=flare22/Training/FLARE22_LabeledCase50", names, "data.fold=all")
+    words = ("train", "scale=tiny", *data, "data.prepared=not_prepared", "experiment=sup_light", *STOPPING)
+    message = dlunet(*words, cwd=place, fails=True).stderr
+    assert "callbacks.mine: found monitor=val/dsc, but no validation case" in message and "data.fold=0" in message
+    assert not (place / "not_prepared").exists()
+
+
+def test_the_largest_dsc_is_the_best(place, dlunet, scores):
     """It is kept, and early stopping counts from it."""
-    scores = iter([0.2, 0.8, 0.5, 0.9])
-    monkeypatch.setattr(
-        "dlunet.training.module.SegmentationModule.on_validation_epoch_end",
-        lambda module: module.log("val/dsc", torch.tensor(next(scores))),
-    )
+    scores(0.2, 0.8, 0.5, 0.9)
     words = ("experiment=sup_light", "trainer.max_epochs=9", "callback=early_stopping", "output=best")
     dlunet("train", *TINY, *words, "callbacks.early_stopping.patience=1", cwd=place)
     assert rows(place / "best", "val/dsc") == pytest.approx([0.2, 0.8, 0.5])
@@ -57,8 +106,9 @@ def test_debug_overfit(place, dlunet):
     words = ("debug=overfit", "experiment=sup_light", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=3")
     dlunet("train", *TINY, *words, "output=still", "optimizer.algorithm.lr=1e-20", cwd=place)
     losses = rows(place / "still", "train/loss")
+    shorter = ("trainer.max_epochs=30", "trainer.check_val_every_n_epoch=30")
     assert losses[:4] == losses[4:8] == losses[8:] and len(set(losses[:4])) > 1
-    dlunet("train", *TINY, "debug=overfit", "experiment=sup_light", "trainer.max_epochs=30", cwd=place)
+    dlunet("train", *TINY, "debug=overfit", "experiment=sup_light", *shorter, cwd=place)
     (run,) = (place / "runs").glob("debug-overfit-*")
     losses = rows(run, "train/loss")
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])

@@ -276,6 +276,16 @@ def test_tensorboard_has_the_numbers_and_the_pictures(place, runs, dlunet):
     assert logged == pytest.approx(history["probe/agreement_a_b/LV"], rel=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_networks_of_another_precision_are_probed_and_shown(place, dlunet, precision):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ("experiment=ssl_light", "logger=tensorboard", f"trainer.precision={precision}", f"output={precision}")
+    dlunet("train", *SYNTHETIC, *words, "trainer.max_epochs=1", "sampling.steps_per_epoch=1", cwd=place)
+    found = accumulators.EventAccumulator(str(place / precision / "tensorboard")).Reload().Tags()
+    assert set(found["images"]) == {VALIDATION, "pictures/mix"}
+    assert {name for name in OF_EPOCH["cross_pseudo"] if "pictures" not in name} <= set(found["scalars"])
+
+
 class Constant(nn.Module):
     """Is equally sure of class 1 where the patch is positive, of class 2 elsewhere."""
 
@@ -311,6 +321,18 @@ def test_the_probe_of_a_method_of_any_kind():
     networks["slow"] = Constant(0.75)
     unknown = probe(Sure(), networks, Patches(images, truth=None), labels)
     assert unknown == pytest.approx(agreements | {"probe/confidence_slow": 0.75, "probe/kept_slow": 0.0})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(torch.tensor(0.8), 1.0), (torch.tensor([0.5, 0.6, 0.7]), 0.0), ([0.5, 0.6, 0.7], 0.0)]
+)
+def test_a_threshold_for_each_class_is_not_that_of_the_probe(monkeypatch, threshold, kept):
+    """A confidence of 0.9 is less than 0.95."""
+    monkeypatch.setattr(Sure, "threshold", threshold)
+    networks = {role: Constant(0.9) for role in ("a", "b", "slow")}
+    patches = Patches(torch.ones(1, 1, 1, 1, 2), truth=None)
+    assert probe(Sure(), networks, patches, LabelSet("two", FLARE22.labels[:2]))["probe/kept_slow"] == kept
 
 
 def test_modes_are_restored_after_evaluation():

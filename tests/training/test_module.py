@@ -9,9 +9,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from dlunet.errors import UserError
 from dlunet.inference import export_bundle, load_engine
 from dlunet.labels import FLARE22, label_set
+from dlunet.losses import DiceCrossEntropyLoss
 from dlunet.methods import Averaged, Fixed, Method, Stream, Trained
 from dlunet.networks import Bundle, build_network, describe, load_bundle, register_network, save_safetensors
-from dlunet.training.build import build_module
+from dlunet.training.build import build_module, check_parts
 from tests.training.short_run import PATCH, PLAN, fit
 
 
@@ -187,6 +188,42 @@ def test_a_declaration_that_contradicts_itself_is_refused(mistake, message, comp
         monkeypatch.setattr(Wrong, name, value)
     with pytest.raises(UserError, match=f"^method {message}"):
         build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+
+
+class Prototypes(Pair):
+    """A method with a part of its own, which nothing trains."""
+
+    def __init__(self, trainable=True):
+        super().__init__()
+        self.trainable = trainable
+
+    def setup(self, num_classes):
+        self.centres = torch.nn.Parameter(torch.zeros(num_classes), requires_grad=self.trainable)
+
+
+class ScaledLoss(DiceCrossEntropyLoss):
+    """A loss with a part of its own, which nothing trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Linear(1, 1)
+
+
+def test_parts_that_nothing_would_train_are_refused(compose):
+    """Also before any case is prepared."""
+    config = compose("train", ["scale=tiny", "output=x"])
+    prepared = SimpleNamespace(labels=FLARE22, plan=PLAN)
+    method, loss = config.method, config.loss
+    for config.method, config.loss, message in (
+        ({"_target_": f"{__name__}.Prototypes"}, loss, "method Prototypes: found the parameters centres, "),
+        (method, {"_target_": f"{__name__}.ScaledLoss"}, "loss ScaledLoss: found the parameters scale.weight, scale.b"),
+    ):
+        for check in (lambda: build_module(config, prepared), lambda: check_parts(config, FLARE22.num_classes)):
+            with pytest.raises(UserError, match=f"^{message}"):
+                check()
+    config.method, config.loss = {"_target_": f"{__name__}.Prototypes", "trainable": False}, loss
+    check_parts(config, FLARE22.num_classes)
+    build_module(config, prepared)
 
 
 def test_something_else_than_a_method_is_refused(compose):

@@ -155,6 +155,10 @@ IMPOSSIBLE = [
     (("optimizer.schedule.power=abc",), "optimizer.schedule: unsupported operand"),
     (("optimizer.schedule=null",), "optimizer.schedule: found null; expected its settings"),
     (("augmentation.affine.scales=[2,1]",), "augmentation: "),
+    (("trainer.precision=banana",), "trainer: "),
+    (("+trainer.strategy=fsdp",), "trainer.strategy: found fsdp"),
+    (("+network.depth=7",), "network: UNet.__init__() got an unexpected keyword argument 'depth'"),
+    (("plan.patch_size=[15,32,32]",), "plan.patch_size: found [15, 32, 32]; expected multiples"),
 ]
 
 
@@ -163,6 +167,13 @@ def test_what_cannot_be_is_named_before_anything_is_prepared(place, train, words
     settings = ("experiment=sup_light", "output=impossible", "data.prepared=not_prepared", *words)
     assert message in train(*settings, fails=True)
     assert not (place / "not_prepared").exists()
+
+
+def test_too_few_cases_are_counted_before_anything_is_prepared(tiny_flare22, tmp_path, train):
+    tiny_flare22(tmp_path / "flare22", unlabelled=1)
+    message = train("experiment=ssl_light", "output=few", cwd=tmp_path, fails=True)
+    assert "found 1 unlabelled cases; expected at least 2 for this method" in message
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_an_optimiser_whose_form_is_chosen_is_not_fused(place, train):

@@ -49,9 +49,24 @@ def test_a_dry_run_of_a_run_that_was_stopped_in_its_first_epoch(place, dlunet, m
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationModule, "on_validation_epoch_end", lambda *_: (_ for _ in ()).throw(UserError("end")))
         dlunet(*words, cwd=place, fails=True)
-    before = (place / "begun" / "checkpoints" / "last.ckpt").read_bytes()
+    before = contents(place / "begun")
     printed = dlunet(*words, "dry_run=true", "resume=auto", cwd=place).all
-    assert "5 left of 2 epochs" in printed and (place / "begun" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert "5 left of 2 epochs" in printed and contents(place / "begun") == before
+
+
+def test_a_dry_run_of_a_finished_run_that_is_to_be_made_longer(place, dlunet):
+    """Its files stay as they are; with other settings it is refused, as the run would be."""
+    words = ("train", *TINY, "experiment=sup_light", "output=finished", "resume=auto")
+    dlunet(*words, cwd=place)
+    before, dry = contents(place / "finished"), (*words, "logger=tensorboard", "dry_run=true")
+    assert "4 left of 3 epochs" in dlunet(*dry, "trainer.max_epochs=3", cwd=place).all
+    assert "optimizer.algorithm.lr: found 0.02" in dlunet(*dry, "optimizer.algorithm.lr=1", cwd=place, fails=True).all
+    assert contents(place / "finished") == before
+
+
+def contents(folder):
+    """The files of a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_step_is_measured_in_the_precision_of_training(place, dlunet, monkeypatch):

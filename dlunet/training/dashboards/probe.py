@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -81,9 +82,10 @@ class Probe(Callback):
         self._patches: Patches | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Cut the patches."""
+        """Cut the patches, in the precision of training."""
         if trainer.is_global_zero:
-            self._patches = cut_patches(self.cases, self.plan)
+            patches = cut_patches(self.cases, self.plan)
+            self._patches = replace(patches, images=trainer.precision_plugin.convert_input(patches.images))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Evaluate the networks after a validation; also if there are no validation cases."""
@@ -148,8 +150,7 @@ def probe(method: Method, networks: Mapping[str, nn.Module], patches: Patches, l
     teaching = list(method.averaged or method.trained)
     pairs = [*combinations(method.trained, 2), *((kind.of, role) for role, kind in method.averaged.items())]
     roles = dict.fromkeys([*teaching, *(role for pair in pairs for role in pair)])
-    threshold = float(getattr(method, "threshold", THRESHOLD))
-    seen = {role: look(networks[role], patches.images, threshold) for role in roles}
+    seen = {role: look(networks[role], patches.images, _threshold(method)) for role in roles}
     values: dict[str, float] = {}
     for one, other in pairs:
         values |= _dsc(f"probe/agreement_{one}_{other}", seen[one].labels, seen[other].labels, labels)
@@ -174,7 +175,14 @@ def look(network: nn.Module, images: Tensor, threshold: float) -> Seen:
 
 def as_grey(slice_: Tensor, plan: Plan) -> np.ndarray:
     """A slice (y, x) of prepared intensities as grey values 0 … 1."""
-    return grey(slice_.cpu().numpy() * plan.intensity.std + plan.intensity.mean)
+    return grey(slice_.float().cpu().numpy() * plan.intensity.std + plan.intensity.mean)
+
+
+def _threshold(method: Method) -> float:
+    """The confidence that counts as sure: the method's, if it has one for all classes."""
+    found: Any = getattr(method, "threshold", None)
+    is_one = isinstance(found, (int, float)) or (isinstance(found, Tensor) and found.numel() == 1)
+    return float(found) if is_one else THRESHOLD
 
 
 def _dsc(name: str, one: Tensor, other: Tensor, labels: LabelSet, only_in_other: bool = False) -> dict[str, float]:
