@@ -31,7 +31,7 @@ SAME = 1e-3  # relative difference that rounding may make in the loss of the fir
 SETTINGS = (
     "experiment=ssl_light", "scale.supervised_epochs=0", "logger=csv", "data.source.labelled=2",
     "data.source.unlabelled=4", "data.source.validation=0", "data.source.test=0", f"sampling.steps_per_epoch={STEPS}",
-    "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1",
+    "trainer.max_epochs=1",
 )  # fmt: skip
 
 #: Runs the command with a timing callback, which uses only Lightning's interface and thus works on both sides.

@@ -185,7 +185,6 @@ def check_settings(config: DictConfig) -> None:
             raise UserError(f"{name}: found {value}; expected {expected}")
     _check_trainer(config)
     _check_unlabelled_part(config)
-    _check_validation(config)
     _check_other_network(config)
 
 
@@ -202,18 +201,6 @@ def _check_unlabelled_part(config: DictConfig) -> None:
         raise UserError(
             f"trainer.max_epochs: found {epochs}, of which {on_labels} are on labels alone (method.supervised_epochs); "
             f"expected more, or unlabelled cases would never be used; add scale.supervised_epochs={epochs // 6}"
-        )
-
-
-def _check_validation(config: DictConfig) -> None:
-    """A run that was made shorter may end before its first validation, and have no best epoch."""
-    if "trainer" not in config or OmegaConf.select(config, "data.fold") == "all":
-        return
-    epochs, every = config.trainer.max_epochs, config.trainer.check_val_every_n_epoch
-    if epochs < every:
-        raise UserError(
-            f"trainer.max_epochs: found {epochs}, but validation follows every {every} epochs; expected at least one, "
-            f"or there would be no best epoch; add trainer.check_val_every_n_epoch={max(1, epochs // 10)}"
         )
 
 

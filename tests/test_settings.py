@@ -238,18 +238,6 @@ def test_a_run_that_ends_before_its_unlabelled_part_is_refused(compose):
         check_settings(compose("train", ["scale=cpu", "trainer.max_epochs=6"]))
 
 
-@pytest.mark.parametrize(
-    ("words", "added"), [(["scale=paper", "trainer.max_epochs=20"], 2), (["scale=cpu", "trainer.max_epochs=1"], 1)]
-)
-def test_a_run_that_ends_before_its_first_validation_is_refused(compose, words, added):
-    """What is to be added makes it a run that is validated; without validation cases there is nothing to add."""
-    words = [*words, "method=supervised"]
-    with pytest.raises(UserError, match=rf"^trainer.max_epochs: found \d+, .* add trainer\.check_val\w+={added}$"):
-        check_settings(compose("train", words))
-    check_settings(compose("train", [*words, f"trainer.check_val_every_n_epoch={added}"]))
-    check_settings(compose("train", [*words, "data=folders", "data.fold=all"]))
-
-
 def test_cross_teaching_of_equal_networks_is_refused(compose):
     with pytest.raises(UserError, match=r"^other_network: found PlainUNet, as in network; .* network@other_network="):
         check_settings(compose("train", ["method=cross_teaching", "network=plain"]))
@@ -259,7 +247,7 @@ def test_cross_teaching_of_equal_networks_is_refused(compose):
 
 @pytest.mark.parametrize(
     "words",
-    [["debug=fast"], ["debug=profile"], ["trainer.max_epochs=7"], ["method=supervised", "trainer.max_epochs=2"]],
+    [["debug=fast"], ["debug=profile"], ["trainer.max_epochs=7"], ["method=supervised", "trainer.max_epochs=1"]],
 )
 def test_a_short_run_may_have_an_unlabelled_part_or_no_need_of_it(compose, words):
     check_settings(compose("train", ["scale=cpu", *words]))

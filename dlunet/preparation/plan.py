@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 
@@ -37,6 +38,12 @@ class Plan:
     spacing: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     intensity: Intensity
+
+    def is_close(self, other: Plan) -> bool:
+        """Whether another plan is the same, to 0.1 HU."""
+        pairs = zip(astuple(self.intensity), astuple(other.intensity), strict=True)
+        same_grid = (self.spacing, self.patch_size) == (other.spacing, other.patch_size)
+        return same_grid and all(math.isclose(one, another, abs_tol=0.1) for one, another in pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in a checkpoint."""

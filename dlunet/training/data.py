@@ -76,9 +76,7 @@ def prepare(
     described = {"plan": prepared.plan.to_dict(), "network": plain(config.network)}
     try:
         write_if_changed(folder / "plan.yaml", OmegaConf.to_yaml(OmegaConf.create(described)))
-    except (
-        WriteError
-    ) as error:  # the file is for people: cases on a read-only disk serve other patches and networks too
+    except WriteError as error:  # the file is for people: cases on a read-only disk serve other networks, too
         log.info("%s; it describes the plan and network of another run", error)
     return prepared
 

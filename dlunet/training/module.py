@@ -24,7 +24,7 @@ from dlunet.losses import DeepSupervisionLoss, loss_at
 from dlunet.methods import Batch, Method, Progress, Step, Terms, check_terms, check_untrained
 from dlunet.native import keep_freed_memory
 from dlunet.networks import check_logits, describe, mean_logits
-from dlunet.networks.bundle import KEY, WEIGHTS
+from dlunet.networks.bundle import KEY, WEIGHTS, read_description
 from dlunet.preparation import Plan
 from dlunet.training.case_dice import CaseDice
 from dlunet.training.schedules import Schedule
@@ -261,6 +261,20 @@ class SegmentationModule(lightning.LightningModule):
         prefixes = [f"networks.{role}.{'module.' * (role in self.method.averaged)}" for role in roles]
         described = describe(self.network_description, self.plan, self.labels, self.mirrored)
         checkpoint[KEY] = {**described, WEIGHTS: prefixes if len(roles) > 1 else prefixes[0]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the plan of the prepared cases is that of the run so far.
+
+        Raises:
+            UserError: It is not: labelled cases have changed.
+        """
+        before, _ = read_description(checkpoint[KEY])
+        if not before.is_close(self.plan):
+            raise UserError(
+                f"the labelled cases have changed since this run began: found the plan {self.plan}, before {before}; "
+                "one run would be trained with two versions of them; restore them, or train anew with another "
+                "output=FOLDER"
+            )
 
     @property
     def _is_scaled(self) -> bool:

@@ -46,6 +46,8 @@ def build_trainer(
         UserError: The trainer settings are incompatible with each other or with the machine.
     """
     settings, plugins = launch_settings(config.trainer)
+    # A run that was made shorter is validated at its end, or it would have no best epoch.
+    settings["check_val_every_n_epoch"] = min(settings["check_val_every_n_epoch"], settings["max_epochs"])
     loggers: list[Logger] = [DummyLogger()]  # a dry run leaves the folder as it is
     if not config.dry_run:
         loggers = build_loggers(config.logger, folder, steps_done, config.checkpoint.on_full)

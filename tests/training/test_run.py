@@ -68,6 +68,22 @@ def test_a_run_is_resumed_knowing_which_epoch_was_the_best(place, train):
     assert [float(score) for score in known] == [pytest.approx(scored)]
 
 
+def test_resume_refuses_labelled_cases_that_have_changed(tiny_flare22, tiny_abdomen, write_volume, tmp_path, train):
+    training = tiny_flare22(tmp_path / "flare22") / "Training" / "FLARE22_LabeledCase50"
+    words = ("experiment=sup_light", "output=run", "resume=auto")
+    train(*words, "trainer.max_epochs=1", cwd=tmp_path)
+    grid = {"spacing": (8.0, 8.0, 8.0), "orientation": "RAS"}
+    for shift in (200, 0):
+        write_volume(training / "images" / "FLARE22_Tr_0001_0000.nii.gz", tiny_abdomen(0).hu + shift, **grid)
+        message = train(*words, cwd=tmp_path, fails=bool(shift))
+        assert ("the labelled cases have changed since this run began: found the plan" in message) == bool(shift)
+
+
+def test_a_run_that_ends_before_its_first_validation_is_validated_at_its_end(place, train):
+    train("experiment=sup_light", "output=short", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=25")
+    assert len(metrics(place / "short", "val/dsc")) == 1 and (place / "short" / "checkpoints" / "best.ckpt").exists()
+
+
 def test_resume_refuses_other_settings(train):
     settings = ("experiment=sup_light", "output=settings")
     train(*settings)
