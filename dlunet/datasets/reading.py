@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlunet.datasets.cases import Case
 from dlunet.errors import UserError
-from dlunet.volumes import Volume, other_geometry, read_ct, read_labels
+from dlunet.volumes import Volume, check_grid, read_ct, read_labels
 
 
 def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
@@ -22,6 +22,5 @@ def read_case(case: Case, num_classes: int) -> tuple[Volume, Volume | None]:
     if path is None:
         return image, None
     label = read_labels(path, num_classes)
-    if not label.stored.fits(image.stored):
-        raise other_geometry(path, label.stored, case.image, image.stored, "resample the labels to the CT")
+    check_grid(path, label, case.image, image, "resample the labels to the CT")
     return image, label

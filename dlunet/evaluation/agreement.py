@@ -9,7 +9,7 @@ import numpy as np
 
 from dlunet.evaluation.scores import dice_score
 from dlunet.labels import LabelSet
-from dlunet.volumes import other_geometry, read_labels
+from dlunet.volumes import check_grid, read_labels
 
 
 def agreement(one: np.ndarray, other: np.ndarray, labels: LabelSet) -> float:
@@ -38,6 +38,5 @@ def agreement_of_files(paths: tuple[Path, Path], labels: LabelSet) -> float:
         UserError: A file cannot be read, or the grids of the two differ.
     """
     one, other = (read_labels(path, labels.num_classes) for path in paths)
-    if not one.stored.fits(other.stored):
-        raise other_geometry(paths[0], one.stored, paths[1], other.stored, "delete both and rerun the command")
+    check_grid(paths[0], one, paths[1], other, "delete both and rerun the command")
     return agreement(one.array, other.array, labels)

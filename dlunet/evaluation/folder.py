@@ -18,7 +18,7 @@ from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
 from dlunet.parallel import for_each_case
 from dlunet.run_layout import ScoresLayout
-from dlunet.volumes import read_labels
+from dlunet.volumes import count_labels, read_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,9 +147,10 @@ def _looks_like_flare22(counts: np.ndarray) -> bool:
 
 def _count_labels(pair: Pair) -> np.ndarray:
     """Number of voxels of each value from 0 to 255, in prediction and reference together."""
-    maps = (read_labels(path).array for path in (pair.prediction, pair.reference))
-    # Slice by slice: bincount converts to 64-bit integers, eight times the memory of the label map.
-    return np.sum([np.bincount(axial.ravel(), minlength=256) for array in maps for axial in array], axis=0)
+    return sum(
+        (count_labels(read_labels(path).array, 256) for path in (pair.prediction, pair.reference)),
+        start=np.zeros(256, int),
+    )
 
 
 def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:

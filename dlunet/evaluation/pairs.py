@@ -14,7 +14,7 @@ from dlunet.evaluation.metrics import Metric
 from dlunet.evaluation.scores import measure_case, score_case
 from dlunet.labels import LabelSet
 from dlunet.parallel import for_each_case
-from dlunet.volumes import file_stem, label_name, list_volumes, other_geometry, read_labels
+from dlunet.volumes import check_grid, file_stem, label_name, list_volumes, read_labels
 
 #: For each class of a case its name and the value of each metric.
 Rows = list[tuple]
@@ -93,9 +93,7 @@ def score_pairs(
 def _score_pair(pair: Pair, labels: LabelSet, metrics: Mapping[str, Metric]) -> Rows:
     prediction = read_labels(pair.prediction, labels.num_classes)
     reference = read_labels(pair.reference, labels.num_classes)
-    if not prediction.stored.fits(reference.stored):
-        what_to_do = "write the prediction on the CT's own grid"
-        raise other_geometry(pair.prediction, prediction.stored, pair.reference, reference.stored, what_to_do)
+    check_grid(pair.prediction, prediction, pair.reference, reference, "write the prediction on the CT's own grid")
     # In FLARE22 the third stored axis is always z; where it points inferior, the official script counts from the top.
     slices_descend = reference.stored.orientation[2] == "I"
     maps = prediction.array, reference.array, reference.spacing

@@ -19,6 +19,7 @@ from dlunet.files import remove_leftovers, write_text
 from dlunet.locks import alone
 from dlunet.parallel import for_each_case
 from dlunet.preparation.plan import Intensity
+from dlunet.volumes import count_labels
 
 #: Maximum number of foreground voxels sampled per case; more do not change the percentiles.
 VOXELS_A_CASE = 200_000
@@ -68,8 +69,7 @@ def read_facts(case: Case, num_classes: int) -> CaseFacts:
     z, y, x = image.array.shape
     values, voxels = np.empty(0, np.float32), None
     if label is not None:
-        # Slice by slice: bincount converts labels to int64, which takes eight times their memory.
-        counts = np.sum([np.bincount(axial.ravel(), minlength=num_classes) for axial in label.array], axis=0)
+        counts = count_labels(label.array, num_classes)
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value > 0}
         values = image.array[label.array > 0]
         # A copy: a view would keep every labelled voxel of every case in memory.

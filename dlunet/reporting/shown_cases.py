@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,10 @@ from dlunet.errors import UserError
 from dlunet.reporting.paired import is_same_file
 from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import best_and_worst, case_means
-from dlunet.volumes import Volume, other_geometry, read_ct, read_labels
+from dlunet.volumes import Volume, check_grid, read_ct, read_labels
+
+#: What to do with a label map on another grid than the CT.
+OTHER_CT = "show it with its own CT"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Choice:
     def _read(self, case: Case, remark: str, notes: list[str]) -> ShownCase:
         assert case.label is not None
         image, reference = read_ct(case.image), read_labels(case.label)
-        _check_grid(case.label, reference, case.image, image)
+        check_grid(case.label, reference, case.image, image, OTHER_CT)
         predictions: dict[str, np.ndarray | None] = {}
         for name, run in self.runs.items():
             try:
@@ -120,10 +122,5 @@ def _prediction(run: Run, case: Case, image: Volume) -> np.ndarray | None:
     if own is not None and own.label is not None and own.label.is_file() and not is_same_file(own.label, case.label):
         raise UserError(f"{run.predictions[case.name]}: is of another {case.name} than the one shown: {own.image}")
     prediction = read_labels(run.predictions[case.name])
-    _check_grid(run.predictions[case.name], prediction, case.image, image)
+    check_grid(run.predictions[case.name], prediction, case.image, image, OTHER_CT)
     return prediction.array
-
-
-def _check_grid(path: Path, label_map: Volume, image_path: Path, image: Volume) -> None:
-    if not label_map.stored.fits(image.stored):
-        raise other_geometry(path, label_map.stored, image_path, image.stored, "show it with its own CT")

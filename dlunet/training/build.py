@@ -21,21 +21,26 @@ from dlunet.labels import LabelSet
 from dlunet.losses import loss_at
 from dlunet.methods import Fixed, Method, Trained, check_untrained, method_of
 from dlunet.networks import Bundle, build_network, load_bundle
-from dlunet.preparation import PreparedDataset
+from dlunet.preparation import Plan
 from dlunet.sampling import Augmentation
 from dlunet.settings import flattened
 from dlunet.training.module import SegmentationModule
 from dlunet.training.schedules import Schedule
 
 
-def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationModule:
+def build_module(config: DictConfig, plan: Plan, labels: LabelSet) -> SegmentationModule:
     """Build the training module of a config.
+
+    Args:
+        config: The config of a training.
+        plan: The plan of the prepared cases.
+        labels: The classes.
 
     Raises:
         UserError: A network cannot be built, or does not fit the labels or the patch size.
     """
     method = method_of(config)
-    networks, descriptions = build_networks(config, method, prepared.labels, prepared.plan.patch_size)
+    networks, descriptions = build_networks(config, method, labels, plan.patch_size)
     return SegmentationModule(
         networks=networks,
         network_description=_description_of_prediction(method, descriptions),
@@ -44,8 +49,8 @@ def build_module(config: DictConfig, prepared: PreparedDataset) -> SegmentationM
         optimizer=optimizer_of(config),
         schedule=schedule_of(config),
         gradient_clip=config.optimizer.gradient_clip,
-        plan=prepared.plan,
-        labels=prepared.labels,
+        plan=plan,
+        labels=labels,
         seed=config.seed,
         accumulate=config.sampling.accumulate_grad_batches,
         mirrored=_is_mirrored(config),

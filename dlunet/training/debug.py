@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,6 @@ from yaml import YAMLError
 from dlunet.errors import UserError
 from dlunet.methods import Progress
 from dlunet.networks import read_description
-from dlunet.preparation import PreparedDataset
 from dlunet.run_layout import RunLayout
 from dlunet.training.build import build_module
 from dlunet.training.faults import read_fault
@@ -74,7 +72,7 @@ def _module_of(saved: dict[str, Any], run: RunLayout) -> SegmentationModule:
     try:
         config = OmegaConf.load(run.config)
         plan, labels = read_description(saved["described"])
-        module = build_module(cast(Any, config), cast(PreparedDataset, SimpleNamespace(plan=plan, labels=labels)))
+        module = build_module(cast(Any, config), plan, labels)
         module.load_state_dict(saved["state_dict"])
     except OSError as error:
         raise UserError(f"{run.config}: {error.strerror}; expected the config of the run that saved the step") from None

@@ -132,7 +132,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
     if is_first(config.trainer) and not config.dry_run:
         folder.keep_cases({part: [case.name for case in getattr(prepared, part)] for part in PARTS})
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
-    module = build_module(config, prepared)
+    module = build_module(config, prepared.plan, prepared.labels)
     _log_execution(config, module)
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
     with warnings.catch_warnings():

@@ -3,6 +3,8 @@
 from dlunet.volumes.dicom import is_series
 from dlunet.volumes.files import (
     Volume,
+    check_grid,
+    count_labels,
     is_meant_as_volume,
     list_volumes,
     loose_slices,
@@ -13,20 +15,21 @@ from dlunet.volumes.files import (
     write_labels,
 )
 from dlunet.volumes.geometry import Geometry
-from dlunet.volumes.messages import other_geometry, times
+from dlunet.volumes.messages import times
 from dlunet.volumes.names import case_name, file_stem, label_name
 
 __all__ = [
     "Geometry",
     "Volume",
     "case_name",
+    "check_grid",
+    "count_labels",
     "file_stem",
     "is_meant_as_volume",
     "is_series",
     "label_name",
     "list_volumes",
     "loose_slices",
-    "other_geometry",
     "read_ct",
     "read_labels",
     "times",

@@ -41,6 +41,27 @@ class Volume:
     warnings: tuple[str, ...] = ()
 
 
+def check_grid(path: Path, label_map: Volume, other_path: Path, other: Volume, what_to_do: str) -> None:
+    """Check that a label map lies on the grid of another volume, up to header rounding.
+
+    Raises:
+        UserError: It does not; the message names both files and ends with ``what_to_do``.
+    """
+    if not label_map.stored.fits(other.stored):
+        raise UserError(
+            f"{path}: geometry (size, spacing, orientation) differs from {other_path}: found "
+            f"{label_map.stored.differences(other.stored)}; {what_to_do}"
+        )
+
+
+def count_labels(labels: np.ndarray, number: int) -> np.ndarray:
+    """How often 0, …, ``number`` − 1 occur in a label map (z, y, x).
+
+    It is counted slice by slice: NumPy's bincount takes eight bytes per voxel.
+    """
+    return np.sum([np.bincount(axial.ravel(), minlength=number) for axial in labels], axis=0)
+
+
 def list_volumes(folder: Path) -> list[Path]:
     """The volumes in a folder, sorted by name: files, and folders of DICOM slices.
 

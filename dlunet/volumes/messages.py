@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from dlunet.errors import NotReadable, UserError
-from dlunet.volumes.geometry import Geometry
+from dlunet.errors import NotReadable
 
 #: Advice for a file whose header gives no position of its voxels, or contradictory ones.
 EXPORT_AGAIN = "expected a header that places the volume in the patient; export it again"
@@ -40,11 +38,3 @@ def wrong_voxel_size(sizes: Sequence[float | str]) -> NotReadable:
 def wrong_unit(unit: str) -> NotReadable:
     """The error for a file whose voxel sizes are not in mm."""
     return NotReadable(f"found voxel sizes in {unit}; expected mm; export it again")
-
-
-def other_geometry(path: Path, grid: Geometry, other_path: Path, other: Geometry, what_to_do: str) -> UserError:
-    """The error for a label map that is not on the grid of another volume."""
-    return UserError(
-        f"{path}: geometry (size, spacing, orientation) differs from {other_path}: found {grid.differences(other)}; "
-        f"{what_to_do}"
-    )

@@ -20,7 +20,7 @@ from dlunet.datasets import Case, dataset_of
 from dlunet.labels import FLARE22
 from dlunet.provenance import provenance
 from dlunet.run_layout import RunLayout
-from dlunet.volumes import read_labels
+from dlunet.volumes import count_labels, read_labels
 from experiments.recipes import study as recipes
 
 
@@ -54,7 +54,7 @@ def predicted_per_true(cases: Sequence[Case], predictions: Sequence[Path]) -> np
 
 def voxels(path: Path) -> np.ndarray:
     """The number of voxels of each organ in a label map."""
-    return np.bincount(read_labels(path).array.ravel(), minlength=len(FLARE22) + 1)[1:]
+    return count_labels(read_labels(path).array, FLARE22.num_classes)[1:]
 
 
 if __name__ == "__main__":

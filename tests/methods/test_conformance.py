@@ -4,7 +4,6 @@ import copy
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning
 import pandas as pd
@@ -226,7 +225,7 @@ def test_averages_have_their_closed_form_in_a_real_run(name, compose, tmp_path):
     decay = ["method.decay=0.6"] if name in AVERAGES else []
     config = compose("train", [f"method={name}", "scale=tiny", "output=x", *decay])
     plan = Plan((8.0, 8.0, 8.0), tuple(config.plan.patch_size), Intensity(0, 1, 0, 1))
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=plan))
+    module = build_module(config, plan, FLARE22)
     batches = [draw_batch(module.method, plan.patch_size, FLARE22.num_classes, torch.float32, k) for k in range(4)]
     assert {role: average.of for role, average in module.method.averaged.items()} == AVERAGES.get(name, {})
     assert module.method.predicting == PREDICTING.get(name, ["a"])

@@ -1,7 +1,5 @@
 """What the training module does for a method: fixed networks, joint predictions, the call after the optimiser step."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -70,7 +68,7 @@ def test_a_fixed_network_stays_as_it_is(compose, earlier, tmp_path):
     checkpoint = earlier(FLARE22)
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": f"{__name__}.Distillation", "checkpoint": str(checkpoint)}
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     before = {name: value.clone() for name, value in module.networks["old"].state_dict().items()}
     fit(module, tmp_path)
     assert all(torch.equal(module.networks["old"].state_dict()[name], value) for name, value in before.items())
@@ -82,7 +80,7 @@ def test_a_fixed_network_stays_as_it_is(compose, earlier, tmp_path):
 @pytest.mark.parametrize("scale", [2.0**16, 2.0**100])
 def test_mixed_precision_skips_steps_that_overflow_but_not_losses_that_are_not_finite(compose, tmp_path, scale):
     config = compose("train", ["scale=tiny", "experiment=sup_light", "output=x"])
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     before = [weight.detach().clone() for weight in module.networks["a"].parameters()]
 
     def precision():
@@ -100,7 +98,7 @@ def test_networks_that_predict_together(compose, tmp_path):
     """Validation, checkpoint and export give the mean of their logits."""
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": f"{__name__}.Pair"}
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     fit(module, tmp_path).save_checkpoint(tmp_path / "last.ckpt")
     module.eval()
     image, label = torch.randn(1, *PATCH), torch.randint(0, 14, PATCH)
@@ -127,7 +125,7 @@ def test_a_fixed_network_for_other_labels_is_refused(compose, earlier):
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": f"{__name__}.Distillation", "checkpoint": str(checkpoint)}
     with pytest.raises(UserError, match=r"old.safetensors: segments Bladder; expected the labels .*: Liver"):
-        build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+        build_module(config, PLAN, FLARE22)
 
 
 class Wrong(Pair):
@@ -187,7 +185,7 @@ def test_a_declaration_that_contradicts_itself_is_refused(mistake, message, comp
     for name, value in mistake.items():
         monkeypatch.setattr(Wrong, name, value)
     with pytest.raises(UserError, match=f"^method {message}"):
-        build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+        build_module(config, PLAN, FLARE22)
 
 
 class Prototypes(Pair):
@@ -212,25 +210,24 @@ class ScaledLoss(DiceCrossEntropyLoss):
 def test_parts_that_nothing_would_train_are_refused(compose):
     """Also before any case is prepared."""
     config = compose("train", ["scale=tiny", "output=x"])
-    prepared = SimpleNamespace(labels=FLARE22, plan=PLAN)
     method, loss = config.method, config.loss
     for config.method, config.loss, message in (
         ({"_target_": f"{__name__}.Prototypes"}, loss, "method Prototypes: found the parameters centres, "),
         (method, {"_target_": f"{__name__}.ScaledLoss"}, "loss ScaledLoss: found the parameters scale.weight, scale.b"),
     ):
-        for check in (lambda: build_module(config, prepared), lambda: check_parts(config, FLARE22.num_classes)):
+        for check in (lambda: build_module(config, PLAN, FLARE22), lambda: check_parts(config, FLARE22.num_classes)):
             with pytest.raises(UserError, match=f"^{message}"):
                 check()
     config.method, config.loss = {"_target_": f"{__name__}.Prototypes", "trainable": False}, loss
     check_parts(config, FLARE22.num_classes)
-    build_module(config, prepared)
+    build_module(config, PLAN, FLARE22)
 
 
 def test_something_else_than_a_method_is_refused(compose):
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": "torch.nn.Identity"}
     with pytest.raises(UserError, match=r"^method: found Identity; expected a subclass of dlunet\.methods\.Method"):
-        build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+        build_module(config, PLAN, FLARE22)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -247,7 +244,7 @@ def test_something_else_than_a_method_is_refused(compose):
 def test_terms_of_other_networks_than_the_trained_ones_are_refused(terms, found, compose, tmp_path):
     config = compose("train", ["scale=tiny", "output=x"])
     config.method = {"_target_": f"{__name__}.Wrong", "terms": terms}
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     with pytest.raises(UserError, match=f"^method Wrong: losses.. returned {found}; expected .*: a$"):
         fit(module, tmp_path)
 
@@ -264,7 +261,7 @@ class TooManyChannels(torch.nn.Conv3d):
 def test_channels_without_a_class_are_refused(compose, tmp_path):
     config = compose("train", ["scale=tiny", "output=x", "method=supervised"])
     config.network = {"kind": "TooManyChannels", "in_channels": 1}
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     with pytest.raises(
         UserError, match=r"^network TooManyChannels: found logits of shape \(1, 15, .*expected \(1, 14,"
     ):
@@ -275,7 +272,7 @@ def test_channels_without_a_class_are_refused(compose, tmp_path):
 def test_gradient_norms_are_logged_as_they_were_before_clipping(compose, tmp_path, monkeypatch):
     config = compose("train", ["scale=tiny", "output=x", "optimizer.gradient_clip=0.01"])
     config.method = {"_target_": f"{__name__}.Pair"}
-    module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+    module = build_module(config, PLAN, FLARE22)
     norms, clip = [], module.on_before_optimizer_step
 
     def watch(optimizer):

@@ -2,7 +2,6 @@
 
 import csv
 from itertools import product
-from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -52,7 +51,7 @@ def train(schedule, method, compose, tmp_path):
         trainer.callbacks.append(rates)
         patch = {"weak": torch.randn(1, 1, *PATCH), "label": torch.randint(0, 14, (1, *PATCH))}
         batches = [dict.fromkeys(STREAMS[method], patch)] * STEPS
-        module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+        module = build_module(config, PLAN, FLARE22)
         last = folder.last if epochs_done else None
         loader = torch.utils.data.DataLoader(batches, batch_size=None)
         trainer.fit(module, loader, ckpt_path=last, weights_only=True)

@@ -66,7 +66,7 @@ def train(compose, tmp_path):
     def train_with(*words, batch=1, **settings):
         config = compose("train", ["scale=tiny", "output=x", *words])
         config.method = {"_target_": f"{__name__}.Noting", **settings}
-        module = build_module(config, SimpleNamespace(labels=FLARE22, plan=PLAN))
+        module = build_module(config, PLAN, FLARE22)
         fit(module, tmp_path, batch=batch, max_epochs=EPOCHS)
         return module.method
 
