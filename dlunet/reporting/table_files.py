@@ -181,8 +181,7 @@ def _test_sheet(comparison: Comparison, tests: Sequence[OrganTest]) -> Sheet:
         )
         for test in tests
     ]
-    scored = f"{tests[0].cases} cases, seeds {', '.join(tests[0].seeds)}"
-    title = f"{comparison.change}: {comparison.after.name} − {comparison.before.name} ({scored})"
+    title = f"{comparison.change}: {comparison.after.name} − {comparison.before.name} ({comparison.shared})"
     return Sheet(title, header, tuple(rows))
 
 

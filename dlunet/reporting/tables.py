@@ -56,8 +56,8 @@ class ScoreTable:
             sentences.append("Means are over the cases in which reference and prediction have the class.")
         if self.partial:
             sentences.append(
-                "n is their number where it is below that of the scored cases; no value is called the best of a column "
-                "whose values are of different cases."
+                "n is the number of cases with a value where it is below that of the scored cases; no value is called "
+                "the best of a column whose values are of different cases."
             )
         return f"{self.metric.title}: {' '.join(sentences)}" if sentences else None
 

@@ -206,7 +206,9 @@ def test_a_distance_of_fewer_cases_is_not_called_the_best(make_run, tmp_path, ca
     assert sorted(row[aorta] for row in table[1:]) == ["*4.000", "8.000"]
     assert {row[2] for row in table[1:]} == {"4"} and table[0][2] == "Scored cases"
     for text in (page.text, markdown, capsys.readouterr().out):
-        assert "n is their number where it is below that of the scored cases" in " ".join(text.split())
+        assert "n is the number of cases with a value where it is below that of the scored cases" in " ".join(
+            text.split()
+        )
     assert "| 4.000 (n=1) |" in markdown
 
 
