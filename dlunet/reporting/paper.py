@@ -271,13 +271,19 @@ def _groups_by_experiment(groups: Groups) -> dict[str, str]:
     """
     found = {}
     for experiment, parts in PARTS.items():
-        alike = [name for name, runs in groups.items() if all(run.parts == (*parts, parts[-1]) for run in runs)]
+        alike = [name for name, runs in groups.items() if all(_has_parts(run, *parts) for run in runs)]
         others = [name for name in alike if name not in PARTS] or alike
         if experiment in groups:
             found[experiment] = experiment
         elif len(others) == 1:
             found[experiment] = others[0]
     return found
+
+
+def _has_parts(run: Run, method: str, network: str, loss: str) -> bool:
+    """Whether a run has these parts, and the same loss on pseudo-labels, if it has any."""
+    *parts, pseudo_loss = run.parts
+    return parts == [method, network, loss] and (method == "Supervised" or pseudo_loss == loss)
 
 
 def _values(number: int, row: str, score: str = "dsc") -> dict[str, float]:
