@@ -41,12 +41,14 @@ class OrganScore(NamedTuple):
     nsd: float
 
 
-def dice_score(prediction: np.ndarray, reference: np.ndarray) -> float:
+def dice_score(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> float:
     """Dice similarity coefficient of two masks: twice the overlap divided by the sum of both volumes.
 
     Args:
         prediction: Mask (z, y, x), boolean or 0/1.
         reference: Mask of the same shape.
+        spacing: Voxel size (z, y, x) in mm. It has no effect, because all voxels are equally large; it gives all
+            measures the same signature.
 
     Returns:
         A value in 0 … 1; 1 where both masks are empty, 0 where exactly one is.

@@ -92,6 +92,7 @@ def test_masks_at_the_volume_s_rim_have_a_closed_surface():
 def test_dice_of_two_shifted_boxes():
     reference, prediction = box((8, 8, 8), (1, 1, 1), (4, 4, 4)), box((8, 8, 8), (2, 1, 1), (4, 4, 4))
     assert dice_score(prediction, reference) == 0.75
+    assert dice_score(prediction, reference, (5.0, 1.0, 1.0)) == 0.75
     assert isinstance(dice_score(prediction, reference), float)
 
 
