@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dlunet.errors import UserError
+from dlunet.execution import EXECUTION
 from dlunet.overrides import quote_literals
 from dlunet.parallel import available_cores
 from dlunet.plugins import load_plugins, search_path, take_folder
@@ -28,20 +29,9 @@ CONFIGS = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / 
 #: Weights & Biases' own variable: online, offline or disabled.
 WANDB_MODE = "WANDB_MODE"
 
-#: Overrides that determine how and where a run is executed, not what is trained.
-RUN_SETTINGS = (
-    "data",
-    "scale",
-    "sweep",
-    "logger",
-    "test=",
-    "resume",
-    "trainer.",
-    "output",
-    "checkpoint.",
-    "dry_run",
-    "launcher",
-)
+#: How overrides begin that determine how and where a run is executed, not what is trained: with others of them, a sweep
+#: is resumed in the same folders.
+RUN_SETTINGS = (*EXECUTION, "callback=", "data", "launcher", "scale", "sweep", "trainer.")
 
 #: Characters of overrides that are replaced in the name of a folder.
 FOR_FOLDERS = str.maketrans({",": "-", "/": "_", "'": None, '"': None})

@@ -106,6 +106,8 @@ def test_the_study_of_methods_trains_the_runs_of_the_sweep(methods_sweep):
         (["trainer.max_epochs=7,8", "data=gap", "seed=1"], {"seed1_trainer.max_epochs7", "seed1_trainer.max_epochs8"}),
         (["data.root=some/where,else"], {"data.rootsome_where", "data.rootelse"}),
         (["data=gap"], {"run"}),
+        # As a message advises for a resumed run: it has to find its folders.
+        (["seed=0", "sampling.num_workers=0", "strict=true", "callback=device_monitor", "resume=auto"], {"seed0"}),
         (["network.features=[8,16],[4,8]"], {"network.features[8-16]", "network.features[4-8]"}),
     ],
 )
