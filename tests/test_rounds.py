@@ -217,7 +217,8 @@ def test_the_best_checkpoint_of_a_round_labels_for_the_next_one_and_is_scored(pl
     """The validation score of each training is highest after the second of three epochs."""
     scores = itertools.cycle([0.5, 0.75, 0.25])
     monkeypatch.setattr(CaseDice, "compute", lambda self: torch.full((13,), next(scores)))
-    self_train("output=chain_of_best", "rounds=2", "agreement=0", "trainer.max_epochs=3", "test=true")
+    short = ("trainer.max_epochs=3", "sampling.steps_per_epoch=1")
+    self_train("output=chain_of_best", "rounds=2", "agreement=0", *short, "test=true")
     chain, runs = place / "chain_of_best", ("teacher", "student", "rounds/2/student")
     best, last = (
         [load_bundle(chain / run / "checkpoints" / f"{which}.ckpt").digest for run in runs]

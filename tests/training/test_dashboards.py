@@ -276,7 +276,7 @@ def test_tensorboard_has_the_numbers_and_the_pictures(place, runs, dlunet):
     assert logged == pytest.approx(history["probe/agreement_a_b/LV"], rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16-true", marks=pytest.mark.slow), "64-true"])
 def test_networks_of_another_precision_are_probed_and_shown(place, dlunet, precision):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     words = ("experiment=ssl_light", "logger=tensorboard", f"trainer.precision={precision}", f"output={precision}")
