@@ -13,7 +13,7 @@ from dlunet.training.module import SegmentationModule
 from tests.commands import TINY
 
 #: A method with a state of its own, and one with random numbers for each patch.
-METHODS = ("dhc", "unimatch")
+METHODS = (pytest.param("dhc", marks=pytest.mark.slow), "unimatch")
 
 
 def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
