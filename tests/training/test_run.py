@@ -205,7 +205,6 @@ def test_a_training_that_diverges_ends_with_a_message(place, train_process, devi
     assert not list((place / "diverged").rglob("*.ckpt"))
 
 
-@pytest.mark.slow  # `make test` continues such a sweep above, and makes the tables of runs in tests/reporting
 def test_table_3_goes_through_and_the_report_prints_its_rows(place, train, dlunet):
     train("+sweep=table3", "hydra.sweep.dir=table3", "-m")
     printed = dlunet("report", "runs=table3", "output=page", cwd=place).stdout
