@@ -9,6 +9,7 @@ EXECUTION = (
     "callbacks.device_monitor",
     "callbacks.weight_norms",
     "checkpoint",
+    "data.gpu_scale",
     "data.source.workers",
     "data.workers",
     "dry_run",

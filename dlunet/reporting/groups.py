@@ -16,7 +16,7 @@ from dlunet.settings import flattened
 NOT_COMPARED = (
     *EXECUTION,
     *("name", "recipe", "scale", "seed", "unet_sizes"),
-    *("data.gpu_scale", "data.name", "data.prepared", "data.root", "data.source.root"),
+    *("data.name", "data.prepared", "data.root", "data.source.root"),
     *("trainer.accelerator", "trainer.log_every_n_steps"),
 )
 
