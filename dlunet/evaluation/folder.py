@@ -147,10 +147,8 @@ def _looks_like_flare22(counts: np.ndarray) -> bool:
 
 def _count_labels(pair: Pair) -> np.ndarray:
     """Number of voxels of each value from 0 to 255, in prediction and reference together."""
-    return sum(
-        (count_labels(read_labels(path).array, 256) for path in (pair.prediction, pair.reference)),
-        start=np.zeros(256, int),
-    )
+    prediction, reference = (count_labels(read_labels(path).array, 256) for path in (pair.prediction, pair.reference))
+    return prediction + reference
 
 
 def _describe_labels(labels: LabelSet, shown: set[str] | None) -> str:

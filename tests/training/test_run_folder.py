@@ -35,7 +35,7 @@ def test_a_run_goes_on_with_the_same_settings(run):
     assert run.begin({**SETTINGS, "resume": "auto", "trainer": {"max_epochs": 9, "precision": 32}}) == Done(
         run.last, 3, 30
     )
-    # Of an earlier version, which chose another scale on a GPU, that is.
+    # The default scale on a GPU is only used when a run begins.
     assert run.begin({**SETTINGS, "data": {"gpu_scale": "cpu"}}) == Done(run.last, 3, 30)
     run.keep_cases(CASES)
     with pytest.raises(UserError, match="already contains a run; add resume=auto"):
