@@ -102,7 +102,8 @@ def predict_files(
     targets = folder.claim(images, predictor.settings, replace, shard)
     finished = {path: target for path, target in targets.items() if target.exists()}
     todo = [path for path in targets if path not in finished]
-    if strict and (doubtful := [path for path in finished if case_name(path) in folder.warnings()]):
+    recorded = folder.warnings() if strict else {}
+    if doubtful := [path for path in finished if case_name(path) in recorded]:
         logger.warning(
             "warning: %s: label maps with warnings are kept, since they were made without strict=true; delete them to "
             "have their CTs checked: %s",
@@ -203,8 +204,8 @@ class _Writer:
 
     def write(self, target: Path, labels: np.ndarray, read: _Read, cost: dict[str, str]) -> None:
         name, picture = case_name(read.path), self._picture(case_name(read.path))
-        is_ours = self.folder.knows(read.path)
-        if read.image is not None and picture.exists() and not is_ours:
+        is_ours = not picture.exists() or self.folder.knows(read.path)
+        if read.image is not None and not is_ours:
             raise UserError(f"{picture}: was made by something else; expected no such file; choose another output")
         warnings = [*read.warnings, *swapped_sides(labels, self.labels)]
         for message in warnings:
