@@ -65,7 +65,7 @@ def evaluate_folder(
     shown = None
     if labels is None:
         labels, shown = occurring_labels(pairs, workers)
-        console.print(_describe_labels(labels, shown), markup=False, highlight=False)
+        console.print(_describe_labels(labels, shown), markup=False, highlight=False, soft_wrap=True)
     make_folder(output)
     metrics = metrics or {}
     rows, failures = score_pairs(pairs, labels, metrics, shown, workers, console)

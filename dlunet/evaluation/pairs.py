@@ -53,7 +53,7 @@ def match_pairs(predictions: Path, references: Path | Mapping[str, Path], consol
     surplus = sorted(set(predicted) - set(expected))
     if surplus:
         text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {few(surplus)}"
-        console.print(text, style="yellow", markup=False, highlight=False)
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return [Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
 
 
@@ -84,7 +84,9 @@ def score_pairs(
     for pair, scored in for_each_case("scoring", score, pairs, workers):
         if isinstance(scored, UserError):
             failures[pair.case] = str(scored)
-            console.print(f"{pair.case}: not scored: {scored}", style="red", markup=False, highlight=False)
+            console.print(
+                f"{pair.case}: not scored: {scored}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
         else:
             rows[pair.case] = [row for row in scored if shown is None or row[0] in shown]
     return rows, failures

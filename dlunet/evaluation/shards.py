@@ -81,7 +81,7 @@ def evaluate_shard(
             of_shards = f"shard {shard} is scored; the tables are written when all are; missing: {', '.join(missing)}"
             if layout.table.exists():
                 of_shards += f"; {layout.table} is of before, until all shards are repeated"
-            console.print(of_shards, markup=False, highlight=False)
+            console.print(of_shards, markup=False, highlight=False, soft_wrap=True)
         else:
             rows = {case: of_case for part in found.values() if part for case, of_case in part.rows.items()}
             failures = {case: message for part in found.values() if part for case, message in part.failures.items()}
