@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,24 +68,25 @@ def main() -> None:
 
 def compare(sides: dict[str, Path], scale: str, folder: Path) -> dict[str, Any]:
     """Check both sides and measure them in turn."""
-    losses = [run(code, scale, folder)["losses"][0] for code in sides.values()]
+    words = [*SETTINGS, f"scale={scale}"]
+    losses = [run(code, words, folder)["losses"][0] for code in sides.values()]
     if abs(losses[0] - losses[1]) > SAME * abs(losses[0]):
         sys.exit(f"the first losses of the two sides differ: {losses}")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for repeat in range(REPEATS):
         for name in list(sides)[:: -1 if repeat % 2 else 1]:  # each side goes first as often as the other
-            found[name].append(measured(run(sides[name], scale, folder)))
+            found[name].append(measured(run(sides[name], words, folder)))
             print(scale, name, found[name][-1], flush=True)
     result = summary(found)
     print(scale, result, flush=True)
     return {**result, "runs": found}
 
 
-def run(code: Path, scale: str, folder: Path) -> dict[str, Any]:
-    """Train once with the code of a checkout."""
+def run(code: Path, settings: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train once with the code of a checkout, on abdomens that stay in the folder."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         answer = Path(output) / "answer.json"
-        words = [*SETTINGS, f"scale={scale}", f"data.root={folder}/phantom", f"output={output}/run"]
+        words = [*settings, f"data.root={folder}/phantom", f"output={output}/run"]
         subprocess.run(
             [sys.executable, "-c", TIMED, str(answer), *words], cwd=folder, check=True, stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(code)},
