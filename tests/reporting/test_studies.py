@@ -23,6 +23,8 @@ TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
 PAIRED = re.compile(r"shares with (.+?)(?: and .+?)?, with 95.*\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
+#: How much longer a step of a method takes than one of supervised training.
+COST = Path(__file__).parents[2] / "benchmarks" / "results" / "method_cost.json"
 PAGE = Path(__file__).parents[2] / "README.md"
 STUDIES = sorted(path.stem for path in studies.HERE.glob("*.yaml"))
 #: In `make test`, tests/test_sweeps.py composes the runs of the methods.
@@ -300,7 +302,10 @@ def printed_figures(study):
             "CPU minutes": [[] if row["cpu_minutes"] is None else [f"{row['cpu_minutes']:.1f}"]],
             "share of the gap": [[]],
             "cases kept": [[str(count) for count in row.get("kept", {}).values()]],
+            "time of a step": [[]],
         }
+    for run, cost in (json.loads(COST.read_text())["runs"] if study == "methods" else {}).items():
+        found[run]["time of a step"] = [[f"{cost['ratio']:.1f}"]]
     for floor, table in PAIRED.findall((studies.RESULTS / f"{study}.md").read_text()):
         titles, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
         for row in (dict(zip(titles, cells, strict=True)) for cells in rows):
