@@ -17,7 +17,7 @@ from dlunet.errors import UserError, WriteError
 from dlunet.files import remove_leftovers, write_if_changed
 from dlunet.parallel import for_each_case
 from dlunet.phantom.generator import Phantom, make_phantom
-from dlunet.phantom.variation import Profile
+from dlunet.phantom.variation import Profile, draw_variation
 from dlunet.volumes import write_image
 
 #: Incremented whenever the same seed gives other voxels, so that two versions never share a folder.
@@ -170,16 +170,44 @@ def phantom_of(image: Path) -> Phantom | None:
     Raises:
         UserError: The record of the dataset is damaged.
     """
-    root = image.parents[2] if len(image.parents) > 2 else image.parent
-    found = re.search(r"_(\d+)_0000\.nii\.gz$", image.name)
-    if found is None or not (root / RECORD_NAME).exists():
+    found = _recorded(image)
+    if found is None or found[1].label is not None:
         return None
-    record, number = _read_record(root / RECORD_NAME), int(found[1])
-    index, split = next((k, split) for k, split in enumerate(_SPLITS) if split.label is None)
-    if record.get("generator_version") != GENERATOR_VERSION or root / split.image.format(number) != image:
+    seed, split, shape = found
+    return make_phantom(np.random.default_rng(seed), split.profile, shape)
+
+
+def phase_of(image: Path) -> str | None:
+    """The contrast phase of a synthetic CT; None unless :func:`write_phantoms` wrote the CT.
+
+    Args:
+        image: The file of the CT.
+
+    Raises:
+        UserError: The record of the dataset is damaged.
+    """
+    found = _recorded(image)
+    if found is None:
         return None
-    z, y, x = record["shape"]
-    return make_phantom(np.random.default_rng((record["seed"], index, number)), split.profile, (z, y, x))
+    seed, split, shape = found
+    return draw_variation(np.random.default_rng(seed), split.profile, shape).phase
+
+
+def _recorded(image: Path) -> tuple[tuple[int, int, int], _Split, tuple[int, int, int]] | None:
+    """Seed, split and shape of a CT by its path and the record of its dataset; None for any other file."""
+    named = re.search(r"_(\d+)_0000\.nii\.gz$", image.name)
+    if named is None:
+        return None
+    number = int(named[1])
+    for index, split in enumerate(_SPLITS):
+        depth = split.image.count("/")
+        if len(image.parents) <= depth or (root := image.parents[depth]) / split.image.format(number) != image:
+            continue
+        record = _read_record(root / RECORD_NAME) if (root / RECORD_NAME).exists() else {}
+        if record.get("generator_version") == GENERATOR_VERSION:
+            z, y, x = record["shape"]
+            return (record["seed"], index, number), split, (z, y, x)
+    return None
 
 
 def _cases(root: Path, counts: dict[str, int], seed: int, truth: bool) -> Iterator[_Case]:

@@ -18,7 +18,7 @@ from dlunet.datasets import open_phantoms, read_flare22
 from dlunet.errors import UserError
 from dlunet.files import TEMPORARY
 from dlunet.labels import FLARE22
-from dlunet.phantom import Phantom, make_phantom, phantom_of, write_phantoms
+from dlunet.phantom import Phantom, make_phantom, phantom_of, phase_of, write_phantoms
 from dlunet.phantom.variation import PHASES, draw_variation
 from dlunet.phantom.writer import GENERATOR_VERSION, RECORD_NAME
 
@@ -321,6 +321,24 @@ def test_the_phantom_of_an_unlabelled_ct_is_found_by_its_file_alone(tmp_path: Pa
     record = json.loads((tmp_path / RECORD_NAME).read_text())
     (tmp_path / RECORD_NAME).write_text(json.dumps({**record, "generator_version": GENERATOR_VERSION + 1}))
     assert phantom_of(folder / "Case_00001_0000.nii.gz") is None
+
+
+def test_the_phase_of_a_ct_is_found_by_its_file_alone(tmp_path: Path) -> None:
+    """In folders of all splits, against the phantom made again."""
+    write_phantoms(tmp_path, labelled=2, unlabelled=3, validation=1, test=4, seed=5, shape=TINY, workers=1)
+    images = sorted(tmp_path.rglob("*_0000.nii.gz"))
+    splits = {"Labeled": (0, "labelled"), "Unlabeled": (1, "varied"), "Tuning": (2, "varied"), "Testing": (3, "varied")}
+    found = []
+    for image in images:
+        index, profile = next(value for part, value in splits.items() if part in str(image.relative_to(tmp_path)))
+        number = int(image.name.split("_")[-2])
+        found.append(make_phantom(np.random.default_rng((5, index, number)), profile, TINY))
+        np.testing.assert_array_equal(found[-1].image, read_case(image))
+    assert [phase_of(image) for image in images] == [phantom.phase for phantom in found]
+    assert len(images) == 10 and len({phantom.phase for phantom in found}) > 1
+    assert [
+        phase_of(Path(name)) for name in ("a_0000.nii.gz", "a.nii.gz", "Testing/images/FLARETs_0001_0000.nii.gz")
+    ] == [None] * 3
 
 
 def read_case(path: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ from dlunet.configs import compose
 from dlunet.datasets import Case
 from dlunet.run_layout import RunLayout
 from experiments.recipes import study as studies
+from experiments.recipes.phases import by_phase
 from experiments.recipes.volumes import predicted_per_true
 
 #: A link to the results of a study and the table below it, and figures with decimals or percentages.
@@ -271,6 +272,26 @@ def test_the_sizes_of_organs_are_those_of_all_cases_and_seeds(tmp_path, write_vo
     with np.errstate(invalid="ignore"):  # of the organs that no case has
         found = predicted_per_true(cases, [tmp_path / "seed0", tmp_path / "seed1"])
     assert found[[0, 12]].tolist() == [(5 + 5 + 12 + 8) / (2 * (4 + 6)), (10 + 1) / (2 * 10)]
+
+
+def test_differences_are_averaged_over_the_cases_of_a_phase():
+    """Of the seeds that both runs have: by hand."""
+    dsc = {
+        ("floor", 0): {"a": 0.5, "b": 0.6, "c": 0.7},
+        ("floor", 1): {"a": 0.7, "b": 0.6, "c": 0.7},
+        ("ours", 0): {"a": 0.8, "b": 0.5, "c": 0.8},
+        ("ours", 1): {"a": 0.8, "b": 0.5, "c": 0.9},
+        ("ours", 2): {"a": 0.1, "b": 0.1, "c": 0.1},
+    }
+    rows = [
+        {"run": run, "seed": seed, "case": case, "organ": organ, "dsc": value + delta}
+        for (run, seed), of_cases in dsc.items()
+        for case, value in of_cases.items()
+        for organ, delta in (("LV", 0.1), ("EH", -0.1))
+    ]
+    found = by_phase(pd.DataFrame(rows), "ours", "floor", {"a": "late", "b": "arterial", "c": "late"})
+    assert found["arterial"] == {"difference": pytest.approx(-0.1), "better": 0}
+    assert found["late"] == {"difference": pytest.approx((0.3 + 0.1 + 0.1 + 0.2) / 4), "better": 2}
 
 
 @pytest.mark.parametrize("name", TO_COMPOSE)
