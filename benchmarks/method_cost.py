@@ -5,7 +5,7 @@
 Trains the runs of ``experiments/recipes/methods.yaml`` for some steps each, in turn, several times, on the same
 abdomens and with all their patches in use. Everything is computed by one thread of one process, so that the time from
 one step to the next is that of reading and augmenting patches, of the networks, losses and gradients, and of the
-optimiser. Prints the median time of each run, and the median of its ratio to supervised training with the same loss of
+optimiser. Writes the median time of each run, and the median of its ratio to supervised training with the same loss of
 labels in the same round.
 
 Takes about a quarter of an hour; the machine should have nothing else to do.

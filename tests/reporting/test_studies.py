@@ -349,3 +349,23 @@ def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
                 assert figures in known[run.strip("`")][title], (study, run, title)
                 checked += 1
     assert checked
+
+
+def test_the_differences_by_phase_on_the_page_are_those_of_the_results():
+    page = (studies.HERE / "README.md").read_text()
+    (table,) = re.findall(r"results/gap_phases\.json\)\):\n\n((?:\|.*\n)+)", page)
+    (_, *titles), _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    found = {
+        part["floor"]: part for part in json.loads((studies.RESULTS / "gap_phases.json").read_text())["comparisons"]
+    }
+    for kind, *cells in rows:
+        count, phase = kind.replace("without contrast", "non-contrast").split(" ", 1)
+        assert found["floor-4"]["test"][phase] == int(count)
+        for title, cell in zip(titles, cells, strict=True):
+            run, floor = re.fullmatch(r"`(.+)` to `(.+)`", title).groups()
+            known = found[floor]["differences"][run][phase]
+            difference, better = cell.split(", ")
+            assert (
+                float(difference) == pytest.approx(known["difference"], abs=0.00051) and int(better) == known["better"]
+            )
+    assert len(rows) == 4 and len(titles) == 3
