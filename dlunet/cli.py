@@ -295,6 +295,8 @@ def _check_what_to_report(config: DictConfig) -> None:
         raise UserError(
             f"{min(alone)}: found it with runs, which know theirs; expected it with predictions; leave it out"
         )
+    if config.floor is not None and config.floor == config.ceiling:
+        raise UserError(f"ceiling: found {config.ceiling}, which is the floor; expected another experiment")
     if config.table is not None and config.predictions is not None:
         raise UserError(
             f"table={config.table}: found it with predictions; expected runs=FOLDER: a table is made of runs"

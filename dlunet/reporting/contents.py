@@ -79,16 +79,6 @@ class Report:
             note += f" Without scores, so not in the means: {', '.join(unscored)}."
         return f"{note} Scored on different cases: means are not comparable." if self.has_unequal_cases else note
 
-    @property
-    def recipe_note(self) -> str | None:
-        """That losses are not the paper's; None if they are."""
-        others = [name for name in self.distinct("recipe") if name != "paper"]
-        if not others:
-            return None
-        return (
-            f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's, and averaged networks."
-        )
-
     def distinct(self, attribute: str) -> list[str]:
         """The values of an attribute of the runs."""
         return sorted({getattr(run, attribute) for run in self.runs})

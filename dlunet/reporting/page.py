@@ -15,7 +15,7 @@ from dlunet.files import write_bytes, write_text
 from dlunet.reporting import figures, tables
 from dlunet.reporting.contents import Report
 from dlunet.reporting.gallery import Gallery, make_gallery
-from dlunet.reporting.paper import comparisons, tables_of_experiments
+from dlunet.reporting.paper import comparisons, recipe_note, tables_of_experiments
 from dlunet.reporting.tables import MEAN, case_rows
 from dlunet.reporting.templates import render
 from dlunet.run_layout import ScoresLayout
@@ -92,6 +92,7 @@ def _render(report: Report, images: Mapping[str, _Image | None], gallery: Galler
         case_count=lambda runs: len(tables.scored_cases(runs)),
         scored_seeds=tables.scored_seeds,
         paper_tables=of_paper,
+        recipe_note=recipe_note(of_paper),
         comparisons=comparisons(of_paper),
         images=images,
         notes=gallery.notes,

@@ -110,6 +110,14 @@ class PaperTable:
         return shown
 
 
+def recipe_note(tables: Sequence[PaperTable]) -> str | None:
+    """That the losses of our runs in these tables are not the paper's; None if they are."""
+    others = sorted({run.recipe for table in tables for row in table.rows for run in row.runs} - {"paper"})
+    if not others:
+        return None
+    return f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's, and averaged networks."
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The effect of a change on the DSC, here and in the paper.

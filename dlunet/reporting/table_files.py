@@ -18,7 +18,14 @@ from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
 from dlunet.reporting.paired import NONE, notes_on_few, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
-from dlunet.reporting.paper import Comparison, PaperTable, comparisons, paper_table, runs_of_figure_3
+from dlunet.reporting.paper import (
+    Comparison,
+    PaperTable,
+    comparisons,
+    paper_table,
+    recipe_note,
+    runs_of_figure_3,
+)
 from dlunet.reporting.runs import Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.shown_cases import choose_cases
@@ -202,8 +209,8 @@ def _cost_sheet(table: PaperTable, ours: str) -> Sheet | None:
 
 def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     yield report.data_note
-    if report.recipe_note and table.number != 4:  # the losses of table 4 are its rows
-        yield report.recipe_note
+    if (note := recipe_note([table])) and table.number != 4:  # the losses of table 4 are its rows
+        yield note
     yield "Means over cases and seeds; ± is the standard deviation over seeds."
     yield "The paper: arXiv 2209.10984, on FLARE22."
     if table.note:

@@ -12,7 +12,7 @@ from rich.table import Table
 from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
 from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
-from dlunet.reporting.paper import PaperTable, tables_of_experiments
+from dlunet.reporting.paper import PaperTable, recipe_note, tables_of_experiments
 from dlunet.reporting.sheets import Sheet
 from dlunet.reporting.table_files import WrittenTable
 from dlunet.reporting.tables import MEAN, ScoreTable, format_score
@@ -34,8 +34,8 @@ def print_report(report: Report, page: Path) -> None:
         console.print(_paper_layout(table, report.ours))
         if table.note:
             console.print(table.note, markup=False, highlight=False, soft_wrap=True)
-    if tables and report.recipe_note:
-        console.print(report.recipe_note, markup=False, highlight=False, soft_wrap=True)
+    if losses := recipe_note(tables):
+        console.print(losses, markup=False, highlight=False, soft_wrap=True)
     if report.paired is not None:
         console.print(_paired_layout(report.paired))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -75,6 +75,7 @@ def test_what_is_missing_is_said(place, dlunet):
     assert "table=3: found it with predictions; expected runs=FOLDER" in refused("predictions=mine", given, "table=3")
     assert "cases: found it with table=methods" in refused("runs=sweep", "table=methods", "cases=[case_1]")
     assert "ceiling: found it with table=methods" in refused("runs=sweep", "table=methods", "ceiling=mine")
+    assert "ceiling: found mine, which is the floor" in refused("runs=sweep", "floor=mine", "ceiling=mine")
     assert "images: found it with runs, which know theirs" in refused("runs=sweep", "images=Testing/images")
     assert "images=gone: no such folder; expected the CTs" in refused("predictions=mine", given, "images=gone")
     assert "predictions: found []; expected at least one folder" in refused("predictions=[]", given)

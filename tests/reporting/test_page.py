@@ -94,6 +94,18 @@ def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_
         assert "recipe=best: other losses than the paper's" in text
 
 
+def test_losses_of_runs_that_are_in_no_table_are_not_said_of_its_rows(make_run, tmp_path, capsys):
+    """A run of the paper's recipe is the row; one of another name and recipe is beside it."""
+    runs = [make_run("ssl_light"), make_run("mine")]
+    config = runs[1] / "config.yaml"
+    config.write_text(config.read_text() + "recipe: {name: best}\n")
+    page = written(runs, tmp_path / "report")
+    print_report(read_report(runs), page)
+    assert "paper" in Page(page).sections
+    for text in (Page(page).text, capsys.readouterr().out):
+        assert "other losses than the paper's" not in " ".join(text.split())
+
+
 def test_scores_of_validation_cases_are_called_so(make_run, tmp_path, capsys):
     run = make_run("ssl_light")
     (run / "cases.json").write_text(json.dumps({"validation": [f"case_{number}" for number in range(1, 5)]}))
