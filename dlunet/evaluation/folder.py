@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
 from dlunet.errors import SomeCasesFailed, UserError
 from dlunet.evaluation.metrics import ALWAYS, Metric, write_metrics
-from dlunet.evaluation.pairs import Pair, Rows, match_pairs, score_pairs
+from dlunet.evaluation.pairs import Pair, Rows, match_pairs, message_console, score_pairs
 from dlunet.evaluation.summary import summarize_scores
 from dlunet.files import write_text
 from dlunet.labels import FLARE22, LabelSet, label_set
@@ -60,12 +59,12 @@ def evaluate_folder(
         SomeCasesFailed: A case cannot be read, or its grids differ; all other cases are scored and written first.
         UserError: A folder is missing or has no volumes, a reference has no prediction, or no case can be scored.
     """
-    console = Console(stderr=True)
+    console = message_console()
     pairs = match_pairs(predictions, references, console)
     shown = None
     if labels is None:
         labels, shown = occurring_labels(pairs, workers)
-        console.print(_describe_labels(labels, shown), markup=False, highlight=False, soft_wrap=True)
+        console.print(_describe_labels(labels, shown))
     make_folder(output)
     metrics = metrics or {}
     rows, failures = score_pairs(pairs, labels, metrics, shown, workers, console)

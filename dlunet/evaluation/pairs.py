@@ -28,6 +28,11 @@ class Pair(NamedTuple):
     reference: Path
 
 
+def message_console() -> Console:
+    """Prints messages as they are: no markup in the names of files, and no line breaks in their paths."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
 def match_pairs(predictions: Path, references: Path | Mapping[str, Path], console: Console) -> list[Pair]:
     """The pairs in the order of their cases.
 
@@ -53,7 +58,7 @@ def match_pairs(predictions: Path, references: Path | Mapping[str, Path], consol
     surplus = sorted(set(predicted) - set(expected))
     if surplus:
         text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {few(surplus)}"
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(text, style="yellow")
     return [Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
 
 
@@ -84,9 +89,7 @@ def score_pairs(
     for pair, scored in for_each_case("scoring", score, pairs, workers):
         if isinstance(scored, UserError):
             failures[pair.case] = str(scored)
-            console.print(
-                f"{pair.case}: not scored: {scored}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"{pair.case}: not scored: {scored}", style="red")
         else:
             rows[pair.case] = [row for row in scored if shown is None or row[0] in shown]
     return rows, failures

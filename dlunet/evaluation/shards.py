@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-
 from dlunet import stamps
 from dlunet.evaluation.folder import failure, make_folder, write_tables
 from dlunet.evaluation.metrics import Metric
-from dlunet.evaluation.pairs import Pair, Rows, match_pairs, score_pairs
+from dlunet.evaluation.pairs import Pair, Rows, match_pairs, message_console, score_pairs
 from dlunet.files import write_text
 from dlunet.labels import LabelSet
 from dlunet.locks import alone
@@ -63,7 +61,7 @@ def evaluate_shard(
         UserError: A folder is missing or has no volumes, a reference has no prediction, or no case of the shard can be
             scored.
     """
-    console, layout = Console(stderr=True), ScoresLayout(output)
+    console, layout = message_console(), ScoresLayout(output)
     pairs = match_pairs(predictions, references, console)
     mine = shard.of(pairs)
     make_folder(output)
@@ -81,7 +79,7 @@ def evaluate_shard(
             of_shards = f"shard {shard} is scored; the tables are written when all are; missing: {', '.join(missing)}"
             if layout.table.exists():
                 of_shards += f"; {layout.table} is of before, until all shards are repeated"
-            console.print(of_shards, markup=False, highlight=False, soft_wrap=True)
+            console.print(of_shards)
         else:
             rows = {case: of_case for part in found.values() if part for case, of_case in part.rows.items()}
             failures = {case: message for part in found.values() if part for case, message in part.failures.items()}
