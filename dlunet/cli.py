@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import logging
 import os
 import shutil
 import sys
@@ -38,6 +39,7 @@ from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
 from dlunet.requeue import requeue
 from dlunet.run_layout import SelfTrainingLayout
+from dlunet.settings import unused_of_recipe
 from dlunet.shards import Shard
 from dlunet.signals import Stopped, signals_raise
 from dlunet.task import Task, fail
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dlunet.reporting import Run
+
+log = logging.getLogger(__name__)
 
 #: Overrides that concern self-training as a whole; all others apply to each of its trainings.
 SELF_TRAINING = ("experiment=", "output=", "teacher=", "rounds=", "agreement=", "final=")
@@ -134,6 +138,8 @@ def train(config: DictConfig) -> float | None:
     from dlunet import pipelines
     from dlunet.training.metrics_file import best_value
 
+    if unused := unused_of_recipe(config, HydraConfig.get().overrides.task):
+        log.warning("%s: has no effect here; see the settings of method and scale", ", ".join(unused))
     pipelines.train(config)
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     return best_value(Path(config.output), "val/dsc") if in_sweep else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,18 @@ def _check_other_network(config: DictConfig) -> None:
             f"other_network: found {other.kind}, as in network; expected a network of another kind; choose it with "
             "network@other_network=…, or let equal networks teach each other: method=cross_pseudo"
         )
+
+
+def unused_of_recipe(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those overrides of ``recipe`` that nothing in the config refers to: method and scale may have their own values.
+
+    Args:
+        config: The composed config, its references not resolved.
+        overrides: Those of the command line.
+    """
+    unresolved = str(OmegaConf.to_container(config, resolve=False))
+    given = [word for word in overrides if word.startswith("recipe.")]
+    return [word for word in given if f"${{{word.partition('=')[0]}}}" not in unresolved]
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:

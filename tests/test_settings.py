@@ -17,7 +17,7 @@ from dlunet import configs
 from dlunet.configs import CONFIGS, register_resolvers, with_default_scale
 from dlunet.errors import UserError
 from dlunet.networks import build_network
-from dlunet.settings import RULES, check_settings
+from dlunet.settings import RULES, check_settings, unused_of_recipe
 
 WRONG = [
     "data.workers=0",
@@ -363,6 +363,23 @@ def test_scales_train_with_the_recipe_and_the_paper_with_its_own_losses(compose,
     assert (config.loss._target_, config.pseudo_loss._target_) == (LOSSES[loss], LOSSES[pseudo_loss])
     assert config.method.decay == decay
     assert config.recipe.strong == (decay > 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (["method=cross_pseudo", "recipe.unlabelled_weight=1", "recipe.decay=0", "recipe.strong=false"], []),
+        (["experiment=sup_light", "recipe.decay=0"], []),
+        (["experiment=sup_light", "recipe.strong=false"], ["recipe.strong=false"]),
+        (["method=fixmatch", "recipe.unlabelled_weight=1"], ["recipe.unlabelled_weight=1"]),
+        (["method.decay=0", "recipe.decay=0.9"], ["recipe.decay=0.9"]),
+        (["scale=paper", "recipe.supervised_epochs=9"], []),
+        (["scale=cpu", "recipe.supervised_epochs=9"], ["recipe.supervised_epochs=9"]),  # scales have their own
+        (["recipe=paper"], []),
+    ],
+)
+def test_settings_of_the_recipe_that_nothing_uses_are_found(compose, words, unused):
+    assert unused_of_recipe(compose("train", words), words) == unused
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_a_dry_run_says_its_plan_and_trains_nothing(place, dlunet):
 def test_the_end_of_a_run_follows_from_the_time_of_a_step(place, dlunet, monkeypatch):
     monkeypatch.setattr(run_plan, "try_steps", lambda *_: run_plan.Cost(450.0, 3 * 2**30))
     before = datetime.now()
-    printed = dlunet("train", *TINY, "output=timed", "dry_run=true", cwd=place).all
+    unused = ("recipe.supervised_epochs=1", "recipe.decay=0")  # the latter is used
+    printed = dlunet("train", *TINY, "output=timed", "dry_run=true", *unused, cwd=place).all
+    assert "recipe.supervised_epochs=1: has no effect here" in printed and "decay" not in printed
     assert "memory of a step             3.00 GiB, measured" in printed
     assert "time of a step               450 s, measured" in printed
     when, rest = re.search(r"expected end +(\d{4}-\d\d-\d\d \d\d:\d\d), in ([\d:]+), plus", printed).groups()
