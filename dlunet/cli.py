@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 #: Overrides that concern self-training as a whole; all others apply to each of its trainings.
 SELF_TRAINING = ("experiment=", "output=", "teacher=", "rounds=", "agreement=", "final=")
 
+#: Hydra's flags that it takes for one run alone.
+OF_ONE_RUN = {"--cfg", "-c", "--info", "-i", "--run", "-r", "--shell-completion", "-sc"}
+
 #: Environment variable that makes Hydra errors print a traceback.
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -83,6 +86,8 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     except UserError as error:
         fail(str(error))
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    if sweep and (flags := OF_ONE_RUN & {argument.partition("=")[0] for argument in arguments}):
+        fail(f"{', '.join(sorted(flags))}: found with -m, a sweep; expected one run: leave out -m")
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     if wrong := choices_that_are_no_names(sys.argv[1:]):
         fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")

@@ -156,6 +156,7 @@ def test_bad_cases_are_named_and_the_others_done(place, predict):
         (("train", *BAD, "+trainer.num_nodes=2"), ("trainer.num_nodes: found 2", "torchrun or srun")),
         (("train", *BAD, "+trainer.strategy=fsdp"), ("trainer.strategy: found fsdp", "ddp_spawn, ddp_fork")),
         (("train", *TINY, "output=run"), ("run", "already contains a run", "resume=auto")),
+        (("train", "-m", "seed=0,1", "--cfg", "job"), ("dlunet: --cfg: found with -m", "leave out -m")),
         (("nonsense",), ("unknown command 'nonsense'", "usage")),
     ],
 )
