@@ -14,13 +14,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dlunet import sweeps
@@ -32,9 +31,8 @@ from dlunet.configs import (
     with_default_scale,
     without_hydra,
 )
-from dlunet.datasets import dataset_of, labels_of, read_dataset_json
-from dlunet.errors import SomeCasesFailed, UserError
-from dlunet.labels import FLARE22, LabelSet
+from dlunet.datasets import dataset_of
+from dlunet.errors import UserError
 from dlunet.overrides import override, quote_literals
 from dlunet.plugins import load_plugins, take_folder
 from dlunet.requeue import requeue
@@ -43,11 +41,6 @@ from dlunet.settings import unused_of_recipe
 from dlunet.shards import Shard
 from dlunet.signals import Stopped, signals_raise
 from dlunet.task import Task, fail
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from dlunet.reporting import Run
 
 log = logging.getLogger(__name__)
 
@@ -221,46 +214,16 @@ def debug(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     """Score label maps: predictions=FOLDER references=FOLDER output=FOLDER"""
-    from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary
+    from dlunet import scoring
 
-    metrics = find_metrics(_as_list(config.metrics))
-    predictions, references, output = Path(config.predictions), Path(config.references), Path(config.output)
-    labels, shard = _scored_labels(config, predictions), Shard.parse(config.shard)
-    if labels is None and not shard.is_all:
-        raise UserError(
-            f"{predictions}: its classes are unknown, and a shard cannot show those of all cases; add "
-            "labels=dataset.json or labels=flare22"
-        )
-    scores: pd.DataFrame | None
-    if labels is None or shard.is_all:
-        scores = evaluate_folder(predictions, references, output, labels, metrics=metrics)
-    else:
-        scores = evaluate_shard(predictions, references, output, labels, shard, metrics)
-    if scores is not None and len(scores):
-        print_summary(scores, output)
-        print(f"scores: {output}")
+    scoring.evaluate(config)
 
 
 def report(config: DictConfig) -> None:
     """Report runs on one page: runs=FOLDER output=FOLDER [floor=NAME …] [table=N], or predictions=… references=…"""
-    from dlunet import reporting
+    from dlunet import scoring
 
-    _check_what_to_report(config)
-    compared = {"floor": config.floor, "ceiling": config.ceiling}
-    failed: list[str] = []
-    if config.runs is None:
-        contents = reporting.report_of(_score_for_report(config, failed), **compared)
-    else:
-        contents = reporting.read_report(_folders(config.runs), **compared)
-    output, cases = Path(config.output), None if config.cases is None else _as_list(config.cases)
-    if config.table is None:
-        reporting.print_report(contents, reporting.write_report(contents, output, cases))
-    elif config.table == "methods":
-        reporting.print_sheets(*reporting.write_methods_table(contents, output))
-    else:
-        reporting.print_paper_table(reporting.write_paper_table(contents, config.table, output))
-    if failed:
-        raise SomeCasesFailed("\n".join(failed))
+    scoring.report(config)
 
 
 VERBS: dict[str, Callable[[DictConfig], float | None]] = {
@@ -291,79 +254,6 @@ def _check_final(config: DictConfig, given: Sequence[str]) -> None:
             f"final: found {config.final} with {clash[0]}, which would apply to every training; expected one of the "
             "two; choose methods and networks by experiment=, teacher= and final="
         )
-
-
-def _check_what_to_report(config: DictConfig) -> None:
-    """Check that the settings of a report belong together."""
-    if (config.runs is None) == (config.predictions is None):
-        found = "neither runs nor predictions" if config.runs is None else "both runs and predictions"
-        raise UserError(f"found {found}; expected runs=FOLDER, or predictions=FOLDER references=FOLDER")
-    if config.predictions is not None and config.references is None:
-        raise UserError("missing: references; add references=FOLDER, with the label maps to compare with")
-    kinds = ("references", "images", "labels", "floor", "ceiling", "cases")
-    given = {name for name in kinds if config[name] is not None}
-    if config.runs is not None and (alone := given & {"references", "images", "labels"}):
-        raise UserError(
-            f"{min(alone)}: found it with runs, which know theirs; expected it with predictions; leave it out"
-        )
-    if config.floor is not None and config.floor == config.ceiling:
-        raise UserError(f"ceiling: found {config.ceiling}, which is the floor; expected another experiment")
-    if config.table is not None and config.predictions is not None:
-        raise UserError(
-            f"table={config.table}: found it with predictions; expected runs=FOLDER: a table is made of runs"
-        )
-    if config.table is not None and (alone := given & {"floor", "ceiling", "cases"}):
-        raise UserError(f"{min(alone)}: found it with table={config.table}, which has its own; leave one out")
-
-
-def _score_for_report(config: DictConfig, failed: list[str]) -> list[Run]:
-    """Score folders of label maps, each into ``scores/NAME`` of the report's folder.
-
-    Args:
-        config: The config of ``report``.
-        failed: Receives a message for each folder of which some cases could not be scored.
-    """
-    from dlunet.evaluation import evaluate_folder
-    from dlunet.reporting import read_predictions
-
-    images = None if config.images is None else Path(config.images)
-    if images is not None and not images.is_dir():
-        raise UserError(f"images={images}: no such folder; expected the CTs of the label maps")
-    runs: list[Run] = []
-    for folder in _folders(config.predictions):
-        labels = _scored_labels(config, folder)
-        if labels is None:
-            raise UserError(f"{folder}: its classes have no names; add labels=dataset.json or labels=flare22")
-        name = folder.resolve().name
-        if name in (run.name for run in runs):
-            raise UserError(f"{folder}: is the second folder named {name}; expected different names; rename one")
-        scores = Path(config.output) / "scores" / name
-        try:
-            evaluate_folder(folder, Path(config.references), scores, labels)
-        except SomeCasesFailed as error:
-            failed.append(str(error))
-        runs.append(read_predictions(folder, scores, labels, images))
-    return runs
-
-
-def _folders(given: str | ListConfig) -> list[Path]:
-    return list(map(Path, _as_list(given)))
-
-
-def _as_list(given: str | ListConfig) -> list[str]:
-    return list(given) if isinstance(given, ListConfig) else [given]
-
-
-def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
-    """The classes to score: those the user names, else those of the checkpoint that made the predictions, if known."""
-    from dlunet.inference import OutputFolder
-
-    if config.labels is None:
-        return OutputFolder(predictions).labels()
-    path = Path(config.labels)
-    if str(path).lower() == FLARE22.name.lower() and not path.is_file():
-        return FLARE22
-    return labels_of(path, read_dataset_json(path))
 
 
 def _print_whatever_comes() -> None:
