@@ -115,7 +115,7 @@ def recipe_note(tables: Sequence[PaperTable]) -> str | None:
     others = sorted({run.recipe for table in tables for row in table.rows for run in row.runs} - {"paper"})
     if not others:
         return None
-    return f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's, and averaged networks."
+    return f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's."
 
 
 @dataclass(frozen=True)

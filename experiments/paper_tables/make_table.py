@@ -30,7 +30,7 @@ from dlunet.training import RunFolder
 ROOT = Path(__file__).parents[2]
 
 #: Experiments that may be the same with some settings; the second one is trained.
-SAME = {"loss_nrd_tce": "sup_nnunet"}
+SAME = {"loss_nrd_tce": "sup_nnunet", "loss_dice_ce": "sup_nnunet"}
 #: What a setting says of a run, not of what is trained.
 OF_A_RUN = ("logger", "name", "output", "seed")
 #: Settings that a table makes itself.
