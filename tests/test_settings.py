@@ -350,15 +350,14 @@ LOSSES = {
         (["experiment=ssl_nnunet", "scale=paper"], "nrd_tce", "nrd_tce", 0),
         (["experiment=ssl_light", "scale=tiny"], "nrd_tce", "nrd_tce", 0),
         (["experiment=ssl_light", "scale=cpu", "recipe=paper"], "nrd_tce", "nrd_tce", 0),
-        (["experiment=ssl_light", "scale=demo"], "dice_ce", "dice_ce", 0),
-        (["experiment=sup_nnunet", "scale=cpu"], "dice_ce", "dice_ce", 0),
-        (["experiment=ssl_light", "scale=auto"], "dice_ce", "dice_ce", 0),
-        (["experiment=ssl_light_best", "scale=paper"], "dice_ce", "dice_ce", 0),
-        (["experiment=loss_nrd_tce", "scale=cpu"], "nrd_tce", "dice_ce", 0),  # the row of table 4 is about its loss
-        (["scale=cpu", "loss=ga"], "ga", "dice_ce", 0),
-        (["scale=cpu", "loss=nrd_tce", "pseudo_loss=same"], "nrd_tce", "nrd_tce", 0),
-        (["scale=cpu", "recipe=ga"], "ga", "nrd_tce", 0.99),
-        (["experiment=ssl_light", "scale=paper", "recipe=ga"], "ga", "nrd_tce", 0.99),
+        (["experiment=ssl_light", "scale=demo"], "ga", "nrd_tce", 0.99),
+        (["experiment=sup_nnunet", "scale=cpu"], "ga", "nrd_tce", 0.99),
+        (["experiment=ssl_light", "scale=auto"], "ga", "nrd_tce", 0.99),
+        (["experiment=ssl_light_best", "scale=paper"], "ga", "nrd_tce", 0.99),
+        (["experiment=loss_dice_ce", "scale=cpu"], "dice_ce", "nrd_tce", 0.99),  # the row of table 4 is about its loss
+        (["scale=cpu", "loss=dice_ce", "pseudo_loss=same"], "dice_ce", "dice_ce", 0.99),
+        (["experiment=ssl_light", "scale=demo", "recipe=plain"], "dice_ce", "dice_ce", 0),
+        (["experiment=sup_light", "scale=paper", "recipe=plain"], "dice_ce", "dice_ce", 0),
     ],
 )
 def test_scales_train_with_the_recipe_and_the_paper_with_its_own_losses(compose, words, loss, pseudo_loss, decay):
