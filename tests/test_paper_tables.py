@@ -24,7 +24,7 @@ TINY = ["data.root=flare22", "data=flare22", "scale=tiny", "logger=csv", "traine
         (["scale=cpu", "recipe=paper"], ["loss_dice_ce", "sup_nnunet"]),
         (["scale=cpu"], ["loss_dice_ce", "loss_nrd_tce"]),  # recipe=best: the first row of table 3 has another loss
         (["scale=cpu", "recipe=plain"], ["sup_nnunet", "loss_nrd_tce"]),
-        (["scale=paper", "loss.denominator=squared"], ["loss_dice_ce", "sup_nnunet"]),
+        (["scale=paper", "network.features=[8,16,32,64,64,64]"], ["loss_dice_ce", "sup_nnunet"]),
     ],
 )
 def test_what_tables_3_and_4_share_is_trained_once(settings, expected):
@@ -40,12 +40,13 @@ def test_what_tables_3_and_4_share_is_trained_once(settings, expected):
         (["seed=range(3)"], r"seed: found range\(3\); expected whole numbers"),
         (["data=flare22"], "missing: data.root"),
         (["scale=huge"], "Could not find 'scale/huge'"),
+        (["loss.denominator=squared"], "Could not override 'loss.denominator'"),  # which one of its two losses lacks
     ],
 )
 def test_settings_that_are_not_for_a_table_are_refused_before_any_work(settings, message, monkeypatch):
     monkeypatch.setattr(tables, "dlunet", None)
     with pytest.raises(UserError, match=message):
-        tables.make_table(3, settings)
+        tables.make_table(4, settings)
 
 
 def test_other_settings_have_another_folder():
