@@ -112,10 +112,12 @@ class PaperTable:
 
 def recipe_note(tables: Sequence[PaperTable]) -> str | None:
     """That the losses of our runs in these tables are not the paper's; None if they are."""
-    others = sorted({run.recipe for table in tables for row in table.rows for run in row.runs} - {"paper"})
+    others = [run for table in tables for row in table.rows for run in row.runs if run.recipe != "paper"]
     if not others:
         return None
-    return f"Ours are trained with recipe={', '.join(others)}: other losses than the paper's."
+    recipes = ", ".join(sorted({run.recipe for run in others}))
+    averaged = ", and averaged networks" if any(run.setting("recipe.decay", 0) for run in others) else ""
+    return f"Ours are trained with recipe={recipes}: other losses than the paper's{averaged}."
 
 
 @dataclass(frozen=True)

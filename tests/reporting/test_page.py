@@ -89,9 +89,11 @@ def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_
     run = make_run("ssl_light")
     assert "recipe=" not in Page(written([run], tmp_path / "paper")).text
     config = run / "config.yaml"
-    config.write_text(config.read_text() + "recipe: {name: best}\n")
-    for text in said(run, tmp_path / "best", capsys):
-        assert "recipe=best: other losses than the paper's" in text
+    alone = config.read_text()
+    for name, decay, averaged in (("best", 0.99, ", and averaged networks"), ("plain", 0, "")):
+        config.write_text(f"{alone}recipe: {{name: {name}, decay: {decay}}}\n")
+        for text in said(run, tmp_path / name, capsys):
+            assert f"recipe={name}: other losses than the paper's{averaged}." in text
 
 
 def test_losses_of_runs_that_are_in_no_table_are_not_said_of_its_rows(make_run, tmp_path, capsys):
