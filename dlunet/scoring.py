@@ -59,7 +59,7 @@ def report(config: DictConfig) -> None:
         UserError: A setting, a run or a folder cannot be used.
         SomeCasesFailed: Some label maps could not be scored; the report is about the others.
     """
-    from dlunet import reporting  # only here: scores alone need neither PyTorch nor Matplotlib
+    from dlunet import reporting  # only here: scores alone need no Matplotlib
 
     check_config(config)
     _check_what_to_report(config)
@@ -142,9 +142,9 @@ def _as_list(given: str | ListConfig) -> list[str]:
 
 def _scored_labels(config: DictConfig, predictions: Path) -> LabelSet | None:
     """The classes to score: those the user names, else those of the checkpoint that made the predictions, if known."""
-    from dlunet.inference import OutputFolder
-
     if config.labels is None:
+        from dlunet.inference import OutputFolder  # only here: it loads PyTorch
+
         return OutputFolder(predictions).labels()
     path = Path(config.labels)
     if str(path).lower() == FLARE22.name.lower() and not path.is_file():
