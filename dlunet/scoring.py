@@ -59,10 +59,10 @@ def report(config: DictConfig) -> None:
         UserError: A setting, a run or a folder cannot be used.
         SomeCasesFailed: Some label maps could not be scored; the report is about the others.
     """
-    from dlunet import reporting  # only here: scores alone need no Matplotlib
-
     check_config(config)
     _check_what_to_report(config)
+    from dlunet import reporting  # only here: scores alone and wrong settings need no Matplotlib
+
     compared = {"floor": config.floor, "ceiling": config.ceiling}
     failed: list[str] = []
     if config.runs is None:

@@ -351,6 +351,24 @@ def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
     assert checked
 
 
+def test_the_comparisons_of_two_recipes_on_the_page_are_those_of_the_results():
+    page = (studies.HERE / "README.md").read_text()
+    (table,) = re.findall(r"### The plainer recipe\n[^|]*?:\n\n((?:\|.*\n)+)", page)
+    _, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    for _, runs, cases, seeds, difference, p, better, link in rows:
+        run, floor = re.fullmatch(r"`(.+)` to `(.+)`", runs).groups()
+        results = (studies.HERE / re.search(r"\((.+)\)", link)[1]).read_text()
+        titles, _, *known = [
+            line.strip("| ").split(" | ") for line in dict(PAIRED.findall(results))[floor].splitlines()
+        ]
+        (of_run,) = [found for cells in known if (found := dict(zip(titles, cells, strict=True)))["Experiment"] == run]
+        assert (cases.split(", ")[1], p) == (of_run["Cases"], of_run["p"])
+        assert int(seeds) == len(of_run["Seeds"].split(", "))
+        assert FIGURE.findall(difference) == FIGURE.findall(of_run["Difference to floor"])
+        assert better.split(", ") == [of_run[f"{kind} better / worse"].split(" / ")[0] for kind in ("Cases", "Seeds")]
+    assert len(rows) == 5
+
+
 def test_the_differences_by_phase_on_the_page_are_those_of_the_results():
     page = (studies.HERE / "README.md").read_text()
     (table,) = re.findall(r"results/gap_phases\.json\)\):\n\n((?:\|.*\n)+)", page)
