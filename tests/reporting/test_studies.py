@@ -331,6 +331,7 @@ def printed_figures(study):
         titles, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
         for row in (dict(zip(titles, cells, strict=True)) for cells in rows):
             of_run = found[row["Experiment"]]
+            of_run["mean DSC"] = [FIGURE.findall(row["Mean DSC"])[:1]]  # rounded once, not as in the summary twice
             of_run[f"difference to `{floor}`"] = [FIGURE.findall(row["Difference to floor"])]
             of_run["share of the gap"].append(FIGURE.findall(row.get("Share of the gap", "")))
     return found
