@@ -84,7 +84,7 @@ def _compared(losses: str, groups: Groups) -> PairedTable | None:
         return None
     table = paired_table(groups, baselines[0], None)
     assert table is not None
-    return PairedTable(table.floor, None, tuple(sorted(table.rows, key=lambda row: -row.dsc.value)))
+    return PairedTable(table.floor, None, tuple(sorted(table.rows, key=lambda row: -row.mean.value)))
 
 
 def _sheet(losses: str, table: PairedTable) -> Sheet:
@@ -95,7 +95,7 @@ def _sheet(losses: str, table: PairedTable) -> Sheet:
         else:
             counts = f"{row.better_cases} / {row.worse_cases}"
             comparison = (row.difference.text("+.3f"), p_text(corrected[row.experiment]), counts)
-        rows.append((row.experiment, ", ".join(row.seeds), str(row.cases), row.dsc.text(".3f"), *comparison))
+        rows.append((row.experiment, ", ".join(row.seeds), str(row.cases), row.mean.text(".3f"), *comparison))
     return Sheet(f"Methods with {losses}", HEADER, tuple(rows), texts=2)
 
 

@@ -18,8 +18,8 @@ from dlunet.evaluation.bootstrap import Estimate
 from dlunet.labels import LabelSet
 from dlunet.reporting.paired import (
     NOISE,
+    by_seed,
     check_same_references,
-    dsc_by_seed,
     estimate,
     shared_scores,
     signed_rank_p,
@@ -68,7 +68,7 @@ def organ_tests(
         UserError: The experiments share no seed or no case, or were scored on other cases of the same names.
     """
     check_same_references([*before, *after])
-    scores = shared_scores(dict(zip(names, map(dsc_by_seed, (before, after)), strict=True)))
+    scores = shared_scores(dict(zip(names, map(by_seed, (before, after)), strict=True)))
     differences = scores[names[1]] - scores[names[0]]
     seeds = tuple(map(str, differences.columns))
     by_column = {MEAN: differences.groupby(level="case").mean().to_numpy()}

@@ -1,6 +1,6 @@
 """Paired comparison of experiments: differences to a floor, shares of the gap to a ceiling, and their intervals.
 
-Scores of the same seed, case and organ are paired. What is compared is the mean DSC over them.
+Scores of the same seed, case and organ are paired. What is compared is the mean DSC over them, or the mean NSD.
 
 Intervals are those of a percentile bootstrap that draws cases and, independently of them, seeds (Owen 2007, "The
 pigeonhole bootstrap", arXiv 0712.1111), since the networks of every seed segment every case. Organs are not drawn:
@@ -41,12 +41,12 @@ class PairedRow:
         experiment: Its name.
         seeds: The shared seeds.
         cases: Number of shared cases.
-        dsc: Its mean DSC.
-        difference: Its mean DSC minus the floor's.
+        mean: Its mean score.
+        difference: Its mean score minus the floor's.
         p: Of Wilcoxon's signed-rank test over cases, two-sided; NaN if no case differs.
-        better_cases: Number of cases with a larger DSC than the floor's, in the mean over organs and seeds.
+        better_cases: Number of cases with a larger score than the floor's, in the mean over organs and seeds.
         worse_cases: Number of cases with a smaller one.
-        better_seeds: Number of seeds with a larger DSC than the floor's, in the mean over organs and cases.
+        better_seeds: Number of seeds with a larger score than the floor's, in the mean over organs and cases.
         worse_seeds: Number of seeds with a smaller one.
         share: The difference as a share of the gap, that between ceiling and floor; None without a ceiling, or where
             the gap has no interval above 0.
@@ -56,7 +56,7 @@ class PairedRow:
     experiment: str
     seeds: tuple[str, ...]
     cases: int
-    dsc: Estimate
+    mean: Estimate
     difference: Estimate
     p: float
     better_cases: int
@@ -69,20 +69,26 @@ class PairedRow:
 
 @dataclass(frozen=True)
 class PairedTable:
-    """All experiments that have scores, beside the floor."""
+    """All experiments that have scores, beside the floor; what is compared is ``dsc`` or ``nsd``."""
 
     floor: str
     ceiling: str | None
     rows: tuple[PairedRow, ...]
+    score: str = "dsc"
+
+    @property
+    def title(self) -> str:
+        """The title of the column with the means."""
+        return f"Mean {self.score.upper()}"
 
     @property
     def note(self) -> str:
         """What the columns are."""
         shared = self.floor if self.ceiling is None else f"{self.floor} and {self.ceiling}"
         sentences = [
-            f"Mean DSC over the seeds, cases and organs that an experiment shares with {shared}, with 95 % bootstrap "
-            "intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not corrected for "
-            "the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
+            f"{self.title} over the seeds, cases and organs that an experiment shares with {shared}, with 95 % "
+            "bootstrap intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not "
+            "corrected for the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
         ]
         sentences += notes_on_few((row.cases, len(row.seeds)) for row in self.rows)
         if self.ceiling is not None:
@@ -106,12 +112,12 @@ class PairedTable:
             compared["Share of the gap"] = NONE if row.share is None else row.share.text(".0%")
         if row.experiment == self.floor:
             compared = dict.fromkeys(compared, NONE)
-        seeds, dsc = ", ".join(row.seeds), row.dsc.text(".3f")
-        return {"Experiment": row.experiment, "Seeds": seeds, "Cases": str(row.cases), "Mean DSC": dsc, **compared}
+        seeds, mean = ", ".join(row.seeds), row.mean.text(".3f")
+        return {"Experiment": row.experiment, "Seeds": seeds, "Cases": str(row.cases), self.title: mean, **compared}
 
     def as_csv_table(self) -> pd.DataFrame:
         """All values for other programs; an estimate ``x`` has columns ``x``, ``x_low`` and ``x_high``."""
-        return pd.DataFrame([_csv_row(row) for row in self.rows])
+        return pd.DataFrame([_csv_row(row, self.score) for row in self.rows])
 
     def as_markdown(self) -> str:
         """The table as Markdown, under its note."""
@@ -132,13 +138,14 @@ def notes_on_few(counts: Iterable[tuple[int, int]]) -> list[str]:
     return [sentence for sentence, applies in sentences.items() if applies]
 
 
-def paired_table(groups: Groups, floor: str | None, ceiling: str | None) -> PairedTable | None:
+def paired_table(groups: Groups, floor: str | None, ceiling: str | None, score: str = "dsc") -> PairedTable | None:
     """Compare every experiment that has scores with a floor, and relate it to the gap up to a ceiling.
 
     Args:
         groups: Runs by experiment name, one per seed.
         floor: Name of the experiment to compare with; None for no comparison.
         ceiling: Name of the experiment that shows how much can be gained, or None.
+        score: The score to compare: ``dsc`` or ``nsd``.
 
     Raises:
         UserError: There is a ceiling but no floor, one of them is not among the experiments or has no scores, or an
@@ -148,18 +155,18 @@ def paired_table(groups: Groups, floor: str | None, ceiling: str | None) -> Pair
         if ceiling is not None:
             raise UserError(f"ceiling={ceiling}: found no floor; expected both; add floor=NAME to the command")
         return None
-    scores = {name: table for name, runs in groups.items() if not (table := dsc_by_seed(runs)).empty}
+    scores = {name: table for name, runs in groups.items() if not (table := by_seed(runs, score)).empty}
     for setting, name in (("floor", floor), ("ceiling", ceiling)):
         if name is not None:
             _check_name(setting, name, groups, scores)
     check_same_references([run for name in scores for run in groups[name]])
-    return PairedTable(floor, ceiling, tuple(_row(name, floor, ceiling, scores) for name in scores))
+    return PairedTable(floor, ceiling, tuple(_row(name, floor, ceiling, scores) for name in scores), score)
 
 
-def dsc_by_seed(runs: Sequence[Run]) -> pd.DataFrame:
-    """DSC with one row per case and organ and one column per seed."""
+def by_seed(runs: Sequence[Run], score: str = "dsc") -> pd.DataFrame:
+    """A score with one row per case and organ and one column per seed."""
     scored = {run.seed: run.scores for run in runs if run.scores is not None}
-    return pd.DataFrame({seed: scores.set_index(["case", "organ"])["dsc"] for seed, scores in scored.items()})
+    return pd.DataFrame({seed: scores.set_index(["case", "organ"])[score] for seed, scores in scored.items()})
 
 
 def _check_name(setting: str, name: str, groups: Groups, scores: Mapping[str, object]) -> None:
@@ -198,7 +205,7 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
         experiment=name,
         seeds=tuple(means[name].columns),
         cases=len(means),
-        dsc=_mean(ours),
+        mean=_mean(ours),
         difference=_mean(difference),
         p=signed_rank_p(of_cases),
         better_cases=int((of_cases > 0).sum()),
@@ -211,15 +218,15 @@ def _row(name: str, floor: str, ceiling: str | None, scores: Mapping[str, pd.Dat
 
 
 def _case_means(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Mean DSC over organs, of what all experiments have scored: a row per case, columns (experiment, seed)."""
+    """Mean over organs, of what all experiments have scored: a row per case, columns (experiment, seed)."""
     return shared_scores(scores).groupby(level="case").mean()
 
 
 def shared_scores(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """DSC of what all experiments have scored: a row per case and organ, columns (experiment, seed).
+    """The scores of what all experiments have scored: a row per case and organ, columns (experiment, seed).
 
     Args:
-        scores: From :func:`dsc_by_seed`, by experiment.
+        scores: From :func:`by_seed`, by experiment.
 
     Raises:
         UserError: The experiments share no seed or no case.
@@ -281,8 +288,8 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _csv_row(row: PairedRow) -> dict[str, object]:
-    estimates = {"dsc": row.dsc, "difference": row.difference, "share": row.share or Estimate(*[math.nan] * 3)}
+def _csv_row(row: PairedRow, score: str) -> dict[str, object]:
+    estimates = {score: row.mean, "difference": row.difference, "share": row.share or Estimate(*[math.nan] * 3)}
     values: dict[str, object] = {"run": row.experiment, "seeds": " ".join(row.seeds), "cases": row.cases}
     for name, estimate in estimates.items():
         ends = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

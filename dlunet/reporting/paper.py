@@ -15,7 +15,7 @@ import pandas as pd
 
 from dlunet.errors import UserError
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.paired import check_same_references, dsc_by_seed, shared_scores
+from dlunet.reporting.paired import by_seed, check_same_references, shared_scores
 from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.tables import MEAN, best_and_worst, case_means, organ_means, score_table
 
@@ -265,7 +265,7 @@ def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
     paper = {column: after.paper[column] - before.paper[column] for column in after.paper}
     try:
         check_same_references([*before.runs, *after.runs])
-        scores = shared_scores({row.name: dsc_by_seed(row.runs) for row in (before, after)})
+        scores = shared_scores({row.name: by_seed(row.runs) for row in (before, after)})
     except UserError as error:
         return Comparison(change, before, after, None, str(error), paper)
     differences = pd.DataFrame(scores[after.name] - scores[before.name])

@@ -6,9 +6,10 @@
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
 to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
-study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``. Runs whose folders are not here, since they
-were trained elsewhere or deleted, keep the scores that they have in these files. A run that was trained with other
-overrides than the study has now is refused; what else has changed since, the commits tell.
+study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``, with NSD instead of DSC to
+``results/STUDY_nsd.md``. Runs whose folders are not here, since they were trained elsewhere or deleted, keep the scores
+that they have in these files. A run that was trained with other overrides than the study has now is refused; what else
+has changed since, the commits tell.
 
 With ``command: self_train``, every round of a run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of
 another study, and trained there.
@@ -267,16 +268,18 @@ def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Map
 
 def write_comparisons(name: str, runs: Mapping[str, Sequence[Run]], comparisons) -> None:
     """Write the paired comparisons of a study: some runs each, with a floor and, if there is one, a ceiling."""
-    tables = []
+    compared = []
     for comparison in comparisons:
         floor, ceiling = comparison.floor, comparison.get("ceiling")
-        compared = {group: runs[group] for group in comparison.get("runs", runs) if group in runs}
-        if {floor, ceiling or floor} <= compared.keys():
-            tables.append(paired_table(compared, floor, ceiling))
-    if not tables:
+        groups = {group: runs[group] for group in comparison.get("runs", runs) if group in runs}
+        if {floor, ceiling or floor} <= groups.keys():
+            compared.append((groups, floor, ceiling))
+    if not compared:
         return
-    (RESULTS / f"{name}.md").write_text("\n".join(table.as_markdown() for table in tables))
-    rows = [table.as_csv_table().assign(floor=table.floor, ceiling=table.ceiling) for table in tables]
+    tables = {score: [paired_table(*each, score) for each in compared] for score in ("dsc", "nsd")}
+    for score, file in (("dsc", f"{name}.md"), ("nsd", f"{name}_nsd.md")):
+        (RESULTS / file).write_text("\n".join(table.as_markdown() for table in tables[score]))
+    rows = [table.as_csv_table().assign(floor=table.floor, ceiling=table.ceiling) for table in tables["dsc"]]
     pd.concat(rows).to_csv(RESULTS / f"{name}_paired.csv", index=False)
 
 

@@ -61,8 +61,21 @@ def row(scores, ceiling="ceiling"):
 
 def flat(row):
     """All values of a row, for comparisons up to rounding."""
-    estimates = [value for estimate in (row.dsc, row.difference, row.share) for value in astuple(estimate)]
+    estimates = [value for estimate in (row.mean, row.difference, row.share) for value in astuple(estimate)]
     return [*estimates, row.p, row.better_cases, row.worse_cases, row.better_seeds, row.worse_seeds]
+
+
+def test_nsd_is_compared_as_dsc_is(scores):
+    """With the two columns exchanged, the rows are the same, and only the names of the column differ."""
+    exchanged = {
+        name: [run(one.seed, one.scores.rename(columns={"dsc": "nsd", "nsd": "dsc"})) for one in members]
+        for name, members in groups_of(scores).items()
+    }
+    by_dsc, by_nsd = paired_table(groups_of(scores), "floor", None), paired_table(exchanged, "floor", None, "nsd")
+    assert by_nsd.rows == by_dsc.rows
+    assert by_nsd.as_markdown() == by_dsc.as_markdown().replace("Mean DSC", "Mean NSD") != by_dsc.as_markdown()
+    renamed = {"dsc": "nsd", "dsc_low": "nsd_low", "dsc_high": "nsd_high"}
+    assert by_nsd.as_csv_table().equals(by_dsc.as_csv_table().rename(columns=renamed))
 
 
 def test_a_constant_difference_and_share_have_intervals_without_width(scores):
@@ -88,7 +101,7 @@ def test_means_signs_and_p_are_those_of_loops_over_cases_and_seeds(scores):
     of_cases = [fmean(fmean(seed[case]) for seed in differences) for case in range(CASES)]
     of_seeds = [fmean(map(fmean, seed)) for seed in differences]
     gap = scores["ceiling"].mean() - scores["floor"].mean()
-    assert ours.dsc.value == pytest.approx(scores["ours"].mean())
+    assert ours.mean.value == pytest.approx(scores["ours"].mean())
     assert ours.difference.value == pytest.approx(fmean(of_cases))
     assert ours.share.value == pytest.approx(fmean(of_cases) / gap)
     assert ours.better_cases == sum(d > 0 for d in of_cases) and ours.worse_cases == sum(d < 0 for d in of_cases)
@@ -101,11 +114,11 @@ def test_intervals_are_those_of_a_bootstrap_loop_over_cases_and_seeds(scores):
     """In every resample the three experiments have the same cases and seeds."""
     rng = random.Random(5)
     by_case = {name: values.mean(axis=2).tolist() for name, values in scores.items()}
-    resampled = {"dsc": [], "difference": [], "share": []}
+    resampled = {"mean": [], "difference": [], "share": []}
     for _ in range(10_000):
         seeds, cases = rng.choices(range(SEEDS), k=SEEDS), rng.choices(range(CASES), k=CASES)
         mean = {name: fmean(values[s][c] for s in seeds for c in cases) for name, values in by_case.items()}
-        resampled["dsc"].append(mean["ours"])
+        resampled["mean"].append(mean["ours"])
         resampled["difference"].append(mean["ours"] - mean["floor"])
         resampled["share"].append((mean["ours"] - mean["floor"]) / (mean["ceiling"] - mean["floor"]))
     ours = row(scores)
@@ -150,7 +163,7 @@ def test_the_names_of_cases_change_nothing_but_the_draws(scores):
     names = [f"scan {k}" for k in np.random.default_rng(8).permutation(CASES)]
     renamed = row({name: experiment(values, cases=names) for name, values in scores.items()})
     ours = row(scores)
-    for estimate in ("dsc", "difference", "share"):
+    for estimate in ("mean", "difference", "share"):
         one, other = getattr(ours, estimate), getattr(renamed, estimate)
         assert other.value == pytest.approx(one.value)
         close_to(other, one.low, one.high)
