@@ -88,7 +88,8 @@ class PairedTable:
         sentences = [
             f"{self.title} over the seeds, cases and organs that an experiment shares with {shared}, with 95 % "
             "bootstrap intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not "
-            "corrected for the number of experiments; it is about the networks of these seeds and says nothing about other seeds."
+            "corrected for the number of experiments; it is about the networks of these seeds and says nothing about "
+            "other seeds."
         ]
         sentences += notes_on_few((row.cases, len(row.seeds)) for row in self.rows)
         if self.ceiling is not None:

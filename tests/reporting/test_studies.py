@@ -352,17 +352,25 @@ def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
     assert checked
 
 
+def compared(results, floor, run):
+    """The row of a run in the comparison with a floor, by title of the column."""
+    titles, _, *rows = [
+        line.strip("| ").split(" | ") for line in dict(PAIRED.findall(results.read_text()))[floor].splitlines()
+    ]
+    (found,) = [row for cells in rows if (row := dict(zip(titles, cells, strict=True)))["Experiment"] == run]
+    return found
+
+
 def test_the_comparisons_of_two_recipes_on_the_page_are_those_of_the_results():
     page = (studies.HERE / "README.md").read_text()
     (table,) = re.findall(r"### The plainer recipe\n[^|]*?:\n\n((?:\|.*\n)+)", page)
     _, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    for _, runs, cases, seeds, difference, p, better, link in rows:
+    for _, runs, cases, seeds, difference, p, better, of_surfaces, link in rows:
         run, floor = re.fullmatch(r"`(.+)` to `(.+)`", runs).groups()
-        results = (studies.HERE / re.search(r"\((.+)\)", link)[1]).read_text()
-        titles, _, *known = [
-            line.strip("| ").split(" | ") for line in dict(PAIRED.findall(results))[floor].splitlines()
-        ]
-        (of_run,) = [found for cells in known if (found := dict(zip(titles, cells, strict=True)))["Experiment"] == run]
+        results = studies.HERE / re.search(r"\((.+)\)", link)[1]
+        of_run = compared(results, floor, run)
+        by_nsd = compared(results.with_name(f"{results.stem}_nsd.md"), floor, run)
+        assert FIGURE.findall(of_surfaces) == FIGURE.findall(by_nsd["Difference to floor"])
         assert (cases.split(", ")[1], p) == (of_run["Cases"], of_run["p"])
         assert int(seeds) == len(of_run["Seeds"].split(", "))
         assert FIGURE.findall(difference) == FIGURE.findall(of_run["Difference to floor"])
