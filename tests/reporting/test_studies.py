@@ -24,6 +24,9 @@ TABLE = re.compile(r"results/(\w+)\.md\)\)[^|]*?:\n\n((?:\|.*\n)+)")
 PAIRED = re.compile(r"shares with (.+?)(?: and .+?)?, with 95.*\n\n((?:\|.*\n)+)")
 FIGURE = re.compile(r"[+-]?\d+\.\d+|-?\d+%")
 
+#: Columns of whole numbers.
+COUNTS = ("cases kept", "epochs")
+DEMO_EPOCHS = str(OmegaConf.load(Path(__file__).parents[2] / "conf" / "scale" / "demo.yaml").trainer.max_epochs)
 #: How much longer a step of a method takes than one of supervised training.
 COST = Path(__file__).parents[2] / "benchmarks" / "results" / "method_cost.json"
 PAGE = Path(__file__).parents[2] / "README.md"
@@ -324,6 +327,7 @@ def printed_figures(study):
             "share of the gap": [[]],
             "cases kept": [[str(count) for count in row.get("kept", {}).values()]],
             "time of a step": [[]],
+            "epochs": [re.findall(r"trainer.max_epochs=(\d+)", " ".join(row.get("settings", ()))) or [DEMO_EPOCHS]],
         }
     for run, cost in (json.loads(COST.read_text())["runs"] if study == "methods" else {}).items():
         found[run]["time of a step"] = [[f"{cost['ratio']:.1f}"]]
@@ -346,7 +350,7 @@ def test_the_figures_in_the_tables_of_a_page_are_those_of_the_results(page):
         (_, *titles), _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
         for run, *cells in rows:
             for title, cell in zip(titles, cells, strict=True):
-                figures = re.findall(r"\d+", cell) if title == "cases kept" else FIGURE.findall(cell)
+                figures = (re.compile(r"\d+") if title in COUNTS else FIGURE).findall(cell)
                 assert figures in known[run.strip("`")][title], (study, run, title)
                 checked += 1
     assert checked
