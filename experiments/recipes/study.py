@@ -5,11 +5,11 @@
     python experiments/recipes/study.py gap --processes 4                       # at a time; default: one per core
 
 Runs are in ``runs/recipes/STUDY/RUN-seedN``; rerun the command to resume. Of all finished runs, the scores are written
-to ``results/STUDY.csv``; means, CPU minutes and provenance to ``results/STUDY.json``; the paired comparisons that the
-study asks for to ``results/STUDY.md`` and ``results/STUDY_paired.csv``, with NSD instead of DSC to
-``results/STUDY_nsd.md``. Runs whose folders are not here, since they were trained elsewhere or deleted, keep the scores
-that they have in these files. A run that was trained with other overrides than the study has now is refused; what else
-has changed since, the commits tell.
+to ``results/STUDY.csv``; means, CPU minutes, after how many epochs the scored checkpoints were saved, and provenance to
+``results/STUDY.json``; the paired comparisons that the study asks for to ``results/STUDY.md`` and
+``results/STUDY_paired.csv``, with NSD instead of DSC to ``results/STUDY_nsd.md``. Runs whose folders are not here,
+since they were trained elsewhere or deleted, keep the scores that they have in these files. A run that was trained with
+other overrides than the study has now is refused; what else has changed since, the commits tell.
 
 With ``command: self_train``, every round of a run has a row of its own. A run ``{same_as: gap/ssl-4}`` is that of
 another study, and trained there.
@@ -229,6 +229,14 @@ def cpu_minutes(folder: Path) -> float | None:
     return float(seconds) / 60 if start == START else None
 
 
+def checkpoint_epochs(run: Run) -> int | None:
+    """The epochs of the checkpoint that was scored, that with the best validation DSC; None for a run elsewhere."""
+    if "val/dsc" not in run.metrics:
+        return None
+    validated = run.metrics.dropna(subset="val/dsc")
+    return int(validated["epoch"][validated["val/dsc"].idxmax()]) + 1
+
+
 def kept_cases(folder: Path) -> int | None:
     """How many pseudo-labels a round of self-training has kept for its student; None for other runs."""
     table = KeptLayout(RoundLayout(folder.parent).kept).table
@@ -260,9 +268,10 @@ def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Map
         }
         if overrides := settings[group] if here else before.get("settings"):
             summary[group]["settings"] = overrides
-        kept = {run.seed: count for run in members if (count := kept_cases(run.folder)) is not None}
-        if kept := before.get("kept", {}) | kept:
-            summary[group]["kept"] = kept
+        for part, count in (("checkpoint_epochs", checkpoint_epochs), ("kept", lambda run: kept_cases(run.folder))):
+            counts = {run.seed: number for run in members if (number := count(run)) is not None}
+            if counts := before.get(part, {}) | counts:
+                summary[group][part] = counts
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")
 
 

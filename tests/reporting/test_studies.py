@@ -105,6 +105,22 @@ def test_the_results_are_those_of_all_finished_runs(place, finish):
     assert paired.loc["ours", "difference"] == pytest.approx(means["ours"] - means["floor"], abs=2e-4)
 
 
+def test_after_how_many_epochs_the_scored_checkpoint_was_saved_is_known(place, finish):
+    """That with the best validation DSC: of four epochs, the second one in a run that gets worse after it."""
+    study = OmegaConf.create({"seeds": [0, 1], "settings": {}, "runs": {"ours": {}}, "comparisons": []})
+    for seed in study.seeds:
+        finish(studies.run_folder("some", "ours", seed), seed, 1.0)
+    path = RunLayout(studies.run_folder("some", "ours", 1)).metrics
+    metrics = pd.read_csv(path)
+    metrics.loc[(metrics["epoch"] > 1) & metrics["val/dsc"].notna(), "val/dsc"] = 0.1
+    metrics.to_csv(path, index=False)
+    for _ in ("here", "elsewhere"):
+        collect("some", study)
+        summary = json.loads((place / "results" / "some.json").read_text())["dsc"]
+        assert summary["ours"]["checkpoint_epochs"] == {"0": 4, "1": 2}
+        shutil.rmtree(place / "runs", ignore_errors=True)
+
+
 def test_scores_of_runs_that_are_not_here_are_kept(place, finish):
     study = OmegaConf.create(
         {"seeds": [0, 1], "settings": {}, "runs": {"floor": {}, "ours": {}}, "comparisons": [{"floor": "floor"}]}
