@@ -106,9 +106,16 @@ def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVL
 
 
 def best_value(output: Path, name: str) -> float | None:
-    """The largest value of a metric of a run; None if it has none."""
-    values = [float(row[name]) for row in _read_rows(RunLayout(output).metrics) if row.get(name)]
-    return max((value for value in values if not math.isnan(value)), default=None)
+    """The largest value of a metric that a run has logged once per epoch at most; None if it has none."""
+    return max(values_by_epoch(output, name).values(), default=None)
+
+
+def values_by_epoch(output: Path, name: str) -> dict[int, float]:
+    """The values of a metric that a run has logged once per epoch at most, by epoch, counted from 0; NaN left out."""
+    values = {
+        int(row["epoch"] or 0): float(row[name]) for row in _read_rows(RunLayout(output).metrics) if row.get(name)
+    }
+    return {epoch: value for epoch, value in values.items() if not math.isnan(value)}
 
 
 def _read_rows(path: Path) -> list[dict]:

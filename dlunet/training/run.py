@@ -34,6 +34,7 @@ from dlunet.training.early_stopping import check_can_stop, has_stopped
 from dlunet.training.launch import is_first, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
+from dlunet.training.metrics_file import values_by_epoch
 from dlunet.training.module import SegmentationModule
 from dlunet.training.planning import complete_plan
 from dlunet.training.run_folder import Done, RunFolder
@@ -109,7 +110,24 @@ def train(config: DictConfig) -> Path:
             _fit(config, folder, dataset, prepare(config, dataset, shared), done)
         finally:
             shared.close()
+        if writes:
+            check_unlabelled_helped(config, folder)
     return folder.trained
+
+
+def check_unlabelled_helped(config: DictConfig, folder: RunFolder) -> None:
+    """Warn if the best checkpoint is one of before the unlabelled cases were used."""
+    method, dsc = method_of(config), values_by_epoch(folder.path, "val/dsc")
+    if not dsc or not method.needs_unlabelled or max(dsc) < method.supervised_epochs:
+        return
+    best = max(dsc, key=dsc.__getitem__)
+    if best < method.supervised_epochs:
+        log.warning(
+            "the best checkpoint is that after %d of %d epochs, before the unlabelled cases were used: no later epoch "
+            "has a higher DSC on the validation cases; try another pseudo_loss=, recipe= or method=",
+            best + 1,
+            max(dsc) + 1,
+        )
 
 
 def _check_unprepared(config: DictConfig, dataset: Dataset) -> None:

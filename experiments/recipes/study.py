@@ -38,6 +38,7 @@ from dlunet.reporting.paired import paired_table
 from dlunet.reporting.tables import MEAN, organ_means, score_table
 from dlunet.rounds import KEPT
 from dlunet.run_layout import KeptLayout, RoundLayout, RunLayout, ScoresLayout, SelfTrainingLayout
+from dlunet.training.metrics_file import values_by_epoch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -229,12 +230,10 @@ def cpu_minutes(folder: Path) -> float | None:
     return float(seconds) / 60 if start == START else None
 
 
-def checkpoint_epochs(run: Run) -> int | None:
+def checkpoint_epochs(folder: Path) -> int | None:
     """The epochs of the checkpoint that was scored, that with the best validation DSC; None for a run elsewhere."""
-    if "val/dsc" not in run.metrics:
-        return None
-    validated = run.metrics.dropna(subset="val/dsc")
-    return int(validated["epoch"][validated["val/dsc"].idxmax()]) + 1
+    dsc = values_by_epoch(folder, "val/dsc")
+    return max(dsc, key=dsc.__getitem__) + 1 if dsc else None
 
 
 def kept_cases(folder: Path) -> int | None:
@@ -268,8 +267,8 @@ def write_summary(name: str, study, runs: Mapping[str, Sequence[Run]], made: Map
         }
         if overrides := settings[group] if here else before.get("settings"):
             summary[group]["settings"] = overrides
-        for part, count in (("checkpoint_epochs", checkpoint_epochs), ("kept", lambda run: kept_cases(run.folder))):
-            counts = {run.seed: number for run in members if (number := count(run)) is not None}
+        for part, count in (("checkpoint_epochs", checkpoint_epochs), ("kept", kept_cases)):
+            counts = {run.seed: number for run in members if (number := count(run.folder)) is not None}
             if counts := before.get(part, {}) | counts:
                 summary[group][part] = counts
     (RESULTS / f"{name}.json").write_text(json.dumps({"dsc": summary, "provenance": made}, indent=2) + "\n")

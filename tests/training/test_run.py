@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlunet.training import RunFolder
+from dlunet.training.run import check_unlabelled_helped
 from tests.commands import TINY
 from tests.training.wandb_files import wandb_file, wandb_records
 
@@ -38,6 +40,35 @@ def test_same_seed_gives_same_losses_and_another_seed_others(place, train, train
     losses = [metrics(place / run, "train/loss") for run in ("once", "twice", "other")]
     assert len(losses[0]) == 4
     assert losses[0] == losses[1] != losses[2]
+
+
+USED_FROM_9 = ("experiment=ssl_light", "scale=demo")  # the unlabelled cases, in epochs counted from 1
+
+
+@pytest.mark.parametrize(
+    ("words", "dsc", "warned"),
+    [
+        (USED_FROM_9, {4: 0.2, 8: 0.6, 12: 0.5, 16: 0.5}, "after 8 of 16 epochs"),
+        (USED_FROM_9, {4: 0.2, 8: 0.6, 12: 0.7, 16: 0.5}, None),
+        (USED_FROM_9, {4: 0.2, 9: 0.6, 12: 0.5}, None),
+        (USED_FROM_9, {4: 0.6, 8: 0.2}, None),  # stopped before they were used
+        (USED_FROM_9, {}, None),  # no validation cases
+        (("experiment=sup_light", "scale=demo"), {4: 0.6, 8: 0.5, 12: 0.4}, None),
+        (("experiment=ssl_light", "scale=paper"), {1: 0.6, 2: 0.5}, None),  # they are used from the first epoch on
+    ],
+)
+def test_unlabelled_cases_that_did_not_help_are_told(tmp_path, compose, caplog, words, dsc, warned):
+    rows = "".join(f"{epoch - 1},{40 * epoch - 1},{value}\n" for epoch, value in dsc.items())
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/dsc\n" + rows)
+    check_unlabelled_helped(compose("train", words), RunFolder(tmp_path))
+    assert [warned in message for message in caplog.messages] == [True] * bool(warned)
+
+
+def test_a_training_tells_whether_unlabelled_cases_helped(place, train):
+    words = ("experiment=ssl_light", "scale.supervised_epochs=2", "trainer.max_epochs=3", "output=run")
+    said = train(*words, "recipe.unlabelled_weight=1e6")
+    dsc = [value for _, value in metrics(place / "run", "val/dsc")]
+    assert len(dsc) == 3 and ("before the unlabelled cases were used" in said) == (max(dsc[:2]) >= dsc[2])
 
 
 def test_killed_run_continues_to_the_same_end(place, train, train_process, start_dlunet):
