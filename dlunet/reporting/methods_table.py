@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -84,7 +85,7 @@ def _compared(losses: str, groups: Groups) -> PairedTable | None:
         return None
     table = paired_table(groups, baselines[0], None)
     assert table is not None
-    return PairedTable(table.floor, None, tuple(sorted(table.rows, key=lambda row: -row.mean.value)))
+    return replace(table, rows=tuple(sorted(table.rows, key=lambda row: -row.mean.value)))
 
 
 def _sheet(losses: str, table: PairedTable) -> Sheet:
