@@ -3,8 +3,8 @@
 The surface of a mask is the set of voxel corners whose eight voxels are neither all inside nor all outside, each with
 the area of the surface around it (Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head
 and neck anatomy for radiotherapy"). The areas are those of the authors' ``surface-distance`` package, and the results
-are the same but for rounding. The package computes two distance transforms of the whole bounding box; here only those
-corners of a surface that are not on the other one look for the nearest corner there, in a k-d tree.
+are the same but for rounding. The package computes two distance transforms of the whole bounding box; here each corner
+looks for the other surface around itself, nearest places first, and where it is further away in a k-d tree.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ with warnings.catch_warnings():
 
 #: The code of a corner whose eight voxels are all inside.
 INSIDE = 0xFF
+#: How many places around a corner are looked at before the k-d tree, and their largest distance along an axis.
+STEPS, REACH = 100, 4
 #: Added to the limit of a search: far more than the rounding errors of distances in a k-d tree.
 MARGIN_MM = 1e-6
 
@@ -59,23 +61,45 @@ def surface_distances(
     """
     codes = _corner_codes(prediction), _corner_codes(reference)
     on_surface = tuple((code != 0) & (code != INSIDE) for code in codes)
-    corners = tuple(np.argwhere(surface) for surface in on_surface)
+    padded = tuple(np.pad(surface, REACH) for surface in on_surface)
     areas = _areas(tuple(map(float, spacing)))
     found = []
-    for own, code, surface, other, others in zip(
-        corners, codes, on_surface, corners[::-1], on_surface[::-1], strict=True
-    ):
-        distances = np.zeros(len(own))
-        apart = ~others[surface]
-        distances[apart] = _distances_to_nearest(own[apart], other, np.asarray(spacing, float), limit)
-        found += [distances, areas[code[surface]]]
+    for code, surface, own, other in zip(codes, on_surface, padded, padded[::-1], strict=True):
+        found += [_distances(own, other, np.asarray(spacing, float), limit), areas[code[surface]]]
     return SurfaceDistances(*found)
 
 
-def _distances_to_nearest(points: np.ndarray, others: np.ndarray, spacing: np.ndarray, limit: float) -> np.ndarray:
-    """The distance of each point (indices, N × 3) to the nearest of the others in mm."""
+def _distances(surface: np.ndarray, other: np.ndarray, spacing: np.ndarray, limit: float) -> np.ndarray:
+    """The distance in mm of each corner of a surface to the other surface; both have a margin of ``REACH`` corners."""
+    corners = np.flatnonzero(surface)
+    distances = np.full(len(corners), math.inf)
+    missing, there = np.arange(len(corners)), other.reshape(-1)
+    for step, distance in zip(*_steps(spacing, limit), strict=True):
+        found = there[corners + step @ other.strides]
+        distances[missing[found]] = distance
+        missing, corners = missing[~found], corners[~found]
+    points = np.column_stack(np.unravel_index(corners, surface.shape))
+    distances[missing] = _distances_to_nearest(points, other, spacing, limit)
+    return distances
+
+
+def _steps(spacing: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """The steps (N × 3) to the nearest corners around a corner, and their lengths in mm, the shortest first.
+
+    No corner that is missing is nearer than one of them.
+    """
+    steps = np.mgrid[(slice(-REACH, REACH + 1),) * 3].reshape(3, -1).T
+    lengths = np.linalg.norm(steps * spacing, axis=1)
+    order = np.argsort(lengths, kind="stable")[:STEPS]
+    near = order[lengths[order] <= min(limit, REACH * spacing.min())]
+    return steps[near], lengths[near]
+
+
+def _distances_to_nearest(points: np.ndarray, surface: np.ndarray, spacing: np.ndarray, limit: float) -> np.ndarray:
+    """The distance in mm of each point (indices, N × 3) to the nearest corner of a surface."""
     if not len(points):
         return np.zeros(0)
+    others = np.argwhere(surface)
     tree = KDTree(others * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
     # Only which corner is nearest: distances in the tree have rounding errors, those of whole steps are exact.
     nearest = tree.query(points * spacing, distance_upper_bound=limit + MARGIN_MM)[1]
