@@ -52,6 +52,8 @@ def test_settings_that_are_not_for_a_table_are_refused_before_any_work(settings,
 def test_other_settings_have_another_folder():
     settings = ["data=flare22", "scale=cpu", "recipe=paper", "logger=csv", "hydra/launcher=joblib", "loss@x=[a,b]"]
     assert tables.told(settings) == ["loss@x[a-b]", "recipepaper"]
+    changed = ["trainer.max_epochs=72", "callback=early_stopping", "data.source.labelled=4", "data.workers=1"]
+    assert tables.told(changed) == ["callbackearly_stopping", "data.source.labelled4", "trainer.max_epochs72"]
     assert tables.split([*settings, "seed=2,0,2"]) == (["2", "0"], settings)
 
 

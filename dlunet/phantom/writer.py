@@ -177,6 +177,11 @@ def phantom_of(image: Path) -> Phantom | None:
     return make_phantom(np.random.default_rng(seed), split.profile, shape)
 
 
+def is_phantom(image: Path) -> bool:
+    """Whether a CT lies in a dataset that :func:`write_phantoms` wrote, as any of its versions."""
+    return any((parent / RECORD_NAME).is_file() for parent in image.absolute().parents[:3])
+
+
 def phase_of(image: Path) -> str | None:
     """The contrast phase of a synthetic CT; None unless :func:`write_phantoms` wrote the CT.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlunet.labels import LabelSet
-from dlunet.reporting.groups import group_by_experiment
+from dlunet.reporting.groups import common_labels, common_metrics, group_by_experiment
 from dlunet.reporting.paired import PairedTable, paired_table
-from dlunet.reporting.runs import Groups, Run, common_labels, common_metrics, find_runs, read_run
+from dlunet.reporting.runs import Groups, Run, find_runs, read_run
 from dlunet.reporting.tables import ScoreTable, score_table, scored_cases
 
 
@@ -93,7 +93,7 @@ class Report:
 def training_facts(runs: Sequence[Run]) -> str:
     """The steps, plans, commits and machines of runs, as printed."""
     facts = {
-        "steps": (run.planned_steps for run in runs),
+        "steps": (run.trained_steps for run in runs),
         "plan": (run.plan for run in runs),
         "commits": (run.commit for run in runs),
         "machines": (run.machine for run in runs),

@@ -1,14 +1,19 @@
-"""Group training runs by experiment: the runs of a group differ only in their seed."""
+"""Group training runs by experiment: the runs of a group differ only in their seed; and what all groups share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from dlunet.errors import UserError
+from dlunet.evaluation import Metric
+from dlunet.evaluation.metrics import ALWAYS
 from dlunet.execution import EXECUTION, is_among
-from dlunet.reporting.runs import Run
+from dlunet.labels import Label, LabelSet
+from dlunet.reporting.runs import Groups, Run
 from dlunet.settings import flattened
 
 #: Settings, or parts of a config, that only name a run, say where files are, or how it is executed. The number of
@@ -45,6 +50,39 @@ def group_by_experiment(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in sorted(runs, key=place):
         groups.setdefault(_group_name(run, runs, settings), []).append(run)
     return groups
+
+
+def common_labels(groups: Groups) -> LabelSet:
+    """The label set common to all runs.
+
+    Raises:
+        UserError: The runs have different classes.
+    """
+    first, *others = [run for runs in groups.values() for run in runs]
+    for run in others:
+        if run.labels.labels != first.labels.labels:
+            found, expected = _differing(run.labels, first.labels)
+            raise UserError(
+                f"{run.folder}: its classes ({found}) differ from those of {first.folder} ({expected}); expected runs "
+                "with the same classes; report them separately"
+            )
+    return first.labels
+
+
+def common_metrics(groups: Groups) -> dict[str, Metric]:
+    """The metrics of all runs, DSC and NSD first."""
+    runs = [run for runs in groups.values() for run in runs]
+    return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
+
+
+def _differing(*sets: LabelSet) -> tuple[str, ...]:
+    """In what each of two label sets differs from the other: its names or, if these are the same, one attribute."""
+    names = tuple(", ".join(label.name for label in labels) for labels in sets)
+    if len(set(names)) > 1:
+        return names
+    labels = next(pair for pair in zip(*sets, strict=True) if pair[0] != pair[1])
+    attribute = next(field.name for field in fields(Label) if len({getattr(label, field.name) for label in labels}) > 1)
+    return tuple(f"{label.name}: {attribute} {getattr(label, attribute)}" for label in labels)
 
 
 def _group_name(run: Run, runs: Sequence[Run], settings: Mapping[Path, Settings]) -> str:

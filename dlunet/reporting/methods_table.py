@@ -113,5 +113,5 @@ def _corrected(table: PairedTable) -> dict[str, float]:
 def _budget(runs: Sequence[Run]) -> str:
     """The steps, plans, commits and machines of the runs, and that the steps differ if they do."""
     text = f"S{training_facts(runs).removeprefix('s')}."
-    differ = len({run.planned_steps for run in runs}) > 1
+    differ = len({run.trained_steps for run in runs}) > 1
     return f"The methods were not trained for the same number of steps. {text}" if differ else text

@@ -49,6 +49,8 @@ PARTS = {
 COMPARISONS = (
     ("Semi-supervision, nnU-Net", "nnU-Net w/o SSL", "nnU-Net w SSL"),
     ("Semi-supervision, light U-Net", "Light UNet w/o SSL", "Light UNet w SSL"),
+    ("Light U-Net instead of nnU-Net's, without semi-supervision", "nnU-Net w/o SSL", "Light UNet w/o SSL"),
+    ("Light U-Net instead of nnU-Net's, with semi-supervision", "nnU-Net w SSL", "Light UNet w SSL"),
     ("NRD + TCE instead of Dice + CE", "Dice+CE", "NRD+TCE"),
     ("Flips of single axes", "DLUNet", "DLUNet+tta"),
 )
@@ -111,13 +113,17 @@ class PaperTable:
 
 
 def recipe_note(tables: Sequence[PaperTable]) -> str | None:
-    """That the losses of our runs in these tables are not the paper's; None if they are."""
-    others = [run for table in tables for row in table.rows for run in row.runs if run.recipe != "paper"]
-    if not others:
+    """What our runs in these tables were trained with and the paper's were not; None if nothing is known."""
+    rows = [row for table in tables for row in table.rows if row.runs]
+    others = [row.name for row in rows if not all(_has_losses(run, row.experiment) for run in row.runs)]
+    runs = [run for row in rows for run in row.runs]
+    of_some = f" ({', '.join(dict.fromkeys(others))})" if len(others) < len(rows) else ""
+    differing = [f"other losses than the paper's{of_some}"] if others else []
+    differing += ["averaged networks"] if any(run.setting("recipe.decay", 0) for run in runs) else []
+    if not differing:
         return None
-    recipes = ", ".join(sorted({run.recipe for run in others}))
-    averaged = ", and averaged networks" if any(run.setting("recipe.decay", 0) for run in others) else ""
-    return f"Ours are trained with recipe={recipes}: other losses than the paper's{averaged}."
+    recipes = ", ".join(sorted({run.recipe for run in runs if run.recipe != "paper"}))
+    return f"Ours are trained with {f'recipe={recipes}: ' if recipes else ''}{', and '.join(differing)}."
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,9 @@ def tables_of_experiments(groups: Groups, labels: LabelSet = FLARE22) -> list[Pa
     """Tables 3 and 4 if one of their rows was run, and not only for the other table; none for other label sets."""
     if labels != FLARE22:
         return []
-    run = (
-        _groups_by_experiment({name: runs for name, runs in groups.items() if name not in PARTS}).keys() | groups.keys()
-    )
+    named = {name for name, group in _groups_by_experiment(groups).items() if name == group}
+    others = _groups_by_experiment({name: runs for name, runs in groups.items() if name not in PARTS})
+    run = named | others.keys()
     return [paper_table(number, groups) for number, rows in EXPERIMENTS.items() if run & rows.keys()]
 
 
@@ -211,7 +217,9 @@ def _rows_of_flips(number: int, runs: Groups) -> list[PaperRow]:
 def _rows_of_cases(number: int, runs: Groups) -> list[PaperRow]:
     """The paper's cases if they are among ours, else the paper's rows and below them those of our best and worst."""
     theirs = {case: name for case in CASES for name in _scored_cases(runs) if name.endswith(f"_00{case}")}
-    if len(theirs) < len(CASES) or any(run.synthetic for members in runs.values() for run in members):
+    # Where test cases were scored, these are other patients of the same names.
+    others = (run.synthetic or not run.is_scored_on_validation for members in runs.values() for run in members)
+    if len(theirs) < len(CASES) or any(others):
         theirs = {}
     shown = {f"Case {case}": theirs.get(case) for case in CASES}
     if not theirs:
@@ -277,23 +285,33 @@ def _comparison(change: str, before: PaperRow, after: PaperRow) -> Comparison:
 def _groups_by_experiment(groups: Groups) -> dict[str, str]:
     """The group that reproduces each experiment: the one with its name, else the only one with its parts.
 
-    Two experiments have the same parts: the first row of table 3 is the second one of table 4.
+    One with its name may have other losses, as those of a recipe, unless the losses are what its table compares. Two
+    experiments have the same parts: the first row of table 3 is the second one of table 4.
     """
     found = {}
-    for experiment, parts in PARTS.items():
-        alike = [name for name, runs in groups.items() if all(_has_parts(run, *parts) for run in runs)]
+    for experiment in PARTS:
+        alike = [name for name, runs in groups.items() if all(_has_parts(run, experiment) for run in runs)]
         others = [name for name in alike if name not in PARTS] or alike
-        if experiment in groups:
+        if all(_may_be(run, experiment) for run in groups.get(experiment, ())) and experiment in groups:
             found[experiment] = experiment
         elif len(others) == 1:
             found[experiment] = others[0]
     return found
 
 
-def _has_parts(run: Run, method: str, network: str, loss: str) -> bool:
-    """Whether a run has these parts, and the same loss on pseudo-labels, if it has any."""
-    *parts, pseudo_loss = run.parts
-    return parts == [method, network, loss] and (method == "Supervised" or pseudo_loss == loss)
+def _may_be(run: Run, experiment: str) -> bool:
+    """Whether a run has the method and network of an experiment and, if the experiment is about them, its losses."""
+    return run.parts[:2] == PARTS[experiment][:2] and (experiment not in EXPERIMENTS[4] or _has_losses(run, experiment))
+
+
+def _has_parts(run: Run, experiment: str) -> bool:
+    return run.parts[:2] == PARTS[experiment][:2] and _has_losses(run, experiment)
+
+
+def _has_losses(run: Run, experiment: str) -> bool:
+    """Whether a run has the loss of an experiment, and the same one on pseudo-labels, if it has any."""
+    method, _, loss, pseudo_loss = run.parts
+    return loss == PARTS[experiment][2] and (method == "Supervised" or pseudo_loss == loss)
 
 
 def _values(number: int, row: str, score: str = "dsc") -> dict[str, float]:

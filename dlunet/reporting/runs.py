@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from dlunet.datasets import Case
 from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics
 from dlunet.evaluation.metrics import ALWAYS
-from dlunet.labels import FLARE22, Label, LabelSet
+from dlunet.labels import FLARE22, LabelSet
+from dlunet.phantom import is_phantom
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
 from dlunet.volumes import case_name, file_stem, list_volumes, times
 
@@ -70,8 +71,9 @@ class Run:
 
     @property
     def synthetic(self) -> bool:
-        """Whether its CTs are generated, whatever the dataset's name."""
-        return str(self.setting("data.source._target_", "")).endswith(".open_phantoms")
+        """Whether its CTs are generated, whatever the dataset's name and layout."""
+        opened = str(self.setting("data.source._target_", "")).endswith(".open_phantoms")
+        return opened or any(is_phantom(case.image) for case in self.cases.values())
 
     @property
     def scale(self) -> str:
@@ -99,11 +101,10 @@ class Run:
     def predicted_in(self, part: str) -> Run:
         """This run with other label maps and their scores, in a folder such as ``flips-axes`` in the run folder."""
         place = RunLayout(self.folder / part)
-        predictions, scores = (
-            _list_predictions(place.predictions, []),
-            _read_scores(ScoresLayout(place.scores).table, []),
+        predictions = _list_predictions(place.predictions, [])
+        return replace(
+            self, part=part, predictions=predictions, scores=_read_scores(ScoresLayout(place.scores).table, [])
         )
-        return replace(self, part=part, predictions=predictions, scores=scores)
 
     @property
     def plan(self) -> str:
@@ -114,10 +115,13 @@ class Run:
         return f"{times(spacing)} mm, patches of {times(patch)} voxels"
 
     @property
-    def planned_steps(self) -> str:
-        """The steps of the whole training, as printed."""
+    def trained_steps(self) -> str:
+        """The steps of the training, as printed; of one that ended epochs before its plan, those taken as well."""
         epochs, steps = self.setting("trainer.max_epochs", None), self.setting("sampling.steps_per_epoch", None)
-        return str(epochs * steps) if isinstance(epochs, int) and isinstance(steps, int) else "unknown"
+        if not isinstance(epochs, int) or not isinstance(steps, int):
+            return "unknown"
+        planned, taken = epochs * steps, self.steps + 1 if len(self.metrics) else 0
+        return str(planned) if taken + steps > planned else f"{taken} of {planned}"
 
     @property
     def commit(self) -> str:
@@ -260,39 +264,6 @@ def read_predictions(folder: Path, scores: Path, labels: LabelSet, images: Path 
         score_metrics=_read_score_metrics(layout, missing),
         missing=tuple(missing),
     )
-
-
-def common_labels(groups: Groups) -> LabelSet:
-    """The label set common to all runs.
-
-    Raises:
-        UserError: The runs have different classes.
-    """
-    first, *others = [run for runs in groups.values() for run in runs]
-    for run in others:
-        if run.labels.labels != first.labels.labels:
-            found, expected = _differing(run.labels, first.labels)
-            raise UserError(
-                f"{run.folder}: its classes ({found}) differ from those of {first.folder} ({expected}); expected runs "
-                "with the same classes; report them separately"
-            )
-    return first.labels
-
-
-def common_metrics(groups: Groups) -> dict[str, Metric]:
-    """The metrics of all runs, DSC and NSD first."""
-    runs = [run for runs in groups.values() for run in runs]
-    return {**ALWAYS, **{name: metric for run in runs for name, metric in run.score_metrics.items()}}
-
-
-def _differing(*sets: LabelSet) -> tuple[str, ...]:
-    """In what each of two label sets differs from the other: its names or, if these are the same, one attribute."""
-    names = tuple(", ".join(label.name for label in labels) for labels in sets)
-    if len(set(names)) > 1:
-        return names
-    labels = next(pair for pair in zip(*sets, strict=True) if pair[0] != pair[1])
-    attribute = next(field.name for field in fields(Label) if len({getattr(label, field.name) for label in labels}) > 1)
-    return tuple(f"{label.name}: {attribute} {getattr(label, attribute)}" for label in labels)
 
 
 def _read_config(path: Path) -> DictConfig:

@@ -45,14 +45,20 @@ TESTS_NOTE = (
     "differences are those of its means."
 )
 
+#: The cost of our runs, in tables 5 and 7.
+COST_NOTE = "The cost is that of the machine named below; without a GPU, its memory is 0."
+
 NOTES = {
     5: "Prediction always keeps one slab of a CT in memory, as +RAM does, but never stops early: ours of +tta+RAM are "
-    "those of +tta.",
+    f"those of +tta. {COST_NOTE}",
     6: "Below the paper's cases are the two best and the two worst of ours, by the first seed with unlabelled cases, "
     "unless the paper's were scored; figure 3 shows that seed.",
-    7: "The cost is that of the machine named below; without a GPU, its memory is 0.",
+    7: COST_NOTE,
 }
 
+#: The cases of the paper's tables, where the paper says it of the table.
+CASES_OF_THE_PAPER = {5: "'s 50 validation cases", 7: "'s test cases"}
+NOT_FLIPPED = "No label maps predicted with flips were found in these runs; `make table5` predicts them."
 NOT_MIRRORED = (
     "Ours were trained without mirrored CTs, the paper's with them: flips at prediction lower the scores of ours. "
     "augmentation=nnunet trains with mirrored CTs."
@@ -95,6 +101,11 @@ def write_paper_table(report: Report, number: int, output: Path) -> WrittenTable
     """
     table = _table(report, number)
     report = _only(report, table)
+    if len({run.synthetic for run in report.runs}) > 1:
+        raise UserError(
+            f"table={number}: found runs of synthetic and of real CTs; expected runs of one dataset; pass the folders "
+            "of these alone: runs=[FOLDER,FOLDER]"
+        )
     compared, tests, untested = _tested(table, report)
     sheets = [_score_sheet(table, report.ours), *map(_test_sheet, compared, tests)]
     if (costs := _cost_sheet(table, report.ours)) is not None:
@@ -137,7 +148,8 @@ def _table(report: Report, number: int) -> PaperTable:
         )
     raise UserError(
         f"table={number}: found no scores of its experiments among {', '.join(report.groups)}; expected "
-        f"{', '.join(expected)}, with FLARE22's classes; train and score them with: make table{number}"
+        f"{', '.join(expected)}, with their methods and networks and FLARE22's classes; train and score them with: "
+        f"make table{number}"
     )
 
 
@@ -209,17 +221,22 @@ def _cost_sheet(table: PaperTable, ours: str) -> Sheet | None:
 
 def _notes(report: Report, table: PaperTable) -> Iterator[str]:
     yield report.data_note
-    if (note := recipe_note([table])) and table.number != 4:  # the losses of table 4 are its rows
+    if note := recipe_note([table]):
         yield note
-    yield "Means over cases and seeds; ± is the standard deviation over seeds."
-    yield "The paper: arXiv 2209.10984, on FLARE22."
+    runs = [run for row in table.rows for run in row.runs]
+    part = "validation" if report.has_validation_scores else "test"
+    cases = "seeds, of single" if table.number == 6 else f"seeds and {len(scored_cases(runs))}"
+    yield f"Means over {cases} {part} cases; ± is the standard deviation over seeds."
+    yield "A class in neither reference nor prediction scores 1."
+    yield f"The paper: arXiv 2209.10984, on FLARE22{CASES_OF_THE_PAPER.get(table.number, '')}."
     if table.note:
         yield table.note
     if table.number in NOTES:
         yield NOTES[table.number]
-    runs = [run for row in table.rows for run in row.runs]
     augmentations = [dict(run.setting("augmentation", {"flip": "unknown"})) for run in runs]
-    if table.number == 5 and not all(augmentation.get("flip") for augmentation in augmentations):
+    if table.number == 5 and not all(row.runs for row in table.rows):
+        yield NOT_FLIPPED
+    elif table.number == 5 and not all(augmentation.get("flip") for augmentation in augmentations):
         yield NOT_MIRRORED
     if others := [run.seed for run in runs if _is_of_another_network(run)]:
         yield (

@@ -12,7 +12,8 @@ from dlunet.errors import few
 from dlunet.evaluation import Metric
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
-from dlunet.reporting.runs import Groups, Run, common_metrics
+from dlunet.reporting.groups import common_metrics
+from dlunet.reporting.runs import Groups, Run
 
 MEAN = "Mean"
 #: Number of best and of worst cases shown, if there are enough.

@@ -93,6 +93,9 @@ class Viewer {
     this.maps = new Map(numbered.map(([number], place) => [number, volumes[place]]));
     this.section.querySelector(".caption").textContent = caption;
     for (const input of this.inputs("map")) input.disabled = !this.maps.has(Number(input.value));
+    const compared = this.input("compared");
+    for (const option of compared?.options ?? []) option.disabled = option.value && !this.maps.has(Number(option.value));
+    if (compared?.selectedOptions[0].disabled) compared.value = ""; // no difference is shown, which is not none there
     this.setWindow();
     this.draw();
     this.niivue.scene.crosshairPos[2] = (fullestSlice(volumes[0].img, this.slices(2)) + 0.5) / this.slices(2);

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dlunet.configs import FOR_FOLDERS, RUN_SETTINGS, compose
+from dlunet.configs import FOR_FOLDERS, compose
 from dlunet.errors import UserError
 from dlunet.evaluation import evaluate_folder
+from dlunet.execution import EXECUTION
 from dlunet.inference import Predictor, load_engine, predict_files
 from dlunet.reporting import Run, read_run
 from dlunet.reporting.paper import FLIPS, TITLES, paper_table
@@ -33,6 +34,13 @@ ROOT = Path(__file__).parents[2]
 SAME = {"loss_nrd_tce": "sup_nnunet", "loss_dice_ce": "sup_nnunet"}
 #: What a setting says of a run, not of what is trained.
 OF_A_RUN = ("logger", "name", "output", "seed")
+#: How settings begin that do not tell a table's folder from that of another one: those of ``tables-DATA-SCALE``, and
+#: those that say how a run is executed. Pseudo-labels come from table 4's teacher, whose folder the other tables share.
+NOT_TOLD = (
+    *EXECUTION,
+    *("data=", "data.prepared=", "data.pseudo_labels=", "data.root=", "scale="),
+    *("hydra", "launcher=", "trainer.accelerator="),
+)
 #: Settings that a table makes itself.
 OWN = ("experiment=", "name=", "output=", "resume=", "test=", "+sweep=", "hydra.sweep", "hydra.run")
 
@@ -88,8 +96,7 @@ def split(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def told(settings: Sequence[str]) -> list[str]:
     """The settings that tell the folder from that of other tables, as parts of its name."""
-    not_told = (*RUN_SETTINGS, "hydra")
-    return [word.replace("=", "").translate(FOR_FOLDERS) for word in sorted(settings) if not word.startswith(not_told)]
+    return [word.replace("=", "").translate(FOR_FOLDERS) for word in sorted(settings) if not word.startswith(NOT_TOLD)]
 
 
 def trained(number: int, settings: Sequence[str]) -> list[str]:

@@ -127,6 +127,24 @@ def test_marked_differences_are_those_of_the_files(opened, runs, data):
             assert len(np.unique(expected)) > 2
 
 
+def test_differences_are_not_shown_where_there_is_no_prediction(chromium, data, tmp_path):
+    run = write_run(tmp_path / "runs", data, "ssl_light")
+    other = write_run(tmp_path / "runs", data, "sup_light", error=2)
+    (other / "predictions" / f"{CASES[0]}.nii.gz").unlink()
+    page = chromium.new_page()
+    page.goto(write_report(read_report([run, other]), tmp_path / "report").as_uri())
+    page.locator("#viewer").scroll_into_view_if_needed()
+    page.wait_for_selector("#viewer[data-shown]")
+    page.select_option("[name=case]", label=CASES[1])
+    page.wait_for_selector(f"#viewer[data-shown='{CASES[1]}']")
+    page.select_option("[name=compared]", label="sup_light")
+    page.select_option("[name=case]", label=CASES[0])
+    page.wait_for_selector(f"#viewer[data-shown='{CASES[0]}']")
+    assert page.locator("[name=compared]").input_value() == ""
+    assert page.locator("[name=compared] option", has_text="sup_light").is_disabled()
+    page.close()
+
+
 def options(page):
     return page.locator("[name=case] option").all_text_contents()
 
@@ -175,6 +193,9 @@ def test_it_fits_a_phone_and_a_sheet_of_paper(opened):
     assert not page.locator("#viewer").is_visible() and page.locator("#panels img").is_visible()
     widest = page.evaluate("Math.max(...[...document.querySelectorAll('table, img')].map((each) => each.offsetWidth))")
     assert widest <= 1046
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#provenance td >> text=0123abcd").first.is_visible()
+    assert not page.locator(".configuration").first.is_visible()
 
 
 def test_without_webgl_the_pictures_stay(opened):

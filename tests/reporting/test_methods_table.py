@@ -86,7 +86,9 @@ def test_few_cases_and_a_single_seed_are_said(written):
 def test_different_budgets_are_said(make_run, tmp_path):
     for name in ("supervised", "bcp"):
         run = make_run(name, parts_of=(f"dlunet.methods.{CLASSES[name]}", "LightUNet", LOSSES["ga"]))
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("max_epochs: 4", "max_epochs: 5"))
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("steps_per_epoch: 60", "steps_per_epoch: 75")
+    )
     _, notes, _ = write_methods_table(read_report([tmp_path / "sweep"]), tmp_path / "table")
     assert any("not trained for the same number of steps. Steps: 240, 300" in note for note in notes)
 

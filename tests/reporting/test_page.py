@@ -89,7 +89,10 @@ def test_other_losses_than_the_papers_are_named_beside_its_tables(make_run, tmp_
     run = make_run("ssl_light")
     assert "recipe=" not in Page(written([run], tmp_path / "paper")).text
     config = run / "config.yaml"
-    alone = config.read_text()
+    alone = config.read_text().replace("RobustSegmentationLoss", "AnotherLoss")
+    config.write_text(alone)
+    for text in said(run, tmp_path / "loss", capsys):
+        assert "Ours are trained with other losses than the paper's." in text
     for name, decay, averaged in (("best", 0.99, ", and averaged networks"), ("plain", 0, "")):
         config.write_text(f"{alone}recipe: {{name: {name}, decay: {decay}}}\n")
         for text in said(run, tmp_path / name, capsys):
@@ -501,7 +504,7 @@ def test_names_are_printed_as_they_are(make_run, tmp_path, capsys):
     """Also those that look like the markup of the terminal."""
     run = make_run("ssl_light", data_name="my[/x]data")
     config = OmegaConf.load(run / "config.yaml")
-    config.merge_with({"name": r"x\[b]y", "recipe": {"name": "[red]best"}})
+    config.merge_with({"name": r"x\[b]y", "recipe": {"name": "[red]best", "decay": 0.99}})
     OmegaConf.save(config, run / "config.yaml")
     print_report(read_report([run]), tmp_path)
     printed = " ".join(capsys.readouterr().out.split())

@@ -62,7 +62,7 @@ def test_every_form_has_the_same_cells(folder):
     assert html == markdown == latex
     scores, *tests = html
     assert scores[0] == ["Method", "Source", *COLUMNS] and len(scores) == 9
-    assert [[row[0] for row in table] for table in tests] == [["Class", *COLUMNS]] * 2
+    assert [[row[0] for row in table] for table in tests] == [["Class", *COLUMNS]] * 4
 
 
 def test_the_figures_are_those_of_the_runs_and_of_the_paper(folder, table_3_runs):
@@ -153,6 +153,9 @@ def test_table_6_has_the_paper_s_cases_where_they_were_scored(make_run, tmp_path
     scores["case"] = scores["case"].map(names)
     scores.to_csv(run / "scores" / "scores.csv", index=False)
     rows = write_paper_table(read_report([run]), 6, tmp_path).sheets[0].rows
+    assert {row[0] for row in rows if row[1] == "ours"} == {f"{name} w SSL" for name in names.values()}, "test cases"
+    (run / "scores" / "part.txt").write_text("validation\n")
+    rows = write_paper_table(read_report([run]), 6, tmp_path).sheets[0].rows
     ours = {row[0]: row[2] for row in rows if row[1] == "ours"}
     expected = {f"Case {case[-2:]} w SSL": f"{dsc:.3f}" for case, dsc in scores.groupby("case")["dsc"].mean().items()}
     assert ours == expected and len(rows) == 8 + 4
@@ -227,6 +230,51 @@ def test_other_runs_do_not_appear_in_the_notes(make_run, tmp_path):
     runs = [make_run("ssl_light", data_name="flare22"), make_run("mine", seed=9)]
     text = " ".join(write_paper_table(read_report(runs), 7, tmp_path).notes)
     assert "SYNTHETIC" not in text and "Seeds: 1;" in text
+
+
+def test_real_and_synthetic_runs_are_refused_together(make_run, tmp_path):
+    runs = [make_run("ssl_light"), make_run("sup_light", data_name="flare22")]
+    with pytest.raises(UserError, match=r"table=3: found runs of synthetic and of real CTs; expected runs of one"):
+        write_paper_table(read_report(runs), 3, tmp_path)
+
+
+def test_a_run_with_the_name_of_an_experiment_but_not_its_method_or_losses_is_in_no_row(make_run, tmp_path):
+    parts = ("dlunet.methods.MeanTeacher", "LightUNet", "dlunet.losses.RobustSegmentationLoss")
+    runs = [make_run("ssl_light", parts_of=parts), make_run("sup_light"), make_run("loss_nrd_tce")]
+    rows = write_paper_table(read_report(runs), 3, tmp_path).table.rows
+    assert [row.name for row in rows if row.ours] == ["nnU-Net w/o SSL", "Light UNet w/o SSL"]
+    another = make_run("loss_dice_ce", parts_of=("dlunet.methods.Supervised", "PlainUNet", "dlunet.losses.GA"))
+    rows = write_paper_table(read_report([another, *runs]), 4, tmp_path).table.rows
+    assert [row.name for row in rows if row.ours] == ["NRD+TCE"]
+
+
+def test_averaged_networks_are_said_also_where_the_losses_are_the_rows(make_run, tmp_path):
+    config = make_run("loss_nrd_tce") / "config.yaml"
+    config.write_text(config.read_text() + "recipe: {name: best, decay: 0.99}\n")
+    notes = write_paper_table(read_report([config.parent]), 4, tmp_path).notes
+    assert "Ours are trained with recipe=best: averaged networks." in notes
+
+
+def test_synthetic_cts_in_another_layout_are_called_so(make_run, data, tmp_path):
+    run = make_run("ssl_light", data_name="flare22")
+    assert write_paper_table(read_report([run]), 7, tmp_path).ours == "ours"
+    (data / "phantom.json").write_text("{}")
+    try:
+        assert write_paper_table(read_report([run]), 7, tmp_path).ours == "ours (synthetic)"
+    finally:
+        (data / "phantom.json").unlink()
+
+
+def test_notes_say_how_many_cases_of_which_part_and_how_long_runs_were(make_run, tmp_path):
+    run = make_run("ssl_light")
+    notes = " ".join(write_paper_table(read_report([run]), 5, tmp_path).notes)
+    assert "Means over seeds and 4 test cases;" in notes and "steps: 240;" in notes
+    assert "`make table5` predicts them" in notes
+    (run / "scores" / "part.txt").write_text("validation\n")
+    metrics = pd.read_csv(run / "metrics.csv")
+    metrics[metrics["step"] < 120].to_csv(run / "metrics.csv", index=False)
+    notes = " ".join(write_paper_table(read_report([run]), 5, tmp_path).notes)
+    assert "Means over seeds and 4 validation cases;" in notes and "steps: 120 of 240;" in notes
 
 
 def test_several_kinds_of_runs_are_refused(make_run, tmp_path):
