@@ -23,7 +23,7 @@ from scipy.stats import wilcoxon
 from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
 from dlunet.evaluation.bootstrap import Estimate
-from dlunet.reporting.runs import Groups, Run
+from dlunet.reporting.runs import NO_SEED, Groups, Run
 from dlunet.reporting.tables import markdown_table
 
 #: The columns that are the result, where there is no room for all.
@@ -82,16 +82,23 @@ class PairedTable:
         return f"Mean {self.score.upper()}"
 
     @property
+    def has_seeds(self) -> bool:
+        """Whether seeds are known, unlike those of label maps whose training is not."""
+        return any(seed != NO_SEED for row in self.rows for seed in row.seeds)
+
+    @property
     def note(self) -> str:
         """What the columns are."""
         shared = self.floor if self.ceiling is None else f"{self.floor} and {self.ceiling}"
+        of, over = ("seeds, cases", "cases and seeds") if self.has_seeds else ("cases", "cases")
+        about = "; it is about the networks of these seeds and says nothing about other seeds" * self.has_seeds
         sentences = [
-            f"{self.title} over the seeds, cases and organs that an experiment shares with {shared}, with 95 % "
-            "bootstrap intervals over cases and seeds. p is that of Wilcoxon's signed-rank test over cases, not "
-            "corrected for the number of experiments; it is about the networks of these seeds and says nothing about "
-            "other seeds."
+            f"{self.title} over the {of} and organs that an experiment shares with {shared}, with 95 % bootstrap "
+            f"intervals over {over}. p is that of Wilcoxon's signed-rank test over cases, not corrected for the number "
+            f"of experiments{about}."
         ]
-        sentences += notes_on_few((row.cases, len(row.seeds)) for row in self.rows)
+        # Of label maps without seeds, intervals are over cases alone, as said.
+        sentences += notes_on_few((row.cases, len(row.seeds) if self.has_seeds else 0) for row in self.rows)
         if self.ceiling is not None:
             sentences.append(f"The gap is the difference between {self.ceiling} and {self.floor}.")
             if any(row.share is None for row in self.rows):
@@ -114,7 +121,8 @@ class PairedTable:
         if row.experiment == self.floor:
             compared = dict.fromkeys(compared, NONE)
         seeds, mean = ", ".join(row.seeds), row.mean.text(".3f")
-        return {"Experiment": row.experiment, "Seeds": seeds, "Cases": str(row.cases), self.title: mean, **compared}
+        line = {"Experiment": row.experiment, "Seeds": seeds, "Cases": str(row.cases), self.title: mean, **compared}
+        return {title: text for title, text in line.items() if self.has_seeds or "Seeds" not in title}
 
     def as_csv_table(self) -> pd.DataFrame:
         """All values for other programs; an estimate ``x`` has columns ``x``, ``x_low`` and ``x_high``."""

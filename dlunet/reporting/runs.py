@@ -22,6 +22,8 @@ from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
 from dlunet.volumes import case_name, file_stem, list_volumes, times
 
 SCORE_COLUMNS = {"case", "organ", "dsc", "nsd"}
+#: The seed of label maps whose training is unknown.
+NO_SEED = "?"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Run:
 
     @property
     def seed(self) -> str:
-        """The seed, or ``?``."""
-        return str(self.setting("seed", "?"))
+        """The seed, or :data:`NO_SEED`."""
+        return str(self.setting("seed", NO_SEED))
 
     @property
     def data(self) -> str:

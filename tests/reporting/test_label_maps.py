@@ -39,8 +39,18 @@ def test_two_folders_are_compared(place, dlunet):
     assert "Label maps in mine, theirs" in " ".join(page.text.split())
     for name in ("mine", "theirs"):
         scores = pd.read_csv(place / "report" / "scores" / name / "scores.csv")
-        assert f"{scores['dsc'].mean():.3f}" in next(row for row in page.tables[0] if row[0] == name)[3]
+        assert f"{scores['dsc'].mean():.3f}" in next(row for row in page.tables[0] if row[0] == name)[2]
         assert any(name in row for row in page.tables[2][1:])
+    assert page.tables[2][0] == ["Experiment", "Cases", "Mean DSC", "Difference to floor", "p", "Cases better / worse"]
+    paired = next(text for text in (place / "report" / "scores.md").read_text().splitlines() if "p is that" in text)
+    assert "intervals over cases." in paired and "seed" not in paired
+
+
+def test_label_maps_of_a_paper_s_name_are_in_no_table_of_the_paper(place, dlunet):
+    (place / "mine").rename(place / "ssl_light")
+    (place / "theirs").rename(place / "sup_light")
+    printed = dlunet(*WORDS, "predictions=[ssl_light,sup_light]", cwd=place).stdout
+    assert "paper" not in printed and "paper" not in Page(place / "report" / "index.html").sections
 
 
 def test_the_cts_are_those_of_the_predictions_or_of_a_folder(place, dlunet):
@@ -57,7 +67,7 @@ def test_one_label_map_that_cannot_be_read_does_not_stop_the_others(place, dlune
     message = dlunet(*WORDS, "predictions=[mine,theirs]", cwd=place, fails=True).stderr
     assert "1 of 4 cases could not be scored" in message and "case_2.nii.gz" in message
     rows = Page(place / "report" / "index.html").tables[0][1:]
-    assert {row[0]: row[2] for row in rows} == {"mine": "4", "theirs": "3"}
+    assert {row[0]: row[1] for row in rows} == {"mine": "4", "theirs": "3"}
 
 
 def test_what_is_missing_is_said(place, dlunet):
