@@ -9,8 +9,9 @@ from omegaconf import DictConfig, ListConfig
 
 from dlunet.datasets import labels_of, read_dataset_json
 from dlunet.errors import SomeCasesFailed, UserError
-from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary
+from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary, read_scores
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.run_layout import ScoresLayout
 from dlunet.settings import check_config
 from dlunet.shards import Shard
 
@@ -39,11 +40,17 @@ def evaluate(config: DictConfig) -> None:
             f"{predictions}: its classes are unknown, and a shard cannot show those of all cases; add "
             "labels=dataset.json or labels=flare22"
         )
-    scores: pd.DataFrame | None
-    if labels is None or shard.is_all:
-        scores = evaluate_folder(predictions, references, output, labels, metrics=metrics)
-    else:
-        scores = evaluate_shard(predictions, references, output, labels, shard, metrics)
+    if not shard.is_all and labels is not None:
+        _print_scores(evaluate_shard(predictions, references, output, labels, shard, metrics), output)
+        return
+    try:
+        _print_scores(evaluate_folder(predictions, references, output, labels, metrics=metrics), output)
+    except SomeCasesFailed:  # the other cases are scored
+        _print_scores(read_scores(ScoresLayout(output).table), output)
+        raise
+
+
+def _print_scores(scores: pd.DataFrame | None, output: Path) -> None:
     if scores is not None and len(scores):
         print_summary(scores, output)
         print(f"scores: {output}")

@@ -9,7 +9,7 @@ from dlunet.evaluation.folder import evaluate_folder
 from dlunet.evaluation.metrics import METRICS, Metric, find_metrics, read_metrics, register_metric
 from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
 from dlunet.evaluation.shards import evaluate_shard
-from dlunet.evaluation.summary import low_cases, print_summary, summarize_scores
+from dlunet.evaluation.summary import low_cases, print_summary, read_scores, summarize_scores
 
 __all__ = [
     "METRICS",
@@ -22,6 +22,7 @@ __all__ = [
     "low_cases",
     "print_summary",
     "read_metrics",
+    "read_scores",
     "register_metric",
     "score_case",
     "summarize_scores",

@@ -85,6 +85,22 @@ def low_cases(scores: pd.DataFrame) -> list[LowCase]:
     return [_low_case(str(case), table, means) for case in low.index]
 
 
+def read_scores(table: Path) -> pd.DataFrame:
+    """The rows of ``scores.csv``.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+        ValueError, KeyError: It is not a table of scores.
+    """
+    import pandas as pd
+
+    # Names are text: a case may be called 0001 or NA.
+    metrics = [name for name in pd.read_csv(table, nrows=0).columns if name not in ("case", "organ")]
+    absent = {name: [""] for name in metrics}
+    scores = pd.read_csv(table, dtype={"case": str, "organ": str}, keep_default_na=False, na_values=absent)
+    return scores.astype(dict.fromkeys(metrics, float))
+
+
 def print_summary(scores: pd.DataFrame, folder: Path) -> None:
     """Print means with intervals, and the cases that hold the mean down.
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlunet.errors import UserError
+from dlunet.errors import UserError, few
 from dlunet.files import write_text
+from dlunet.inference.output_folder import OutputFolder
 from dlunet.inference.postprocessing import organ_volumes
 from dlunet.labels import LabelSet
 from dlunet.progress import progress_bar
@@ -38,6 +39,8 @@ class _Row:
 def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSet) -> Path:
     """Write ``report.html``, a self-contained page, beside label maps.
 
+    It names the CTs that it lacks, and has the warnings that were recorded with the label maps.
+
     Args:
         folder: The folder with the label map ``NAME.nii.gz`` of each CT; CTs without one are left out.
         images: The CTs.
@@ -65,6 +68,10 @@ def write_predictions_page(folder: Path, images: Sequence[Path], labels: LabelSe
     notes += [f"The first {pictured} of {len(rows)} cases have a picture."] if pictured < len(rows) else []
     values = {"rows": rows, "labels": labels, "viewer_data": embedded.data(), "notes": notes}
     values |= {"cts": len(images), "viewed": [case.name for case in embedded.cases]}
+    shown, output = {row.case for row in rows}, OutputFolder(folder)
+    values["absent"] = few([name for image in images if (name := case_name(image)) not in shown])
+    warnings = output.warnings() if output.record.exists() else {}
+    values["warnings"] = {case: messages for case, messages in warnings.items() if case in shown}
     page = folder / PAGE
     write_text(page, render("predictions.html.j2", folder=folder.resolve().name, **values))
     return page

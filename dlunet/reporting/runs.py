@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlunet.datasets import Case
 from dlunet.errors import UserError
-from dlunet.evaluation import Metric, read_metrics
+from dlunet.evaluation import Metric, read_metrics, read_scores
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.phantom import is_phantom
@@ -307,11 +307,7 @@ def _read_provenance(path: Path, missing: list[str]) -> dict[str, Any]:
 def _read_scores(path: Path, missing: list[str]) -> pd.DataFrame | None:
     where = f"{path.parent.name}/{path.name}"
     try:
-        # Read names as text: a case may be called 0001 or NA.
-        metrics = [name for name in pd.read_csv(path, nrows=0).columns if name not in ("case", "organ")]
-        absent = {name: [""] for name in metrics}
-        scores = pd.read_csv(path, dtype={"case": str, "organ": str}, keep_default_na=False, na_values=absent)
-        scores = scores.astype(dict.fromkeys(metrics, float))
+        scores = read_scores(path)
     except FileNotFoundError:
         missing.append(f"no {where}")
         return None

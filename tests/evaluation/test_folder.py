@@ -145,6 +145,13 @@ def test_an_unreadable_case_does_not_keep_the_others_from_being_scored(folders, 
     assert (pd.read_csv(folders / "output" / "summary.csv")["cases"] == 2).all()
 
 
+def test_the_summary_of_the_others_is_printed_where_a_case_cannot_be_scored(folders, dlunet):
+    (folders / "predictions" / "b_0000.nii.gz").write_bytes(b"not a volume")
+    words = ("predictions=predictions", "references=references", "output=scores", "labels=flare22")
+    ended = dlunet("evaluate", *words, cwd=folders, fails=True)
+    assert "Means over 2 cases" in ended.stdout and "1 of 3 cases could not be scored" in ended.stderr
+
+
 def test_a_label_beyond_the_label_set_is_an_error(folders):
     array = label_map(0)
     array[0, 0, 0] = 14

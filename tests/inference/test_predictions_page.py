@@ -1,5 +1,6 @@
 """The page of predicted label maps: the volumes are those of the files, and CTs that cannot be shown are left out."""
 
+import json
 import shutil
 
 import numpy as np
@@ -36,6 +37,17 @@ def test_volumes_and_pictures_of_the_cases_that_have_label_maps(folder):
     assert table[1:] == [["one", "2.0", "0.0", "0.1", *["0.0"] * 10]]  # 20 mm³ per voxel
     assert page.sections == ["volumes", "viewer", "pictures"] and len(page.images) == 1
     assert all(link.startswith("data:") for link in page.links)
+
+
+def test_warnings_and_missing_cases_are_said_first(folder):
+    warnings = {"one": ["values are probably not Hounsfield units"], "another": ["of another command"]}
+    record = {"images": {}, "stamps": {}, "warnings": warnings}
+    (folder / "labels" / "prediction.json").write_text(json.dumps(record))
+    page = Page(write_predictions_page(folder / "labels", [folder / "one.nii.gz", folder / "two.nii.gz"], FLARE22))
+    before = " ".join(page.text.split()).partition("Volumes")[0]
+    assert "Without a label map, or not readable: two." in before
+    assert "one: values are probably not Hounsfield units." in before
+    assert "of another command" not in page.text
 
 
 def test_a_label_map_with_another_class_is_left_out(folder, caplog):
