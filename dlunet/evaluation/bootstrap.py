@@ -23,7 +23,9 @@ class Estimate:
     high: float
 
     def text(self, form: str) -> str:
-        """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``."""
+        """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``; a dash without one."""
+        if math.isnan(self.value):
+            return "–"
         value = f"{self.value:{form}}"
         return value if math.isnan(self.low) else f"{value} [{self.low:{form}}, {self.high:{form}}]"
 

@@ -263,9 +263,10 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
     differing = [max((test.better + test.worse for test in each), default=0) for each in classes]
     least = max(2 * 0.5**cases * len(each) for cases, each in zip(differing, classes, strict=True))
     if least > 0.05:
+        cases = f"{min(differing)} cases" if min(differing) != 1 else "one case"
         yield (
-            f"With {min(differing)} cases, no p of a class can be below {min(1.0, least):.3f} (cases without a "
-            "difference do not count): a large one says nothing."
+            f"With {cases}, no p of a class can be below {min(1.0, least):.3f} (cases without a difference do not "
+            "count): a large one says nothing."
         )
 
 

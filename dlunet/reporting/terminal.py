@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
-from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
+from dlunet.reporting.paired import MAIN_COLUMNS, NONE, PairedTable
 from dlunet.reporting.paper import PaperTable, recipe_note, tables_of_experiments
 from dlunet.reporting.sheets import Sheet
 from dlunet.reporting.table_files import WrittenTable
@@ -89,7 +90,7 @@ def _paper_layout(table: PaperTable, ours: str) -> Table:
     for row in table.rows:
         layout.add_row(escape(row.name))
         for source, values in table.sources(row).items():
-            texts = (_short(values[column]) if values else "–" for column in columns)
+            texts = (_short(values[column]) if values else NONE for column in columns)
             layout.add_row(f"  {ours if source == 'ours' else source}", *texts)
     return layout
 
@@ -113,4 +114,4 @@ def _open_table(title: str) -> Table:
 
 def _short(score: float) -> str:
     """A score below 1 in three characters, such as .87."""
-    return f"{score:.2f}".removeprefix("0")
+    return NONE if math.isnan(score) else f"{score:.2f}".removeprefix("0")

@@ -41,10 +41,14 @@ class Viewer {
   }
 
   fail(error) {
-    const message = this.section.querySelector(".failure");
-    message.textContent = `The viewer cannot be shown: ${error.message}.`;
-    message.hidden = false;
+    this.say(`The viewer cannot be shown: ${error.message}.`);
     this.section.querySelector(".viewer").hidden = true;
+  }
+
+  say(text) {
+    const message = this.section.querySelector(".failure");
+    message.textContent = text;
+    message.hidden = !text;
   }
 
   onInput(input) {
@@ -73,9 +77,11 @@ class Viewer {
   /** Show the chosen case: one after the other, and of several that were chosen meanwhile only the last. */
   showCase() {
     const wanted = this.input("case").selectedIndex;
-    this.loading = this.loading.then(() => {
-      if (wanted === this.input("case").selectedIndex && wanted !== this.shown) return this.load(wanted);
-    }).catch((error) => this.fail(error));
+    this.loading = this.loading.then(async () => {
+      if (wanted !== this.input("case").selectedIndex) return;
+      this.say("");
+      if (wanted !== this.shown) await this.load(wanted);
+    }).catch((error) => this.say(`${this.data.cases[wanted].name} cannot be shown: ${error.message}.`));
     return this.loading;
   }
 
@@ -84,6 +90,7 @@ class Viewer {
     // The number of each label map: 0 is the reference, the others are the predictions in the order of their titles.
     const numbered = [reference, ...predictions].map((volume, number) => [number, volume]).filter(([, volume]) => volume);
     const [ct, ...labels] = await Promise.all([image, ...numbered.map(([, volume]) => volume)].map(unpack));
+    this.shown = undefined; // a failure from here on leaves no case
     for (const volume of [...this.niivue.volumes]) this.niivue.removeVolume(volume);
     // The last volume is for the differences: any label map has the voxels that it needs.
     for (const file of [ct, ...labels, labels[0].slice(0)]) await this.niivue.loadFromArrayBuffer(file, "volume.nii");

@@ -204,6 +204,18 @@ def test_without_webgl_the_pictures_stay(opened):
     assert page.locator("[data-case]").first.is_disabled()
 
 
+def test_a_case_that_cannot_be_shown_is_named_and_the_others_can_be(opened):
+    page = opened()
+    _, second, third, *_ = options(page)
+    page.evaluate("document.getElementById('viewer').viewer.data.cases[1].image = btoa('not compressed')")
+    page.select_option("[name=case]", label=second)
+    page.wait_for_selector("#viewer .failure:visible")
+    assert page.locator("#viewer .failure").text_content().startswith(f"{second} cannot be shown: ")
+    page.select_option("[name=case]", index=2)
+    page.wait_for_function("name => document.getElementById('viewer').dataset.shown === name", arg=third)
+    assert not page.locator("#viewer .failure").is_visible() and page.locator("#viewer canvas").is_visible()
+
+
 def test_a_viewer_that_cannot_start_says_so(opened):
     page = opened(start_viewer=False, script="delete globalThis.DecompressionStream")
     page.locator("#viewer").scroll_into_view_if_needed()

@@ -12,7 +12,14 @@ from omegaconf import OmegaConf
 from dlunet.errors import UserError
 from dlunet.execution import EXECUTION
 from dlunet.labels import FLARE22, label_set
-from dlunet.reporting import paper, print_report, read_report, write_report
+from dlunet.reporting import (
+    paper,
+    print_paper_table,
+    print_report,
+    read_report,
+    write_paper_table,
+    write_report,
+)
 from dlunet.reporting.groups import NOT_COMPARED, group_by_experiment
 from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import format_score, score_table
@@ -509,6 +516,19 @@ def test_names_are_printed_as_they_are(make_run, tmp_path, capsys):
     print_report(read_report([run]), tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert r" x\[b]y " in printed and "SYNTHETIC data (my[/x]data)" in printed and "recipe=[red]best" in printed
+
+
+def test_a_class_without_scores_has_a_dash_in_every_form(make_run, tmp_path, capsys):
+    runs = [make_run("sup_light"), make_run("ssl_light")]
+    for run in runs:
+        scores = pd.read_csv(run / "scores" / "scores.csv")
+        scores[scores["organ"] != "Gallbladder"].to_csv(run / "scores" / "scores.csv", index=False)
+    page = written(runs, tmp_path / "report")
+    print_report(read_report(runs), page)
+    print_paper_table(write_paper_table(read_report(runs), 3, tmp_path / "table"))
+    texts = [capsys.readouterr().out, (tmp_path / "table" / "table3.md").read_text()]
+    assert not any("nan" in text.lower().split() or "+nan" in text for text in texts)
+    assert not any("nan" in cell for table in Page(page).tables for row in table for cell in row)
 
 
 def test_a_case_name_cannot_end_its_attribute(make_run, tmp_path):
