@@ -69,7 +69,7 @@ class Viewer {
   /** Scroll to the viewer and show a case. */
   async goTo(name) {
     this.section.scrollIntoView();
-    this.input("case").selectedIndex = this.data.cases.findIndex((shown) => shown.name === name);
+    this.input("case").value = name;
     await this.start();
     await this.showCase();
   }
