@@ -29,7 +29,7 @@ WORDS = ("report", "references=Testing/labels", "labels=flare22", "output=report
 
 
 def viewed(place):
-    return re.findall(r"<option>(case_\d)", (place / "report" / "index.html").read_text())
+    return re.findall(r'<option value="(case_\d)"', (place / "report" / "index.html").read_text())
 
 
 def test_two_folders_are_compared(place, dlunet):
