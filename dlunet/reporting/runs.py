@@ -17,6 +17,7 @@ from dlunet.errors import UserError
 from dlunet.evaluation import Metric, read_metrics, read_scores
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
+from dlunet.networks import load_bundle
 from dlunet.phantom import is_phantom
 from dlunet.run_layout import PredictionsLayout, RunLayout, ScoresLayout
 from dlunet.volumes import case_name, file_stem, list_volumes, times
@@ -149,12 +150,17 @@ class Run:
 
     @property
     def is_scored_before_its_end(self) -> bool:
-        """Whether it was trained further since it was scored, by the times of the files."""
+        """Whether it was trained further since it was scored, by the times of the files and, if known, the weights."""
         run = RunLayout(self.folder)
         try:
-            return ScoresLayout(run.scores).table.stat().st_mtime < run.trained.stat().st_mtime
+            if ScoresLayout(run.scores).table.stat().st_mtime >= run.trained.stat().st_mtime:
+                return False
+            # The times of a copy may be those of copying.
+            return self.weights is None or self.weights != load_bundle(run.trained).digest
         except OSError:
             return False
+        except UserError:  # a checkpoint that cannot be read
+            return True
 
     @property
     def weights(self) -> str | None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from dlunet.errors import UserError
 from dlunet.execution import EXECUTION
 from dlunet.labels import FLARE22, label_set
+from dlunet.networks import load_bundle
 from dlunet.reporting import (
     paper,
     print_paper_table,
@@ -24,6 +26,7 @@ from dlunet.reporting.groups import NOT_COMPARED, group_by_experiment
 from dlunet.reporting.runs import read_run
 from dlunet.reporting.tables import format_score, score_table
 from dlunet.training.run_folder import FREE_ON_RESUME
+from tests.networks.test_bundle import checkpoint as network_checkpoint
 from tests.reporting.conftest import PARTS_OF
 from tests.reporting.html_page import Page
 
@@ -147,6 +150,18 @@ def test_scores_of_an_earlier_checkpoint_are_called_so(make_run, tmp_path, capsy
             assert (
                 "Trained further since they were scored, so these scores are of before: ssl_light" in text
             ) == is_said
+
+
+def test_scores_of_this_checkpoint_are_not_called_earlier_ones_where_a_copy_has_lost_its_times(make_run, tmp_path):
+    run = make_run("ssl_light")
+    (run / "checkpoints").mkdir()
+    checkpoint, record = run / "checkpoints" / "best.ckpt", run / "predictions" / "prediction.json"
+    torch.save(network_checkpoint()[0], checkpoint)
+    later = (run / "scores" / "scores.csv").stat().st_mtime + 60
+    os.utime(checkpoint, (later, later))
+    for weights, earlier in ((load_bundle(checkpoint).digest, False), ("of other weights", True)):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "weights": weights}))
+        assert read_run(run).is_scored_before_its_end == earlier
 
 
 def test_a_report_does_not_replace_scores(make_run, tmp_path):
