@@ -26,6 +26,9 @@ class Viewer {
     this.data = JSON.parse(document.getElementById("viewer-data").textContent);
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
+      clipPlaneHotKey: "", // keys that would change what the controls do not show
+      cycleClipPlaneHotKey: "",
+      viewModeHotKey: "",
       crosshairColor: [1, 1, 1, 0.5],
       crosshairWidth: 0.5,
       dragAndDropEnabled: false,

@@ -107,6 +107,23 @@ def test_controls_change_what_is_seen(opened):
     changed("window")
 
 
+def test_keys_move_and_turn_and_change_nothing_that_has_a_control(opened):
+    page = opened(viewport={"width": 1100, "height": 900})
+    page.locator("#viewer canvas").hover()
+    page.locator("#viewer canvas").focus()
+    before = pixels(page)
+    for key in "vcp":
+        page.keyboard.press(key)
+    assert pixels(page) == before
+    page.keyboard.press("h")
+    moved = pixels(page)
+    page.select_option("[name=view]", "render")
+    page.locator("#viewer canvas").focus()
+    shown = pixels(page)
+    page.keyboard.press("l")
+    assert moved != before and pixels(page) != shown
+
+
 def test_marked_differences_are_those_of_the_files(opened, runs, data):
     """1 missed, 2 added, 3 another class, where a chosen class is involved, on the voxels that the page has."""
     page = opened()
