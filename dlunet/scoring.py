@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from dlunet.datasets import labels_of, read_dataset_json
-from dlunet.errors import SomeCasesFailed, UserError
-from dlunet.evaluation import evaluate_folder, evaluate_shard, find_metrics, print_summary, read_scores
+from dlunet.errors import SomeCasesFailed, UserError, few
+from dlunet.evaluation import (
+    evaluate_folder,
+    evaluate_shard,
+    find_metrics,
+    predicted_references,
+    print_summary,
+    read_scores,
+)
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.run_layout import ScoresLayout
 from dlunet.settings import check_config
@@ -131,8 +138,12 @@ def _score_for_report(config: DictConfig, failed: list[str]) -> list[Run]:
         if name in (run.name for run in runs):
             raise UserError(f"{folder}: is the second folder named {name}; expected different names; rename one")
         scores = Path(config.output) / "scores" / name
+        references, absent = predicted_references(folder, Path(config.references))
+        if absent:
+            count = f"{len(absent)} of {len(absent) + len(references)}"
+            failed.append(f"{folder}: no label map for {count} references, which are left out: {few(absent)}")
         try:
-            evaluate_folder(folder, Path(config.references), scores, labels)
+            evaluate_folder(folder, references, scores, labels)
         except SomeCasesFailed as error:
             failed.append(str(error))
         runs.append(read_predictions(folder, scores, labels, images))

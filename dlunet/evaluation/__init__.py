@@ -7,6 +7,7 @@ deviations within the tolerance of a class. :func:`score_case` applies FLARE22's
 
 from dlunet.evaluation.folder import evaluate_folder
 from dlunet.evaluation.metrics import METRICS, Metric, find_metrics, read_metrics, register_metric
+from dlunet.evaluation.pairs import predicted_references
 from dlunet.evaluation.scores import OrganScore, dice_score, score_case, surface_dice
 from dlunet.evaluation.shards import evaluate_shard
 from dlunet.evaluation.summary import low_cases, print_summary, read_scores, summarize_scores
@@ -20,6 +21,7 @@ __all__ = [
     "evaluate_shard",
     "find_metrics",
     "low_cases",
+    "predicted_references",
     "print_summary",
     "read_metrics",
     "read_scores",

@@ -44,11 +44,7 @@ def match_pairs(predictions: Path, references: Path | Mapping[str, Path], consol
     Raises:
         UserError: A folder has no volumes or two of a case, or a reference has no prediction.
     """
-    found = _list(predictions)
-    if isinstance(references, Path):
-        # The names of the cases are unknown: a name that is in both folders is one, whatever it ends in.
-        references = _by_case(_list(references), {file_stem(path) for path in found})
-    predicted, expected = _by_case(found, references), references
+    predicted, expected = _by_cases(predictions, references)
     missing = sorted(set(expected) - set(predicted))
     if missing:
         raise UserError(
@@ -60,6 +56,19 @@ def match_pairs(predictions: Path, references: Path | Mapping[str, Path], consol
         text = f"{predictions}: {len(surplus)} predictions without a reference are ignored: {few(surplus)}"
         console.print(text, style="yellow")
     return [Pair(case, predicted[case], expected[case]) for case in sorted(expected)]
+
+
+def predicted_references(predictions: Path, references: Path) -> tuple[dict[str, Path], list[Path]]:
+    """The references that have a prediction, by case, and those that have none.
+
+    Raises:
+        UserError: A folder has no volumes or two of a case, or no reference has a prediction.
+    """
+    predicted, expected = _by_cases(predictions, references)
+    found = {case: path for case, path in expected.items() if case in predicted}
+    if not found:
+        raise UserError(f"{predictions}: has no prediction for any of {len(expected)} references in {references}")
+    return found, [expected[case] for case in sorted(set(expected) - set(found))]
 
 
 def score_pairs(
@@ -108,6 +117,17 @@ def _score_pair(pair: Pair, labels: LabelSet, metrics: Mapping[str, Metric]) -> 
         return list(scores)
     further = measure_case(*maps, measures, labels, slices_descend)
     return [(*score, *values) for score, values in zip(scores, further, strict=True)]
+
+
+def _by_cases(
+    predictions: Path, references: Path | Mapping[str, Path]
+) -> tuple[Mapping[str, Path], Mapping[str, Path]]:
+    """Predictions and references by case."""
+    found = _list(predictions)
+    if isinstance(references, Path):
+        # The names of the cases are unknown: a name that is in both folders is one, whatever it ends in.
+        references = _by_case(_list(references), {file_stem(path) for path in found})
+    return _by_case(found, references), references
 
 
 def _list(folder: Path) -> list[Path]:

@@ -70,6 +70,19 @@ def test_one_label_map_that_cannot_be_read_does_not_stop_the_others(place, dlune
     assert {row[0]: row[1] for row in rows} == {"mine": "4", "theirs": "3"}
 
 
+def test_one_label_map_that_is_missing_does_not_stop_the_others(place, dlunet):
+    (place / "theirs" / "case_2.nii.gz").unlink()
+    message = dlunet(*WORDS, "predictions=[mine,theirs]", cwd=place, fails=True).stderr
+    assert "theirs: no label map for 1 of 4 references, which are left out: Testing/labels/case_2.nii.gz" in message
+    page = Page(place / "report" / "index.html")
+    assert {row[0]: row[1] for row in page.tables[0][1:]} == {"mine": "4", "theirs": "3"}
+    assert "Scored on different cases" in page.text
+    for path in (place / "theirs").glob("case_*"):
+        path.rename(path.with_name(f"other_{path.name}"))
+    message = dlunet(*WORDS, "predictions=theirs", cwd=place, fails=True).stderr
+    assert "theirs: has no prediction for any of 4 references in Testing/labels" in message
+
+
 def test_what_is_missing_is_said(place, dlunet):
     def refused(*words):
         return dlunet("report", "output=report", *words, cwd=place, fails=True).stderr
