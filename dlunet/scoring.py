@@ -80,7 +80,7 @@ def report(config: DictConfig) -> None:
     compared = {"floor": config.floor, "ceiling": config.ceiling}
     failed: list[str] = []
     if config.runs is None:
-        contents = reporting.report_of(_score_for_report(config, failed), **compared)
+        contents = reporting.report_of(_score_for_report(config, failed), **compared, left_out=failed)
     else:
         contents = reporting.read_report(_folders(config.runs), **compared)
     output, cases = Path(config.output), None if config.cases is None else _as_list(config.cases)

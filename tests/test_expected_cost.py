@@ -45,6 +45,21 @@ def test_the_hours_of_experiments_are_those_of_all_their_seeds(script):
     assert hours == {"trainings": 6, "gpus_1": 36, "gpus_4": 10}
 
 
+def test_the_results_are_those_of_the_script(script):
+    assert (
+        script.hours_of_tables(RESULTS["steps"], RESULTS["hours"]["table 7"]["gpus_1"] / 3 * 3600 / 250_000)
+        == RESULTS["hours"]
+    )
+
+
+@pytest.mark.parametrize("step", ["-1", "0", "nan"])
+def test_a_step_that_takes_no_time_is_refused(script, monkeypatch, capsys, step):
+    monkeypatch.setattr("sys.argv", ["expected_cost.py", "--step", step])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "expected the seconds of a step, such as 0.9" in capsys.readouterr().err
+
+
 def test_the_page_has_the_figures_of_the_results():
     rows = {
         name: row for name, *row in re.findall(r"^\| (table \d|all) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)

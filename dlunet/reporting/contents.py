@@ -22,12 +22,14 @@ class Report:
         labels: The classes of all runs.
         scores: The score tables by metric.
         paired: The comparison with a floor, or None.
+        left_out: What is said of cases that could not be scored.
     """
 
     groups: Groups
     labels: LabelSet
     scores: Mapping[str, ScoreTable]
     paired: PairedTable | None
+    left_out: Sequence[str] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -118,9 +120,11 @@ def read_report(folders: Sequence[Path], *, floor: str | None = None, ceiling: s
     return report_of([read_run(folder) for folder in find_runs(folders)], floor=floor, ceiling=ceiling)
 
 
-def report_of(runs: Sequence[Run], *, floor: str | None = None, ceiling: str | None = None) -> Report:
+def report_of(
+    runs: Sequence[Run], *, floor: str | None = None, ceiling: str | None = None, left_out: Sequence[str] = ()
+) -> Report:
     """The report of runs that were read; see :func:`read_report`."""
     groups = group_by_experiment(runs)
     labels = common_labels(groups)  # first: scores of other classes cannot be compared
     scores = {name: score_table(groups, name, labels) for name in common_metrics(groups)}
-    return Report(groups, labels, scores, paired_table(groups, floor, ceiling))
+    return Report(groups, labels, scores, paired_table(groups, floor, ceiling), left_out)

@@ -261,13 +261,19 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
     # The smallest p: all cases that differ do so in one direction; Holm multiplies it by the number of classes.
     classes = [[test for test in each[1:] if not math.isnan(test.p)] for each in tests]
     differing = [max((test.better + test.worse for test in each), default=0) for each in classes]
-    least = max(2 * 0.5**cases * len(each) for cases, each in zip(differing, classes, strict=True))
-    if least > 0.05:
-        cases = f"{min(differing)} cases" if min(differing) != 1 else "one case"
+    least = [min(1.0, 2 * 0.5**cases * len(each)) for cases, each in zip(differing, classes, strict=True)]
+    if max(least) > 0.05:
+        cases = f"{_from_to(differing, 'd')} cases" if max(differing) != 1 else "one case"
+        bounds = _from_to(least, ".3f") + ", by comparison" * (len(set(least)) > 1)
         yield (
-            f"With {cases}, no p of a class can be below {min(1.0, least):.3f} (cases without a difference do not "
-            "count): a large one says nothing."
+            f"With {cases}, no p of a class can be below {bounds} (cases without a difference do not count): a large "
+            "one says nothing."
         )
+
+
+def _from_to(values: Sequence[float], form: str) -> str:
+    ends = [f"{end:{form}}" for end in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _figure_3(report: Report, table: PaperTable) -> tuple[Figure | None, list[str]]:

@@ -237,4 +237,6 @@ if (document.createElement("canvas").getContext("webgl2")) {
     button.addEventListener("click", () => section.viewer.goTo(button.dataset.case));
   }
   startWhenSeen(section.viewer);
+} else {
+  document.getElementById("without-viewer").hidden = false;
 }

@@ -20,11 +20,11 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from make_table import SAME
+from make_table import trained
 
 from dlunet.configs import compose
 from dlunet.provenance import provenance
-from dlunet.reporting.paper import TITLES, paper_table
+from dlunet.reporting.paper import TITLES
 
 RESULTS = Path(__file__).parent / "results" / "expected_cost.json"
 #: Table 2 of the paper: hours of ``ssl_light``, on this many GPUs.
@@ -36,6 +36,7 @@ SHARING = (1, 2, 4, 8)
 PASSES = {"sup": 3, "ssl": 2 * (2 * 3 + 2)}
 #: FLARE22's cases, and a large field of view in mm (z, y, x).
 CASES, FIELD_OF_VIEW = {"labelled": 50, "unlabelled": 2000, "validation": 50}, (400, 400, 400)
+SETTINGS = ("scale=paper", "data=flare22", "data.root=FLARE22")
 VOXEL_BYTES = {"labelled": 3, "unlabelled": 2, "validation": 3}  # 16-bit images, 8-bit labels
 
 
@@ -44,12 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=float, help="seconds of a step of ssl_light on one GPU")
     arguments = parser.parse_args()
-    config = compose("train", ["experiment=ssl_light", "scale=paper", "data=flare22", "data.root=FLARE22"])
+    if arguments.step is not None and not 0 < arguments.step < math.inf:
+        parser.error(f"--step: found {arguments.step}; expected the seconds of a step, such as 0.9")
+    config = compose("train", ["experiment=ssl_light", *SETTINGS])
     steps = config.trainer.max_epochs * config.sampling.steps_per_epoch
     step = arguments.step or HOURS * 3600 / steps * AUTHORS_GPUS
-    of_tables = {number: {SAME.get(name, name) for name in paper_table(number, {}).experiments} for number in TITLES}
-    rows = {f"table {number}": hours(experiments, steps, step) for number, experiments in of_tables.items()}
-    rows["all"] = hours(set().union(*of_tables.values()), steps, step)
+    rows = hours_of_tables(steps, step)
     voxels = math.prod(mm / size for mm, size in zip(FIELD_OF_VIEW, config.plan.spacing, strict=True))
     disk = sum(CASES[part] * VOXEL_BYTES[part] for part in CASES) * voxels / 1e9
     one = {kind: [round(hours_of(kind, steps, step) / count) for count in SHARING] for kind in PASSES}
@@ -73,6 +74,13 @@ def main() -> None:
 def hours_of(kind: str, steps: int, step: float) -> float:
     """The hours of one training on one GPU, of a kind in ``PASSES``."""
     return steps * step / 3600 * PASSES[kind] / PASSES["ssl"]
+
+
+def hours_of_tables(steps: int, step: float) -> dict[str, dict[str, float]]:
+    """The trainings and hours of each table, and of all, which share some."""
+    of_tables = {number: set(trained(number, SETTINGS)) for number in TITLES}
+    rows = {f"table {number}": hours(experiments, steps, step) for number, experiments in of_tables.items()}
+    return {**rows, "all": hours(set().union(*of_tables.values()), steps, step)}
 
 
 def hours(experiments: Collection[str], steps: int, step: float) -> dict[str, float]:

@@ -213,12 +213,15 @@ def test_it_fits_a_phone_and_a_sheet_of_paper(opened):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("#provenance td >> text=0123abcd").first.is_visible()
     assert not page.locator(".configuration").first.is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator("details[open]").count()
 
 
 def test_without_webgl_the_pictures_stay(opened):
     page = opened(start_viewer=False, script="HTMLCanvasElement.prototype.getContext = () => null")
     assert not page.locator("#viewer").is_visible() and page.locator("#panels img").is_visible()
     assert page.locator("[data-case]").first.is_disabled()
+    assert "needs WebGL 2" in page.locator("#without-viewer:visible").text_content()
 
 
 def test_a_case_that_cannot_be_shown_is_named_and_the_others_can_be(opened):

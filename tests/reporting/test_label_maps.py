@@ -66,7 +66,9 @@ def test_one_label_map_that_cannot_be_read_does_not_stop_the_others(place, dlune
     (place / "theirs" / "case_2.nii.gz").write_bytes(b"")
     message = dlunet(*WORDS, "predictions=[mine,theirs]", cwd=place, fails=True).stderr
     assert "1 of 4 cases could not be scored" in message and "case_2.nii.gz" in message
-    rows = Page(place / "report" / "index.html").tables[0][1:]
+    page = Page(place / "report" / "index.html")
+    assert "1 of 4 cases could not be scored" in page.text and "case_2.nii.gz" in page.text
+    rows = page.tables[0][1:]
     assert {row[0]: row[1] for row in rows} == {"mine": "4", "theirs": "3"}
 
 
@@ -77,6 +79,7 @@ def test_one_label_map_that_is_missing_does_not_stop_the_others(place, dlunet):
     page = Page(place / "report" / "index.html")
     assert {row[0]: row[1] for row in page.tables[0][1:]} == {"mine": "4", "theirs": "3"}
     assert "Scored on different cases" in page.text
+    assert "no label map for 1 of 4 references, which are left out" in page.text
     for path in (place / "theirs").glob("case_*"):
         path.rename(path.with_name(f"other_{path.name}"))
     message = dlunet(*WORDS, "predictions=theirs", cwd=place, fails=True).stderr

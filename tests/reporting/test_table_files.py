@@ -255,6 +255,21 @@ def test_averaged_networks_are_said_also_where_the_losses_are_the_rows(make_run,
     assert "Ours are trained with recipe=best: averaged networks." in notes
 
 
+def test_the_least_possible_p_is_that_of_each_comparison(make_run, tmp_path):
+    """One comparison with one class that differs, in three cases, the others with all, in four."""
+    runs = {
+        name: make_run(name, error=error)
+        for name, error in (("sup_light", 2.0), ("ssl_light", 2.0), ("sup_nnunet", 1.0))
+    }
+    scores = pd.read_csv(runs["ssl_light"] / "scores" / "scores.csv")
+    scores.loc[(scores["organ"] == "Liver") & (scores["case"] != "case_1"), "dsc"] += 0.01
+    scores.to_csv(runs["ssl_light"] / "scores" / "scores.csv", index=False)
+    written = write_paper_table(read_report(list(runs.values())), 3, tmp_path)
+    assert "With 3 to 4 cases, no p of a class can be below 0.250 to 1.000, by comparison (" in " ".join(written.notes)
+    tests = pd.read_csv(tmp_path / "table3_tests.csv").query("before == 'Light UNet w/o SSL' and column == 'LV'")
+    assert tests["p_corrected"].tolist() == [0.25]
+
+
 def test_synthetic_cts_in_another_layout_are_called_so(make_run, data, tmp_path):
     run = make_run("ssl_light", data_name="flare22")
     assert write_paper_table(read_report([run]), 7, tmp_path).ours == "ours"
