@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way: IndexError, struct.error, AssertionError, …
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        # PyTorch's message about other contents than weights is long, and advises to execute them.
+        other = isinstance(error, pickle.UnpicklingError)
+        reason = "it contains something else than weights" if other else in_one_line(error) or type(error).__name__
         raise UserError(
             f"{path}: is not a checkpoint, or is damaged ({reason}); expected one that training wrote"
         ) from None
