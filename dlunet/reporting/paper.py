@@ -292,7 +292,7 @@ def _groups_by_experiment(groups: Groups) -> dict[str, str]:
     for experiment in PARTS:
         alike = [name for name, runs in groups.items() if all(_has_parts(run, experiment) for run in runs)]
         others = [name for name in alike if name not in PARTS] or alike
-        if all(_may_be(run, experiment) for run in groups.get(experiment, ())) and experiment in groups:
+        if experiment in groups and all(_may_be(run, experiment) for run in groups[experiment]):
             found[experiment] = experiment
         elif len(others) == 1:
             found[experiment] = others[0]

@@ -259,10 +259,10 @@ def _notes_on_tests(tests: Sequence[Sequence[OrganTest]]) -> Iterator[str]:
         return
     yield " ".join([TESTS_NOTE, *notes_on_few((test.cases, len(test.seeds)) for each in tests for test in each)])
     # The smallest p: all cases that differ do so in one direction; Holm multiplies it by the number of classes.
-    classes = [[test for test in each[1:] if not math.isnan(test.p)] for each in tests]
-    differing = [max((test.better + test.worse for test in each), default=0) for each in classes]
+    classes = [known for each in tests if (known := [test for test in each[1:] if not math.isnan(test.p)])]
+    differing = [max(test.better + test.worse for test in each) for each in classes]
     least = [min(1.0, 2 * 0.5**cases * len(each)) for cases, each in zip(differing, classes, strict=True)]
-    if max(least) > 0.05:
+    if least and max(least) > 0.05:
         cases = f"{_from_to(differing, 'd')} cases" if max(differing) != 1 else "one case"
         bounds = _from_to(least, ".3f") + ", by comparison" * (len(set(least)) > 1)
         yield (
