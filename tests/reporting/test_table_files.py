@@ -256,7 +256,7 @@ def test_averaged_networks_are_said_also_where_the_losses_are_the_rows(make_run,
 
 
 def test_the_least_possible_p_is_that_of_each_comparison(make_run, tmp_path):
-    """One comparison without a difference, one with a class that differs, in three cases, the others with all, in four."""
+    """One comparison has no difference, one has a class that differs in three cases, the others all classes in four."""
     errors = {"sup_light": 2.0, "ssl_light": 2.0, "sup_nnunet": 1.0, "ssl_nnunet": 1.0}
     runs = {name: make_run(name, error=error) for name, error in errors.items()}
     scores = pd.read_csv(runs["ssl_light"] / "scores" / "scores.csv")
