@@ -84,7 +84,7 @@ class SegmentationModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.networks = nn.ModuleDict(networks)
         for role, average in method.averaged.items():
-            network = AveragedModel(networks[average.of], multi_avg_fn=get_ema_multi_avg_fn(average.decay))
+            network = AveragedModel(networks[average.of], multi_avg_fn=partial(_average, average.decay))
             self.networks[role] = network.requires_grad_(False)
         for role in method.fixed:
             networks[role].requires_grad_(False)
@@ -313,6 +313,11 @@ class SegmentationModule(lightning.LightningModule):
     def _generator(self, step: int) -> torch.Generator:
         """A generator seeded by the step alone, so that a resumed run repeats its random numbers."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096)
+
+
+def _average(decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Update a moving average. PyTorch's own function cannot be sent to the processes of a training."""
+    get_ema_multi_avg_fn(decay)(averaged, current, count)
 
 
 def _no_wishes(step: int) -> Wishes:

@@ -1,5 +1,7 @@
 """What the training module does for a method: fixed networks, joint predictions, the call after the optimiser step."""
 
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -8,7 +10,7 @@ from dlunet.errors import UserError
 from dlunet.inference import export_bundle, load_engine
 from dlunet.labels import FLARE22, label_set
 from dlunet.losses import DiceCrossEntropyLoss
-from dlunet.methods import Averaged, Fixed, Method, Stream, Trained
+from dlunet.methods import METHODS, Averaged, Fixed, Method, Stream, Trained
 from dlunet.networks import Bundle, build_network, describe, load_bundle, register_network, save_safetensors
 from dlunet.training.build import build_module, check_parts
 from tests.training.short_run import PATCH, PLAN, fit
@@ -33,6 +35,26 @@ class Distillation(Method):
 
     def after_step(self, step):
         self.steps.append((step.progress.step, next(step.networks["new"].parameters()).detach().clone()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*([f"method={name}"] for name in METHODS), ["experiment=ssl_light", "recipe=best"]],
+    ids=" ".join,
+)
+def test_a_module_can_be_sent_to_the_processes_of_a_training(compose, settings):
+    """With its moving averages, which go on as before."""
+    module = build_module(compose("train", [*settings, "scale=tiny", "output=x"]), PLAN, FLARE22)
+    sent = pickle.loads(pickle.dumps(module))
+    for each in (module, sent):
+        for role, average in each.method.averaged.items():
+            trained = each.networks[average.of]
+            with torch.no_grad():
+                next(trained.parameters()).fill_(0.5)
+            each.networks[role].update_parameters(trained)
+            each.networks[role].update_parameters(trained)
+    states = module.state_dict(), sent.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 class Pair(Method):
