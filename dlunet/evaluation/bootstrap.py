@@ -10,6 +10,8 @@ import numpy as np
 RESAMPLES = 10_000
 #: With fewer units, intervals are too narrow: they miss the true mean clearly more often than once in twenty times.
 FEW = 10
+#: What is printed where there is no value.
+NONE = "–"
 #: The ends of a 95 % interval.
 QUANTILES = (0.025, 0.975)
 
@@ -25,7 +27,7 @@ class Estimate:
     def text(self, form: str) -> str:
         """Value and interval, each in the given format, such as ``0.812 [0.790, 0.831]``; a dash without one."""
         if math.isnan(self.value):
-            return "–"
+            return NONE
         value = f"{self.value:{form}}"
         return value if math.isnan(self.low) else f"{value} [{self.low:{form}}, {self.high:{form}}]"
 

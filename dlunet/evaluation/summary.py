@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dlunet.errors import few
 from dlunet.evaluation import bootstrap
-from dlunet.evaluation.bootstrap import Estimate
+from dlunet.evaluation.bootstrap import NONE, Estimate
 from dlunet.evaluation.metrics import read_metrics
 from dlunet.evaluation.scores import DECIMALS
 from dlunet.labels import FLARE22, LabelSet
@@ -194,5 +194,5 @@ def _case_weights(cases: int) -> np.ndarray:
 def _estimate(row: dict, name: str) -> Text:
     mean, known = Estimate(*(row[f"{name}_{part}"] for part in ("mean", "low", "high"))), row[f"{name}_cases"]
     if not known:
-        return Text("–")
+        return Text(NONE)
     return Text(mean.text(".3f") + f" (n={known})" * (known < row["cases"]))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from dlunet.errors import UserError
+from dlunet.evaluation.bootstrap import NONE
 from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.organ_tests import holm
-from dlunet.reporting.paired import NONE, PairedTable, notes_on_few, p_text, paired_table
+from dlunet.reporting.paired import PairedTable, notes_on_few, p_text, paired_table
 from dlunet.reporting.runs import Groups, Run
 from dlunet.reporting.sheets import Sheet, in_all_forms
 from dlunet.reporting.table_files import write_contents

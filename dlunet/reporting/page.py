@@ -89,6 +89,7 @@ def _render(report: Report, images: Mapping[str, _Image | None], gallery: Galler
         report=report,
         columns=[MEAN] + [label.abbreviation for label in report.labels],
         format_score=tables.format_score,
+        mean_and_std=tables.mean_and_std,
         case_count=lambda runs: len(tables.scored_cases(runs)),
         scored_seeds=tables.scored_seeds,
         paper_tables=of_paper,

@@ -22,13 +22,12 @@ from scipy.stats import wilcoxon
 
 from dlunet.errors import UserError
 from dlunet.evaluation import bootstrap
-from dlunet.evaluation.bootstrap import Estimate
+from dlunet.evaluation.bootstrap import NONE, Estimate
 from dlunet.reporting.runs import NO_SEED, Groups, Run
 from dlunet.reporting.tables import markdown_table
 
 #: The columns that are the result, where there is no room for all.
 MAIN_COLUMNS = ("Experiment", "Difference to floor", "p", "Share of the gap")
-NONE = "–"
 #: Decimals to which mean differences are rounded before they are counted and ranked: scores have 4, the rest is noise.
 NOISE = 9
 

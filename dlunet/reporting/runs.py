@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class Run:
     def synthetic(self) -> bool:
         """Whether its CTs are generated, whatever the dataset's name and layout."""
         opened = str(self.setting("data.source._target_", "")).endswith(".open_phantoms")
-        return opened or any(is_phantom(case.image) for case in self.cases.values())
+        one_of_each_folder = {case.image.parent: case.image for case in self.cases.values()}
+        return opened or any(map(is_phantom, one_of_each_folder.values()))
 
     @property
     def scale(self) -> str:
@@ -148,7 +150,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    @property
+    @cached_property  # it may read a checkpoint
     def is_scored_before_its_end(self) -> bool:
         """Whether it was trained further since it was scored, by the times of the files and, if known, the weights."""
         run = RunLayout(self.folder)

@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dlunet.errors import UserError
+from dlunet.evaluation.bootstrap import NONE
 from dlunet.files import write_bytes, write_text
 from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report, training_facts
 from dlunet.reporting.figures import png
 from dlunet.reporting.organ_tests import OrganTest, organ_tests
-from dlunet.reporting.paired import NONE, notes_on_few, p_text
+from dlunet.reporting.paired import notes_on_few, p_text
 from dlunet.reporting.panels import draw_panels, panel_row
 from dlunet.reporting.paper import (
     Comparison,

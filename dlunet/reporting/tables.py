@@ -10,6 +10,7 @@ import pandas as pd
 
 from dlunet.errors import few
 from dlunet.evaluation import Metric
+from dlunet.evaluation.bootstrap import NONE
 from dlunet.evaluation.metrics import ALWAYS
 from dlunet.labels import FLARE22, LabelSet
 from dlunet.reporting.groups import common_metrics
@@ -64,7 +65,7 @@ class ScoreTable:
 
     def is_best(self, experiment: str, column: str) -> bool:
         """Whether the printed value is the best of its column, with at least two values, all of the same cases."""
-        values = {name: float(mean_and_std(value, math.nan)) for name, value in self.mean[column].dropna().items()}
+        values = {name: float(mean_and_std(value)) for name, value in self.mean[column].dropna().items()}
         if column not in self.comparable or len(values) < 2:
             return False
         best = max(values.values()) if self.metric.higher_is_better else min(values.values())
@@ -216,8 +217,8 @@ def format_score(table: ScoreTable, experiment: str, column: str) -> str:
     return value if count is None else f"{value} (n={count})"
 
 
-def mean_and_std(mean: float, std: float) -> str:
+def mean_and_std(mean: float, std: float = math.nan) -> str:
     """A mean with its standard deviation, as printed; either may be NaN."""
     if math.isnan(mean):
-        return "–"
+        return NONE
     return f"{mean:.3f}" if math.isnan(std) else f"{mean:.3f} ± {std:.3f}"

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dlunet.evaluation.bootstrap import NONE
 from dlunet.labels import FLARE22
 from dlunet.reporting.contents import Report
-from dlunet.reporting.paired import MAIN_COLUMNS, NONE, PairedTable
+from dlunet.reporting.paired import MAIN_COLUMNS, PairedTable
 from dlunet.reporting.paper import PaperTable, recipe_note, tables_of_experiments
 from dlunet.reporting.sheets import Sheet
 from dlunet.reporting.table_files import WrittenTable

@@ -27,7 +27,7 @@ from dlunet.training import RunFolder
 from dlunet.training.dashboards.boards import DRAWN, draws
 from dlunet.training.dashboards.probe import Patches, evaluating, probe
 from dlunet.training.loggers import build_loggers
-from tests.commands import TINY
+from tests.commands import ROOT, TINY
 from tests.training.wandb_files import wandb_file, wandb_history, wandb_records
 
 EPOCHS, STEPS = 2, 4
@@ -411,6 +411,17 @@ def dice(name, found, other, both):
         if two or (both and one):
             by_class[f"{name}/{label.abbreviation}"] = 2 * len(one & two) / (len(one) + len(two))
     return {name: sum(by_class.values()) / len(by_class), **by_class}
+
+
+def test_the_page_has_the_measured_cost():
+    results = json.loads((ROOT / "benchmarks" / "results" / "dashboard_cost.json").read_text())
+    page = " ".join((ROOT / "docs" / "dashboards.md").read_text().split())
+    wandb, tensorboard = (
+        [f"{100 * results[board][share]:.1f} %" for share in ("share", "share_with_beginning")]
+        for board in ("wandb", "tensorboard")
+    )
+    assert f"they take {wandb[0]} and {tensorboard[0]} of the time of a training" in page
+    assert f"{wandb[1]} and {tensorboard[1]} with what they do once at its beginning" in page
 
 
 def test_a_resumed_run_is_one_run_of_weights_and_biases(place, dlunet_process):
