@@ -7,8 +7,10 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlunet.errors import UserError, few, message_for_users
 from dlunet.files import write_text
 from dlunet.locks import FileLock
+from dlunet.parallel import end_with_parent
 from dlunet.signals import Stopped
 
 #: How ``trainer.devices`` may ask for one GPU, or for all that a run sees.
@@ -102,7 +105,34 @@ def _failures_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{FAILURE}"))
 
 
-def claim_gpu(devices: Any = 1) -> None:
+def in_own_process(run: Callable[[], float | None]) -> float | None:
+    """Call a run in a forked process. If it is killed, as by the system when memory runs out, only this run has failed.
+
+    Joblib ends all runs if one of its own processes is killed.
+
+    Raises:
+        UserError: The process was killed or stopped.
+    """
+    context = get_context("fork")
+    score: SimpleQueue[float | None] = context.SimpleQueue()
+    process = context.Process(target=_put_score, args=(run, score))
+    process.start()
+    process.join()
+    if code := process.exitcode:
+        number = -code if code < 0 else code - 128
+        ended = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
+        reason = ": memory probably ran out" if number == signal.SIGKILL else ""
+        raise UserError(f"the process of this run ended with {ended}{reason}")
+    return None if score.empty() else score.get()
+
+
+def _put_score(run: Callable[[], float | None], score: SimpleQueue[float | None]) -> None:
+    end_with_parent()
+    with noting_failures():
+        score.put(run())
+
+
+def claim_gpu(devices: Any = 1) -> FileLock | None:
     """Of several GPUs, let this process see one that no other process of a sweep has claimed, until it ends.
 
     For launchers that run several processes on one machine. Does nothing if there is no choice. Each job of SLURM may
@@ -111,34 +141,31 @@ def claim_gpu(devices: Any = 1) -> None:
     Args:
         devices: The setting ``trainer.devices``.
 
+    Returns:
+        The lock of the GPU, which the process holds until it ends.
+
     Raises:
         UserError: It asks for more than one.
     """
     import torch  # only here: most commands do without it
 
     if torch.cuda.device_count() < 2:
-        return
+        return None
     if str(devices) not in ONE_DEVICE:
         raise UserError(
             f"trainer.devices: found {devices} with launcher=local, which gives each run one GPU; expected 1; leave "
             "the launcher out for runs on several GPUs, one after the other"
         )
-    if _CLAIMED:
-        return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     job = os.environ.get("SLURM_JOB_ID", "0")
     for device in visible.split(","):
         lock = FileLock(Path(tempfile.gettempdir()) / f"dlunet-gpu-{job}-{device}.lock")
         if lock.take():
-            _CLAIMED.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = device
-            return
+            return lock
         lock.release()
     print(
         "dlunet: warning: more runs than GPUs at once: this one shares the first GPU; lower hydra.launcher.n_jobs",
         file=sys.stderr,
     )
-
-
-#: The lock of the GPU that this process has claimed; kept as long as it lives.
-_CLAIMED: list[FileLock] = []
+    return None

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,12 +52,17 @@ class Task:
         """Run the command; returns its score, by which a sweep may search."""
         logging.captureWarnings(True)
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports on its own caches
-        with sweeps.noting_failures() if HydraConfig.get().mode is RunMode.MULTIRUN else failures_exit():
+        is_one_of_many = HydraConfig.get().mode is RunMode.MULTIRUN
+        with sweeps.noting_failures() if is_one_of_many else failures_exit():
             check_config(config)  # a pipeline checks too, but only after imports that take seconds
-            if "joblib" in HydraConfig.get().launcher["_target_"]:
-                sweeps.claim_gpu(OmegaConf.select(config, "trainer.devices", default=1))
+            if is_one_of_many and "joblib" in HydraConfig.get().launcher["_target_"]:
+                return sweeps.in_own_process(partial(self._on_own_gpu, config))
             return self.command(config)
         return None
+
+    def _on_own_gpu(self, config: DictConfig) -> float | None:
+        sweeps.claim_gpu(OmegaConf.select(config, "trainer.devices", default=1))
+        return self.command(config)
 
 
 @contextmanager

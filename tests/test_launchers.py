@@ -41,6 +41,11 @@ def finished(folder):
     return {path.parent.parent.name for path in folder.glob("*/scores/references.json")}
 
 
+def holds(process, folder):
+    """Whether a process has a file of a folder open, such as the lock of a run."""
+    return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
+
+
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(place, dlunet):
     words = ("train", "-m", *TINY, "experiment=sup_light", "hydra.sweep.dir=failing", "resume=auto", "seed=0,1")
     message = dlunet(*words, "optimizer.algorithm.lr=1e30,0.02", cwd=place, fails=True).stderr
@@ -95,11 +100,32 @@ def test_a_signal_stops_all_runs(tmp_path, dlunet, monkeypatch):
     assert not list(tmp_path.rglob("failed.txt"))
 
 
+def killed(number):
+    """A command whose run with one of the seeds is killed by a signal."""
+    return lambda config: os.kill(os.getpid() if number > 0 else os.getppid(), abs(number)) if config.seed else 0.0
+
+
+def sweep_of_two(dlunet, place):
+    """What a sweep of two runs at once prints, whose folder is ``here``: joblib's processes keep their own folder."""
+    words = ("launcher=local", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={place / 'here'}", "seed=0,1")
+    return dlunet("train", "-m", *words, cwd=place, fails=True).stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGKILL, "SIGKILL: memory probably ran out"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_run_that_is_killed_does_not_stop_the_others_and_is_named(tmp_path, dlunet, monkeypatch, number, said):
+    monkeypatch.setitem(cli.VERBS, "train", killed(number))
+    message = sweep_of_two(dlunet, tmp_path)
+    assert "/here: 1 run failed: seed1; failed.txt in the folder of each says why" in message
+    reason = (tmp_path / "here" / "seed1" / "failed.txt").read_text()
+    assert reason == f"the process of this run ended with {said}"
+
+
 def test_a_killed_process_of_joblib_ends_the_sweep_with_one_message(tmp_path, dlunet, monkeypatch):
-    monkeypatch.setitem(cli.VERBS, "train", lambda config: os.kill(os.getpid(), signal.SIGKILL))
-    words = ("launcher=local", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=here", "seed=0,1")
-    message = dlunet("train", "-m", *words, cwd=tmp_path, fails=True).stderr
-    assert "dlunet: here: the sweep was ended by TerminatedWorkerError: A worker process" in message
+    monkeypatch.setitem(cli.VERBS, "train", killed(-signal.SIGKILL))
+    message = sweep_of_two(dlunet, tmp_path)
+    assert "/here: the sweep was ended by TerminatedWorkerError: A worker process" in message
     assert "SIGKILL" in message and "rerun the command with resume=auto to finish what is missing" in message
 
 
@@ -166,21 +192,24 @@ def test_a_job_that_may_not_be_requeued_once_more_notes_it(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_finished_by_the_next_command(place, start_dlunet, dlunet_process):
+    """The other three are finished by the first command, and the next one does not touch them."""
     words = (*SWEEP, "launcher=local", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", "trainer.max_epochs=3")
     with start_dlunet(*words, cwd=place, fresh=True) as process:
-        while not finished(place / "sweep"):
+        while not (trained := list(place.glob("sweep/*/metrics.csv"))):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        workers = [child for child in psutil.Process(process.pid).children(True) if "loky" in " ".join(child.cmdline())]
-        busiest = max(workers, key=lambda worker: sum(worker.cpu_times()[:2]))
-        busiest.kill()
-        process.communicate(timeout=TIMEOUT)
-    assert process.returncode != 0
+        victim = trained[0].parent.name
+        runs = [child for child in psutil.Process(process.pid).children(True) if holds(child, trained[0].parent)]
+        for run in runs:
+            run.kill()
+        message = process.communicate(timeout=TIMEOUT)[1]
+    assert runs and process.returncode == 1 and f"1 run failed: {victim}; failed.txt" in message
+    names = {f"sup_light_seed{seed}" for seed in range(4)}
     done = finished(place / "sweep")
+    assert done == names - {victim}
     before = {name: times(place / "sweep" / name) for name in done}
-    assert 0 < len(done) < 4
     dlunet_process(*words, cwd=place, fresh=True)
-    assert finished(place / "sweep") == {f"sup_light_seed{seed}" for seed in range(4)}
+    assert finished(place / "sweep") == names
     assert {name: times(place / "sweep" / name) for name in done} == before
 
 
@@ -242,41 +271,39 @@ def test_a_search_whose_trials_all_fail_says_so_in_one_message(tmp_path, dlunet)
 
 
 def claim(monkeypatch, tmp_path, count, job=None):
-    """The GPU that a new process, of a job of SLURM, claims of a machine with some."""
+    """The GPU that a process, of a job of SLURM, claims of a machine with some, and its lock."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(sweeps.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if job is not None:
         monkeypatch.setenv("SLURM_JOB_ID", job)
-    held, sweeps._CLAIMED[:] = sweeps._CLAIMED[:], []
     try:
-        sweeps.claim_gpu()
-        return os.environ.get("CUDA_VISIBLE_DEVICES"), [*held, *sweeps._CLAIMED]
+        lock = sweeps.claim_gpu()
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), lock
     finally:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def claimed(monkeypatch, tmp_path, expected, job=None):
-    """The locks that a new process holds, which claims the expected one of three GPUs."""
-    gpu, locks = claim(monkeypatch, tmp_path, 3, job)
-    assert gpu == expected
-    monkeypatch.setattr(sweeps, "_CLAIMED", [])
-    return locks
+    """The lock of a process that claims the expected one of three GPUs."""
+    gpu, lock = claim(monkeypatch, tmp_path, 3, job)
+    assert gpu == expected and (lock is None) == (expected is None)
+    return lock
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_choice_of_gpus(monkeypatch, tmp_path, count):
-    assert claim(monkeypatch, tmp_path, count) == (None, [])
+    assert claim(monkeypatch, tmp_path, count) == (None, None)
 
 
 def test_each_process_claims_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
     locks = []
     for expected in ("0", "1", "2", None):  # there are three
         assert not capsys.readouterr().err
-        locks += claimed(monkeypatch, tmp_path, expected)
+        locks.append(claimed(monkeypatch, tmp_path, expected))
     assert "more runs than GPUs at once" in capsys.readouterr().err
-    for lock in locks:
+    for lock in filter(None, locks):
         lock.release()
 
 
@@ -291,6 +318,6 @@ def test_the_gpus_of_a_job_of_slurm_are_its_own(monkeypatch, tmp_path):
     """Two jobs on a node see other GPUs by the same numbers."""
     locks = []
     for job, expected in (("7", "0"), ("7", "1"), ("8", "0"), ("8", "1"), ("7", "2"), (None, "0")):
-        locks += claimed(monkeypatch, tmp_path, expected, job)
+        locks.append(claimed(monkeypatch, tmp_path, expected, job))
     for lock in locks:
         lock.release()
