@@ -22,7 +22,7 @@ def gathered(values: Tensor) -> Tensor:
     """The values (B, …) of all processes, concatenated along the batch, with gradients for those of this process.
 
     All processes must compute the same scalar from the result; the mean over processes of its gradients is then that
-    of one process with the whole batch (:func:`average_gradients`).
+    of one process with the whole batch (:func:`average_in_place`).
     """
     return values if process_count() == 1 else _Gathered.apply(values)
 
@@ -45,21 +45,28 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace gradients by their means over all processes, in one reduction for each type and device."""
+def highest(value: int, device: torch.device) -> int:
+    """The highest of the values of all processes, which they exchange on a device."""
+    if process_count() == 1:
+        return value
+    values = torch.tensor(value, device=device)
+    distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return int(values)
+
+
+def average_in_place(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in one reduction for each type and device."""
     if process_count() == 1:
         return
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            groups.setdefault((parameter.grad.dtype, parameter.grad.device), []).append(parameter.grad)
-    for gradients in groups.values():
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in groups.values():
+        flat = torch.cat([tensor.flatten() for tensor in group])
         distributed.all_reduce(flat)
         flat /= process_count()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
@@ -67,6 +74,12 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     if process_count() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor.detach(), 0)
+
+
+def disconnect() -> None:
+    """End the connection of this process with the others, when all have done their work."""
+    if process_count() > 1:
+        distributed.destroy_process_group()
 
 
 class _Gathered(torch.autograd.Function):

@@ -19,7 +19,7 @@ OUT_OF_PLACE = (
 
 
 #: Parts of the messages with which PyTorch says that memory is short, on a GPU and on a CPU.
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 
 class UserError(Exception):

@@ -132,7 +132,7 @@ def _put_score(run: Callable[[], float | None], score: SimpleQueue[float | None]
         score.put(run())
 
 
-def claim_gpu(devices: Any = 1) -> FileLock | None:
+def claim_gpu(devices: Any = 1, number: int = 0) -> FileLock | None:
     """Of several GPUs, let this process see one that no other process of a sweep has claimed, until it ends.
 
     For launchers that run several processes on one machine. Does nothing if there is no choice. Each job of SLURM may
@@ -140,6 +140,7 @@ def claim_gpu(devices: Any = 1) -> FileLock | None:
 
     Args:
         devices: The setting ``trainer.devices``.
+        number: The number of the run: it determines which GPU the run shares if all are claimed.
 
     Returns:
         The lock of the GPU, which the process holds until it ends.
@@ -157,15 +158,18 @@ def claim_gpu(devices: Any = 1) -> FileLock | None:
             "the launcher out for runs on several GPUs, one after the other"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",")
     job = os.environ.get("SLURM_JOB_ID", "0")
-    for device in visible.split(","):
+    for device in gpus:
         lock = FileLock(Path(tempfile.gettempdir()) / f"dlunet-gpu-{job}-{device}.lock")
         if lock.take():
             os.environ["CUDA_VISIBLE_DEVICES"] = device
             return lock
         lock.release()
+    shared = gpus[number % len(gpus)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = shared
     print(
-        "dlunet: warning: more runs than GPUs at once: this one shares the first GPU; lower hydra.launcher.n_jobs",
+        f"dlunet: warning: more runs than GPUs at once: this one shares GPU {shared}; lower hydra.launcher.n_jobs",
         file=sys.stderr,
     )
     return None

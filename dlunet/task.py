@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class Task:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare a process that a launcher has started as this one was, where the plug-ins are loaded already."""
         self.__dict__.update(state)
+        # A plug-in may ask whether there are GPUs. CUDA's own answer would keep forked runs from using them.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         if self.plug_ins is not None:
             load_plugins(self.plug_ins)
         register_resolvers(self.swept)
@@ -61,7 +64,9 @@ class Task:
         return None
 
     def _on_own_gpu(self, config: DictConfig) -> float | None:
-        sweeps.claim_gpu(OmegaConf.select(config, "trainer.devices", default=1))
+        if OmegaConf.select(config, "trainer.accelerator") != "cpu":
+            devices = OmegaConf.select(config, "trainer.devices", default=1)
+            sweeps.claim_gpu(devices, HydraConfig.get().job.num)
         return self.command(config)
 
 

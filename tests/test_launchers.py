@@ -270,7 +270,7 @@ def test_a_search_whose_trials_all_fail_says_so_in_one_message(tmp_path, dlunet)
     assert last.startswith("dlunet: search: 2 runs failed: ") and "No trials are completed" in last
 
 
-def claim(monkeypatch, tmp_path, count, job=None):
+def claim(monkeypatch, tmp_path, count, job=None, number=0):
     """The GPU that a process, of a job of SLURM, claims of a machine with some, and its lock."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(sweeps.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -279,17 +279,10 @@ def claim(monkeypatch, tmp_path, count, job=None):
     if job is not None:
         monkeypatch.setenv("SLURM_JOB_ID", job)
     try:
-        lock = sweeps.claim_gpu()
+        lock = sweeps.claim_gpu(number=number)
         return os.environ.get("CUDA_VISIBLE_DEVICES"), lock
     finally:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-
-
-def claimed(monkeypatch, tmp_path, expected, job=None):
-    """The lock of a process that claims the expected one of three GPUs."""
-    gpu, lock = claim(monkeypatch, tmp_path, 3, job)
-    assert gpu == expected and (lock is None) == (expected is None)
-    return lock
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -298,12 +291,13 @@ def test_no_choice_of_gpus(monkeypatch, tmp_path, count):
 
 
 def test_each_process_claims_a_gpu_of_its_own(monkeypatch, tmp_path, capsys):
-    locks = []
-    for expected in ("0", "1", "2", None):  # there are three
-        assert not capsys.readouterr().err
-        locks.append(claimed(monkeypatch, tmp_path, expected))
-    assert "more runs than GPUs at once" in capsys.readouterr().err
-    for lock in filter(None, locks):
+    """There are three; further runs share them in turn."""
+    claims = [claim(monkeypatch, tmp_path, 3) for _ in range(3)]
+    assert [gpu for gpu, _ in claims] == ["0", "1", "2"] and not capsys.readouterr().err
+    shared = [claim(monkeypatch, tmp_path, 3, number=number) for number in (3, 4, 5, 6)]
+    assert shared == [("0", None), ("1", None), ("2", None), ("0", None)]
+    assert capsys.readouterr().err.count("more runs than GPUs at once: this one shares GPU ") == 4
+    for _, lock in claims:
         lock.release()
 
 
@@ -316,8 +310,7 @@ def test_runs_on_several_gpus_are_refused(monkeypatch, devices):
 
 def test_the_gpus_of_a_job_of_slurm_are_its_own(monkeypatch, tmp_path):
     """Two jobs on a node see other GPUs by the same numbers."""
-    locks = []
-    for job, expected in (("7", "0"), ("7", "1"), ("8", "0"), ("8", "1"), ("7", "2"), (None, "0")):
-        locks.append(claimed(monkeypatch, tmp_path, expected, job))
-    for lock in locks:
+    claims = [claim(monkeypatch, tmp_path, 3, job) for job in ("7", "7", "8", "8", "7", None)]
+    assert [gpu for gpu, _ in claims] == ["0", "1", "0", "1", "2", "0"]
+    for _, lock in claims:
         lock.release()

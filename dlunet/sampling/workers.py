@@ -21,11 +21,16 @@ CORES_EACH, MOST_WORKERS = 4, 4
 LONGEST_SOCKET_FOLDER = 75
 
 
-def worker_count(setting: int | None) -> int:
-    """The number of workers: as set, or so few that the step keeps its cores; none where forking is not safe."""
+def worker_count(setting: int | None, processes: int = 1) -> int:
+    """The number of workers: as set, or so few that the step keeps its cores; none where forking is not safe.
+
+    Args:
+        setting: The number, if it is set.
+        processes: How many processes of a training share the cores; each has so many workers.
+    """
     if setting is not None:
         return setting
-    return max(1, min(available_cores() // CORES_EACH, MOST_WORKERS)) if sys.platform == "linux" else 0
+    return max(1, min(available_cores() // (CORES_EACH * processes), MOST_WORKERS)) if sys.platform == "linux" else 0
 
 
 def check_workers(num_workers: int, batch_size: int, patch_size: Sequence[int], images: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from contextlib import ExitStack
 from copy import copy
@@ -14,6 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
+from dlunet.distributed import highest
 from dlunet.errors import UserError
 from dlunet.files import link_or_copy, save_tensors
 from dlunet.run_layout import RunLayout
@@ -96,7 +96,7 @@ class LastCheckpoint(Checkpoint):
         self._noting = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """From here on, a signal waits for the end of a step. Lightning sets handlers of its own just before."""
+        """From here on, a signal waits for the end of a step."""
         self._noting.enter_context(self.request.noting())
         self._saved = time.monotonic()
         self._between_validations = int(trainer.num_training_batches) * (trainer.check_val_every_n_epoch or 1)
@@ -108,7 +108,8 @@ class LastCheckpoint(Checkpoint):
         """Only now, the metrics of the last step are logged: let its checkpoint count, and end the run if it is to."""
         self._let_count(trainer)
         if cast(SegmentationModule, module).agreed.stop:
-            raise Stopped(self.request.number or signal.SIGTERM)
+            of_any_process = highest(self.request.number or 0, module.device)
+            raise Stopped(self.request.number or of_any_process)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

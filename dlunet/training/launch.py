@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities.distributed import _destroy_dist_connection
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -40,10 +42,15 @@ class SharedSteps(DDPStrategy):
         """Leave out the wrapper."""
 
     def setup_environment(self) -> None:
-        """Connect the processes; one that this process has started does not outlive it, and write beside another."""
+        """Connect the processes; one that this process has started does not outlive it, and write beside another.
+
+        On GPUs, Lightning has each process disconnect when it exits. One that has failed would wait there for the
+        others, which wait for it. The module disconnects at the end of a training instead.
+        """
         if parent_process() is not None:
             end_with_parent()
         super().setup_environment()
+        atexit.unregister(_destroy_dist_connection)
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
@@ -104,6 +111,14 @@ def joint_launch(trainer: Mapping[str, Any]) -> Launch | None:
     return None
 
 
+def launched_devices(trainer: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
+    """The settings that a launch stands for: ``devices``, of which a list stays one, and ``num_nodes`` if several."""
+    devices = trainer.get("devices", 1)
+    is_list = not isinstance(devices, int) and str(devices) not in ("auto", "-1") and not str(devices).isdecimal()
+    chosen = devices if is_list and device_count(trainer) == launch.devices else launch.devices
+    return {"devices": chosen} | ({"num_nodes": launch.num_nodes} if launch.num_nodes > 1 else {})
+
+
 def rank() -> int:
     """The rank of this process, as far as Lightning knows it."""
     return int(getattr(rank_zero_only, "rank", 0))
@@ -153,7 +168,7 @@ def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[An
             "step, and the training averages their gradients itself; leave it out"
         )
     if launch := joint_launch(trainer):
-        settings |= {"devices": launch.devices, "num_nodes": launch.num_nodes, "strategy": SharedSteps()}
+        settings |= {**launched_devices(trainer, launch), "strategy": SharedSteps()}
         return settings, [launch.environment]
     if settings.get("num_nodes", 1) != 1:
         raise UserError(

@@ -18,10 +18,10 @@ class LogOfProcesses(Callback):
     """Sets up logging in processes that the training has started, which know nothing of it.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; None: nothing is written, as in a dry run.
     """
 
-    def __init__(self, folder: RunLayout) -> None:
+    def __init__(self, folder: RunLayout | None) -> None:
         self.folder = folder
 
     def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
@@ -30,8 +30,10 @@ class LogOfProcesses(Callback):
             return
         silence_lightning()
         if trainer.is_global_zero and not logging.getLogger().handlers:
-            screen, file = logging.StreamHandler(sys.stdout), LogFile(self.folder.log, encoding="utf-8")
-            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[screen, file])
+            handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+            if self.folder is not None:
+                handlers.append(LogFile(self.folder.log, encoding="utf-8"))
+            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
         elif not trainer.is_global_zero:
             be_silent()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dlunet.distributed import average_gradients, copy_from_first, mean, process_count
+from dlunet.distributed import average_in_place, copy_from_first, disconnect, mean, process_count
 from dlunet.errors import UserError
 from dlunet.inference import predict_logits
 from dlunet.labels import LabelSet
@@ -127,7 +127,7 @@ class SegmentationModule(lightning.LightningModule):
         chosen = getattr(self.make_optimizer, "keywords", {}).keys() & {"foreach", "fused", "differentiable"}
         can_fuse = "fused" in inspect.signature(self.make_optimizer).parameters and not chosen
         is_fused = can_fuse and self.device.type == "cpu"
-        if self._is_scaled and getattr(self.make_optimizer, "keywords", {}).get("fused"):
+        if self._scaler is not None and getattr(self.make_optimizer, "keywords", {}).get("fused"):
             raise UserError(
                 "optimizer.algorithm.fused: found true with mixed precision, where scaled gradients would be clipped; "
                 "leave it out"
@@ -141,6 +141,10 @@ class SegmentationModule(lightning.LightningModule):
         copy_from_first(self.state_dict().values())
         if self.device.type == "cpu":
             keep_freed_memory()
+
+    def on_fit_end(self) -> None:
+        """Disconnect from the other processes: the first one may score for hours."""
+        disconnect()
 
     def on_train_start(self) -> None:
         """Recompute the learning rate of a resumed run: it may have more epochs, or its checkpoint no schedule."""
@@ -158,7 +162,7 @@ class SegmentationModule(lightning.LightningModule):
         progress = self._progress(batch_idx)
         optimizer.zero_grad()
         step, values = self.gradients(batch, progress, self.manual_backward)
-        average_gradients(weight for network in self._trained for weight in network.parameters())
+        average_in_place(self._shared())
         self._of_step = batch, progress, values
         optimizer.step()
         self._scheduler.step()
@@ -204,6 +208,12 @@ class SegmentationModule(lightning.LightningModule):
                     values[f"{name}_{role}"] = values.get(f"{name}_{role}", 0) + value.detach() / self.accumulate
         return step, values
 
+    def _shared(self) -> Iterator[Tensor]:
+        """What the processes average in a step: gradients, and statistics such as those of batch normalisation."""
+        for network in self._trained:
+            yield from (weight.grad for weight in network.parameters() if weight.grad is not None)
+            yield from (buffer for buffer in network.buffers() if buffer.is_floating_point())
+
     def _of_all_processes(self, values: Tensor, wishes: Wishes) -> tuple[Tensor, Wishes]:
         """The means of values, and which wishes any process has."""
         if process_count() == 1:
@@ -215,13 +225,15 @@ class SegmentationModule(lightning.LightningModule):
         """Log the norm of each network's gradients and clip them, after mixed precision has unscaled them.
 
         Raises:
-            UserError: Gradients are not finite. (Mixed precision takes no step then, and scales less from there on.)
+            UserError: Gradients are not finite. Mixed precision takes no step then, and halves its scale until they
+                are; below 1, they overflow by themselves.
         """
         norms = {}
         for role in self.method.trained:
             norms[role] = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.gradient_clip)
             self.log(f"train/gradient_norm_{role}", norms[role], batch_size=1)
-        if not self._is_scaled and not torch.stack(list(norms.values())).isfinite().all():
+        are_finite = bool(torch.stack(list(norms.values())).isfinite().all())
+        if not are_finite and (self._scaler is None or self._scaler.get_scale() < 1):
             raise self.fault(self, *self._of_step)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
@@ -277,9 +289,9 @@ class SegmentationModule(lightning.LightningModule):
             )
 
     @property
-    def _is_scaled(self) -> bool:
-        """Whether losses are scaled, in mixed precision of 16 bits."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """Scales the losses, in mixed precision of 16 bits."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     @property
     def _trained(self) -> list[nn.Module]:

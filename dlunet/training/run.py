@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import signal
 import time
 import warnings
 from contextlib import nullcontext
@@ -14,8 +13,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dlunet.datasets import Dataset
@@ -31,7 +29,7 @@ from dlunet.training.build import augmentation_of, build_module, build_networks,
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.early_stopping import check_can_stop, has_stopped
-from dlunet.training.launch import is_first, processes_here
+from dlunet.training.launch import is_first, joint_launch, launched_devices, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
 from dlunet.training.metrics_file import values_by_epoch
@@ -74,6 +72,9 @@ def train(config: DictConfig) -> Path:
     Raises:
         UserError: The data, the config or the run folder cannot be used.
     """
+    if launch := joint_launch(config.trainer):  # the run can only be resumed with as many processes
+        with open_dict(config.trainer):
+            config.trainer.update(launched_devices(config.trainer, launch))
     folder = RunFolder(Path(config.output))
     folder.check_free(config.resume == "auto")
     check_login(config.logger)
@@ -82,8 +83,9 @@ def train(config: DictConfig) -> Path:
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
-    workers = worker_count(config.sampling.num_workers)
-    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes_here(config.trainer)
+    processes = processes_here(config.trainer)
+    workers = worker_count(config.sampling.num_workers, processes)
+    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes
     check_workers(workers, patches, config.plan.patch_size, images)
     first = is_first(config.trainer)
     if not first:
@@ -152,7 +154,9 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared.plan, prepared.labels)
     _log_execution(config, module)
-    datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **config.sampling)
+    workers = worker_count(config.sampling.num_workers, processes_here(config.trainer))
+    sampling = {**config.sampling, "num_workers": workers}
+    datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **sampling)
     with warnings.catch_warnings():
         silence_lightning()
         chosen, has_validation = callbacks_of(config), can_choose(prepared)
@@ -163,9 +167,10 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         request = StopRequest()
         trainer = build_trainer(config, folder, has_validation, done.steps, request, callbacks)
         datamodule.check_cases()
+        torch.cuda.empty_cache()  # what this process held for predictions, for the processes that train
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=done.checkpoint, weights_only=True)
-        except (Stopped, SIGTERMException, ProcessExitedException) as stop:
+        except (Stopped, ProcessExitedException) as stop:
             raise _stopped(stop, folder) from None
         except (RuntimeError, ProcessRaisedException) as error:  # the latter of a process that was started
             if (message := _for_users(str(error), config, datamodule)) is None:
@@ -179,7 +184,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         request.obey()
 
 
-def _stopped(error: BaseException, folder: RunFolder) -> BaseException:
+def _stopped(error: Stopped | ProcessExitedException, folder: RunFolder) -> BaseException:
     """End the processes of a training that a signal has stopped, say what is kept, and return what to raise."""
     if isinstance(error, ProcessExitedException):  # one that this process has started
         number = error.exit_code - 128 if error.exit_code > 128 else -error.exit_code
@@ -192,7 +197,7 @@ def _stopped(error: BaseException, folder: RunFolder) -> BaseException:
     end_processes(patience=STEP_PATIENCE)
     done = folder.done()
     log.info("%s: %d finished steps are kept; add resume=auto to continue from there", folder.path, done.steps)
-    return error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
+    return error
 
 
 def _for_users(text: str, config: DictConfig, datamodule: PatchDataModule) -> str | None:

@@ -10,6 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -55,7 +56,11 @@ def build_trainer(
         settings,
         plugins=[WholeCheckpointIO(config.checkpoint.on_full), *plugins],
         default_root_dir=folder.path,
-        callbacks=[*_callbacks(config.checkpoint, folder, has_validation, request), *further_callbacks],
+        callbacks=[
+            LogOfProcesses(None if config.dry_run else folder),
+            *_callbacks(config.checkpoint, folder, has_validation, request),
+            *further_callbacks,
+        ],
         logger=loggers,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,  # the data module shares out the patches
@@ -83,9 +88,22 @@ def check_trainer(trainer: DictConfig) -> None:
 def _trainer(settings: dict[str, Any], **ours: Any) -> lightning.Trainer:
     """Lightning's trainer with settings of the user and others, which the user cannot choose."""
     try:
-        return lightning.Trainer(**settings, **ours)
+        trainer = lightning.Trainer(**settings, **ours)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"trainer: {error}; check the trainer settings") from None
+    trainer._signal_connector = _NoSignals(trainer)
+    return trainer
+
+
+class _NoSignals(_SignalConnector):
+    """Signals are noted by :class:`LastCheckpoint`.
+
+    Lightning's handler of SIGTERM exchanges a message with the other processes, whatever they exchange at that moment:
+    they could wait for each other forever.
+    """
+
+    def register_signal_handlers(self) -> None:
+        """Set none."""
 
 
 def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, request: StopRequest) -> list[Callback]:
@@ -94,7 +112,6 @@ def _callbacks(checkpoint: DictConfig, folder: RunFolder, has_validation: bool, 
     # The best first: the last checkpoint, from which a run resumes, then records which epoch is the best so far.
     checkpoints = [*([best] if has_validation else []), last]
     return [
-        LogOfProcesses(folder),
         *checkpoints,
         Faults(folder),
         NewPatience(),

@@ -55,6 +55,8 @@ def test_workers_unless_set_leave_the_step_its_cores(monkeypatch, cores, expecte
     monkeypatch.setattr("dlunet.sampling.workers.sys.platform", "linux")
     assert worker_count(None) == expected
     assert [worker_count(number) for number in (0, 1, 12)] == [0, 1, 12]
+    assert worker_count(None, processes=2) == max(1, min(cores // 8, 4))
+    assert worker_count(3, processes=2) == 3
     monkeypatch.setattr("dlunet.sampling.workers.sys.platform", "darwin")
     assert worker_count(None) == 0
 

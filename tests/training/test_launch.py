@@ -3,25 +3,33 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from omegaconf import ListConfig
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from omegaconf import ListConfig, OmegaConf
+from torch import nn
 
 from dlunet.errors import UserError
+from dlunet.networks import register_network
 from dlunet.training.launch import (
+    Launch,
     device_count,
     device_to_predict,
     is_first,
     joint_launch,
     launch_settings,
+    launched_devices,
     processes_here,
 )
+from dlunet.training.module import SegmentationModule
+from dlunet.training.run import train
 from tests.commands import TINY
-from tests.forked import TIMEOUT
+from tests.forked import TIMEOUT, exit_code_of
 
 #: A training of two steps of two patches, in double precision: sums over patches are in another order.
 SHORT = (
@@ -75,7 +83,7 @@ def test_processes_started_by_the_training(place, alone, dlunet_process):
 
 
 @pytest.mark.slow
-def test_processes_started_by_torchrun(place, alone):
+def test_processes_started_by_torchrun(place, alone, dlunet):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlunet"]
     words = (*SHORT, "output=by_torchrun", "sampling.batch_size=1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -85,6 +93,67 @@ def test_processes_started_by_torchrun(place, alone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("best checkpoint:") == 1
     check_same(place / "by_torchrun", alone)
+    message = dlunet(*words, "trainer.max_epochs=2", "resume=auto", cwd=place, fails=True).stderr
+    assert "by_torchrun" in message and "trainer.devices" in message  # one process is not two
+
+
+@register_network
+class Normalised(nn.Module):
+    """A network with batch normalisation."""
+
+    def __init__(self, in_channels, num_classes, **settings):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm3d(in_channels), nn.Conv3d(in_channels, num_classes, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def train_and_keep_states(config):
+    """Train in two processes, and write the state of each at the end."""
+    disconnected = SegmentationModule.on_fit_end
+
+    def keep(module):
+        torch.save(module.state_dict(), Path(f"{config.output}-{module.global_rank}.pt"))
+        disconnected(module)
+
+    SegmentationModule.on_fit_end = keep
+    train(config)
+
+
+def test_statistics_of_batch_normalisation_are_the_same_in_all_processes(place, compose):
+    """Though each has seen other patches."""
+    words = [word.replace("=flare22", f"={place}/flare22") if "root" in word else word for word in SHORT[1:]]
+    own = [f"data.prepared={place}/prepared", f"output={place}/normalised", "name=x", "sampling.batch_size=1"]
+    config = compose("train", [*words, *own, "trainer.devices=2", "+trainer.strategy=ddp_fork", "test=false"])
+    config.network = {"kind": "Normalised", "in_channels": 1}
+    assert exit_code_of(train_and_keep_states, config) == 0
+    states = [torch.load(place / f"normalised-{rank}.pt") for rank in (0, 1)]
+    assert states[0]["networks.a.layers.0.running_var"] != 1
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_config_of_a_run_has_the_processes_that_torchrun_has_started(place, dlunet, monkeypatch):
+    monkeypatch.setattr("dlunet.training.run.joint_launch", lambda _: Launch(LightningEnvironment(), 2, 1))
+    monkeypatch.setattr("dlunet.training.run._fit", lambda *_: None)
+    dlunet(*SHORT, "test=false", "output=counted", cwd=place)
+    assert OmegaConf.load(place / "counted" / "config.yaml").trainer.devices == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "chosen"), [(1, 2), ("auto", 2), ("3", 2), ([2, 3], [2, 3]), ([1], 2), ("4,5", "4,5")]
+)
+def test_the_devices_of_torchrun_are_as_many_as_it_starts(devices, chosen):
+    launch = Launch(LightningEnvironment(), 2, 1)
+    assert launched_devices({"devices": devices}, launch) == {"devices": chosen}
+    assert launched_devices({"devices": devices}, replace(launch, num_nodes=3)) == {"devices": chosen, "num_nodes": 3}
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_two_processes_writes_nothing(place, dlunet_process):
+    words = (*SHORT, "output=planned", "trainer.devices=2", "dry_run=true")
+    printed = dlunet_process(*words, cwd=place).stdout
+    assert printed.count("2 patches of each stream in 2 process(es)") == 1 and not (place / "planned").exists()
 
 
 @pytest.mark.parametrize(("devices", "here"), [(1, 1), (3, 3), ([0, 1], 2)])

@@ -116,6 +116,17 @@ def test_mixed_precision_skips_steps_that_overflow_but_not_losses_that_are_not_f
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_gradients_that_are_not_finite_at_any_scale_stop_mixed_precision(compose, tmp_path):
+    """Though the losses are: after 17 halvings of 65536, the scale is below 1."""
+    module = build_module(compose("train", ["scale=tiny", "experiment=sup_light", "output=x"]), PLAN, FLARE22)
+    next(module.networks["a"].parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    with pytest.raises(UserError, match="step 17: gradients are not finite"):
+        fit(module, tmp_path, plugins=precision, max_epochs=10)
+    assert precision.scaler.get_scale() == 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_networks_that_predict_together(compose, tmp_path):
     """Validation, checkpoint and export give the mean of their logits."""
     config = compose("train", ["scale=tiny", "output=x"])

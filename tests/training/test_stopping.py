@@ -162,6 +162,20 @@ def test_a_training_of_two_processes_ends_after_a_step(place, number, to_all, st
     check_same_end(run, place / "two-whole")
 
 
+@pytest.mark.slow
+def test_a_signal_that_only_the_second_of_two_processes_gets_ends_both(place, start_dlunet):
+    """And the command's exit code says which one it was, on which it depends whether a job is requeued."""
+    run = place / "second"
+    words = (*LONG, "method=supervised", "trainer.devices=2", "trainer.accelerator=cpu", f"output={run.name}")
+    with start_dlunet(*words, cwd=place) as process:
+        wait_until_begun(run, process)
+        trained = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
+        max(trained, key=psutil.Process.create_time).send_signal(signal.SIGUSR1)
+        printed = "".join(process.communicate(timeout=TIMEOUT))
+    assert len(trained) == 2 and process.returncode == 128 + signal.SIGUSR1 and "Traceback" not in printed, printed
+    assert 0 < RunFolder(run).done().steps < STEPS
+
+
 def test_a_full_disk_stops_or_does_not(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
         "dlunet.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
