@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from dlunet.losses import DeepSupervisionLoss, RobustSegmentationLoss
-from dlunet.methods import CrossPseudo, Progress, Step, Terms, cross_pseudo, cut_mix, draw_masks, mixed_pseudo_labels
+from dlunet.methods import CrossPseudo, Progress, Step, Terms, cross_pseudo, mixed_pseudo_labels
 from dlunet.networks import LightUNet
 from dlunet.networks.layers import DepthwiseConv3d, InstanceNorm3d, PointwiseConv3d
 from dlunet.networks.unet import FEATURES, LightStage
@@ -67,7 +67,6 @@ class Variant:
         product: Whether a pointwise convolution is a matrix product.
         channels_last: Whether activations are channels-last.
         compiled: The mode of torch.compile; None: not compiled.
-        one_pass: Whether the labelled and the mixed patch go through the network together.
         search: Whether cuDNN tries its algorithms and keeps the fastest.
         precision: The precision of autocast; float32: none.
     """
@@ -77,7 +76,6 @@ class Variant:
     product: bool = False
     channels_last: bool = False
     compiled: str | None = None
-    one_pass: bool = False
     search: bool = False
     precision: torch.dtype = torch.float16
 
@@ -88,12 +86,10 @@ VARIANTS = {
     "bfloat16": Variant(precision=torch.bfloat16),
     "channels-last": Variant(channels_last=True),
     "cuDNN search": Variant(search=True),
-    "labelled and mixed in one pass": Variant(one_pass=True),
     "pointwise as a product": Variant(product=True),
     "Triton depthwise": Variant(depthwise=True),
     "Triton norm": Variant(norm=True),
     "Triton depthwise and norm": Variant(depthwise=True, norm=True),
-    "Triton depthwise and norm, one pass": Variant(depthwise=True, norm=True, one_pass=True),
     "torch.compile": Variant(compiled="default"),
     "torch.compile, Triton depthwise": Variant(compiled="default", depthwise=True),
     "torch.compile with CUDA graphs": Variant(compiled="reduce-overhead"),
@@ -119,28 +115,6 @@ KINDS = {
 }
 
 
-class OnePass(CrossPseudo):
-    """Cross pseudo supervision with the labelled and the mixed patch in one pass through the network."""
-
-    def losses(self, step: Step) -> Terms:
-        """The terms of :class:`CrossPseudo`."""
-        labelled = step.batch["labelled"]
-        x_i, x_j = step.batch["unlabelled_i"]["weak"], step.batch["unlabelled_j"]["weak"]
-        masks = draw_masks(len(x_i), x_i.shape[2:], self.num_boxes, step.generator).to(x_i.device)
-        both = torch.cat([labelled["weak"], cut_mix(x_i, x_j, masks)])
-
-        def teach(network: nn.Module) -> list[Tensor]:
-            return cross_pseudo.mixed_pseudo_labels(network, x_i, x_j, masks)
-
-        def learn(network: nn.Module, pseudo_labels: list[Tensor]) -> dict[str, Tensor]:
-            true, mixed = zip(*(level.chunk(2) for level in network(both)), strict=True)
-            unlabelled = self.unlabelled_weight * step.pseudo_loss(mixed, pseudo_labels)
-            return {"labelled": step.loss(true, labelled["label"]), "unlabelled": unlabelled}
-
-        by = step.each(teach, "ab")
-        return step.each(learn, "ab", (by["b"], by["a"]))
-
-
 class Training:
     """Networks, optimiser and patches of a variant, drawn from the same seed for all."""
 
@@ -157,7 +131,7 @@ class Training:
         self.weights = [weight for network in self.networks.values() for weight in network.parameters()]
         self.optimizer = torch.optim.SGD(self.weights, 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
         self.scaler = torch.amp.GradScaler(scale.device, enabled=variant.precision == torch.float16)
-        self.method = (OnePass if variant.one_pass else CrossPseudo)(WEIGHT)
+        self.method = CrossPseudo(WEIGHT)
         streams = ("labelled", "unlabelled_i", "unlabelled_j")
         self.batch = {name: {"weak": patch(scale).to(scale.device)} for name in streams}
         self.batch["labelled"]["label"] = blocks(CLASSES, scale)[:, 0].long().to(scale.device)

@@ -50,6 +50,7 @@ def silence_lightning() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",  # a resumed run
+        ".*dataloader is not resumable.*",  # the data module gives a resumed epoch the patches that are left
         ".*in eval mode at the start of training.*",  # fixed networks
         ".*LeafSpec.*",
         r".*`lr_scheduler\.step\(\)` before",  # mixed precision skips a first step whose gradients overflow
