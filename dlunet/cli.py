@@ -89,12 +89,13 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     traceback_wanted = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise its errors instead of printing them itself
     try:
-        with signals_raise():
-            task()
+        with signals_raise():  # also while the job is requeued: a further signal must not end that
+            try:
+                task()
+            except Stopped as stop:
+                fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb)}", stop.exit_code)
         if failed := sweeps.failures():
             fail(failed)
-    except Stopped as stop:
-        fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb)}", stop.exit_code)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise

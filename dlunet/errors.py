@@ -59,7 +59,7 @@ def few(names: Sequence[object], count: int = 5) -> str:
     return ", ".join(map(str, names[:count])) + (", …" if len(names) > count else "")
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """The text of an error of another package, without line breaks and not longer than a message can be."""
     return shorten(str(error), 300, placeholder=" …")
 

@@ -10,6 +10,7 @@ from dlunet import cli
 from dlunet.requeue import requeue
 from dlunet.signals import Stopped
 from tests.commands import as_a_new_process
+from tests.forked import exit_code_of
 
 
 @pytest.fixture
@@ -50,6 +51,21 @@ def test_a_job_whose_time_is_over_is_requeued(scontrol, number, monkeypatch, cap
     code, printed = stop_by(number, "train", words, monkeypatch, capfd)
     assert called.read_text() == "requeue 17\n"
     assert code == 128 + number and "job 17 is requeued" in printed
+
+
+def be_stopped_twice(folder):
+    """A command that SIGUSR1 stops, which gets SIGTERM from the stand-in while that is at work."""
+    os.environ |= {"SLURM_JOB_ID": "17", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    cli.VERBS["prepare"] = lambda config: os.kill(os.getpid(), signal.SIGUSR1)
+    cli.run_verb("prepare", ["data=flare22", "data.root=FLARE22"])
+
+
+def test_a_further_signal_does_not_end_the_requeueing(tmp_path):
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/sh\nkill -TERM $PPID\nsleep 0.2\necho "$@" > {tmp_path}/called.txt\n')
+    program.chmod(0o755)
+    assert exit_code_of(be_stopped_twice, tmp_path) == 128 + signal.SIGUSR1
+    assert (tmp_path / "called.txt").read_text() == "requeue 17\n"
 
 
 def test_a_sweep_whose_config_resumes_its_runs_is_requeued(scontrol, monkeypatch, capfd, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     _check_exists(path)
     try:
+        if (reason := damage_of(path)) is not None:
+            raise ValueError(reason)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way: IndexError, struct.error, AssertionError, …
         # PyTorch's message about other contents than weights is long, and advises to execute them.
@@ -69,6 +72,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: is not a checkpoint: found a {type(values).__name__}, expected a dictionary")
     return values
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, by its checksums, which PyTorch does not compare; None: it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        return in_one_line(error) or type(error).__name__
+    return None if damaged is None else f"the checksum of {damaged} is wrong"
 
 
 def save_safetensors(bundle: Bundle, path: Path) -> None:

@@ -75,6 +75,11 @@ class Ahead:
         """End the workers, which is what PyTorch's iterator does when it is deleted."""
         self._batches = None
 
+    @property
+    def exit_codes(self) -> list[int]:
+        """The exit codes other than 0 of workers that have ended; a negative one is the signal that killed it."""
+        return [worker.exitcode for worker in getattr(self._batches, "_workers", []) if worker.exitcode]
+
     def _receive(self) -> Any:
         assert self._batches is not None
         begin = time.perf_counter()

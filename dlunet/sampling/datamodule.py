@@ -113,6 +113,11 @@ class PatchDataModule(lightning.LightningDataModule):
         """The cases of the step whose patches are awaited, or come next, by stream."""
         return {} if self._ahead is None else self.cases_of(*divmod(self._ahead.next_step, self.steps_per_epoch))
 
+    @property
+    def exit_codes(self) -> list[int]:
+        """See :class:`dlunet.sampling.ahead.Ahead`."""
+        return [] if self._ahead is None else self._ahead.exit_codes
+
     def val_dataloader(self) -> DataLoader:
         """Complete prepared cases, one at a time. Several processes share them, in order, if each gets at least one."""
         assert self.trainer is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
 from copy import copy
@@ -16,10 +17,13 @@ from torch import Tensor
 from dlunet.distributed import highest
 from dlunet.errors import UserError
 from dlunet.files import link_or_copy, save_tensors
+from dlunet.networks.checkpoint_files import damage_of
 from dlunet.run_layout import RunLayout
 from dlunet.signals import Stopped, StopRequest
 from dlunet.training.full_disk import OnFull
 from dlunet.training.module import SegmentationModule, Wishes
+
+log = logging.getLogger(__name__)
 
 #: The paths of checkpoint files that Lightning stores in its state.
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -32,8 +36,8 @@ class MovableCheckpoint(ModelCheckpoint):
     """Lightning's callback, adapted to run folders that change their path.
 
     Lightning drops its best score if the path of the folder has changed. Here the files are looked up in the current
-    run folder, and the score is kept as long as its file exists. A checkpoint that could not be written is not the
-    best.
+    run folder, and the score is kept as long as its file is there and whole. A checkpoint that could not be written is
+    not the best.
     """
 
     @property
@@ -46,8 +50,15 @@ class MovableCheckpoint(ModelCheckpoint):
         moved = {key: self._here(state_dict.get(key, "")) for key in PATHS}
         scores = {self._here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         state_dict = {**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath}
-        if all(Path(path).exists() for path in scores):
+        if all(self._is_whole(Path(path)) for path in scores):
             super().load_state_dict(state_dict)
+
+    @staticmethod
+    def _is_whole(path: Path) -> bool:
+        if path.exists() and (damage := damage_of(path)) is not None:
+            log.warning("warning: %s: is damaged (%s); the best of the epochs to come replaces it", path, damage)
+            return False
+        return path.exists()
 
     def _update_best_and_save(self, current: Tensor, trainer: lightning.Trainer, candidates: dict[str, Tensor]) -> None:
         before = {name: copy(getattr(self, name)) for name in BEST}

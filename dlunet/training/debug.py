@@ -93,7 +93,7 @@ def _noting_outputs(module: SegmentationModule, found: list[str]) -> Iterator[No
             if isinstance(output, Tensor) and not output.isfinite().all():
                 of_finite = all(each.isfinite().all() for each in inputs if isinstance(each, Tensor))
                 kind = type(layer).__name__
-                found.append(f"{name} ({kind}), whose input {'is' if of_finite else 'is not finite either'}")
+                found.append(f"{name} ({kind}), whose input is {'finite' if of_finite else 'not finite either'}")
 
         return hook
 

@@ -1,8 +1,9 @@
-"""Steps whose gradients are not finite: the run stops, and the step is saved for ``dlunet debug``."""
+"""Faults in training: steps whose gradients are not finite, saved for ``dlunet debug``, and readers that are killed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +12,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dlunet.errors import UserError, few
+from dlunet.errors import UserError, few, in_one_line
 from dlunet.files import save_tensors
 from dlunet.methods import Batch, Progress
 from dlunet.networks import describe
 from dlunet.run_layout import RunLayout
 from dlunet.sampling import PatchDataModule
 from dlunet.training.module import SegmentationModule
+
+#: How PyTorch says that a reader of patches was killed.
+KILLED_READER = "DataLoader worker (pid"
 
 
 class Faults(Callback):
@@ -61,6 +65,32 @@ class Faults(Callback):
             f"is saved, repeat it with: dlunet debug batch={path}; if the training diverged, train anew, with another "
             "output=FOLDER, with a lower optimizer.algorithm.lr"
         )
+
+
+def of_killed_reader(reason: str, datamodule: PatchDataModule) -> str:
+    """The message about a killed reader of the patches of a data module."""
+    cases = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in datamodule.awaited_cases.items())
+    codes = "".join(f"exit code {code}; " for code in datamodule.exit_codes)
+    return (
+        f"a process that reads patches was killed, probably out of memory ({codes}{reason})"
+        f"{f', when the next patches were of {cases}' * bool(cases)}; use fewer: sampling.num_workers=0; add "
+        "resume=auto to continue from the last checkpoint"
+    )
+
+
+@contextmanager
+def naming_cases(trainer: lightning.Trainer | None) -> Iterator[None]:
+    """In a process that the training has started, name the cases, which the one that started it does not know.
+
+    Raises:
+        UserError: A reader of patches was killed in the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if KILLED_READER not in str(error):
+            raise
+        raise UserError(of_killed_reader(in_one_line(error), cast(Any, trainer).datamodule)) from None
 
 
 def read_fault(path: Path) -> dict[str, Any]:

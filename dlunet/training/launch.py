@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dlunet.errors import UserError
 from dlunet.parallel import end_with_parent
+from dlunet.training.faults import naming_cases
 
 #: The ways in which this process can start others, by Lightning's names; spawned processes also work inside a sweep.
 START_METHODS: dict[str, Literal["spawn", "fork"]] = {"ddp_spawn": "spawn", "ddp_fork": "fork"}
@@ -63,6 +64,10 @@ class _Launcher(_MultiProcessingLauncher):
 
     Lightning passes them through the system's temporary folder, which may be too small.
     """
+
+    def _wrapping_function(self, process_idx: int, trainer: lightning.Trainer | None, *arguments: Any) -> None:
+        with naming_cases(trainer):
+            super()._wrapping_function(process_idx, trainer, *arguments)
 
     def _collect_rank_zero_results(self, trainer: lightning.Trainer, results: Any) -> _WorkerOutput | None:
         if self._strategy.local_rank != 0:

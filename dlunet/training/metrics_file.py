@@ -93,10 +93,13 @@ def metrics_logger(output: Path, steps_done: int, on_full: str = "stop") -> CSVL
         on_full: See :class:`MetricsFile`.
     """
     path = RunLayout(output).metrics
-    kept = [row for row in _read_rows(path) if int(row["step"]) < steps_done]
+    known = _read_rows(path)
+    kept = [row for row in known if int(row["step"]) < steps_done]
     logger = MetricsFile(output, on_full)
     if rank() != 0:  # only the first of several processes writes
         return logger
+    if steps_done and not known and path.exists():
+        log.warning("warning: %s: is damaged: the metrics of the %d steps so far are lost", path, steps_done)
     if kept:
         text, logger.experiment.metrics_keys = _as_csv(kept)
         write_bytes(path, text)

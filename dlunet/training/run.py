@@ -29,6 +29,7 @@ from dlunet.training.build import augmentation_of, build_module, build_networks,
 from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.early_stopping import check_can_stop, has_stopped
+from dlunet.training.faults import KILLED_READER, of_killed_reader
 from dlunet.training.launch import is_first, joint_launch, launched_devices, processes_here
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
@@ -41,8 +42,7 @@ from dlunet.training.trainer import build_trainer, check_trainer
 
 log = logging.getLogger(__name__)
 
-#: How PyTorch says that a reader of patches was killed, and all of what it says that users can act on.
-KILLED_READER = "DataLoader worker (pid"
+#: What PyTorch says that users can act on.
 FAULTS = (KILLED_READER, *OUT_OF_MEMORY)
 
 #: How PyTorch begins its message about weights for other networks or another method.
@@ -196,7 +196,8 @@ def _stopped(error: Stopped | ProcessExitedException, folder: RunFolder) -> Base
         error = Stopped(number)
     end_processes(patience=STEP_PATIENCE)
     done = folder.done()
-    log.info("%s: %d finished steps are kept; add resume=auto to continue from there", folder.path, done.steps)
+    if done.steps:
+        log.info("%s: %d finished steps are kept; add resume=auto to continue from there", folder.path, done.steps)
     return error
 
 
@@ -220,12 +221,7 @@ def _for_users(text: str, config: DictConfig, datamodule: PatchDataModule) -> st
     if line is None:
         return None
     if KILLED_READER in line:
-        cases = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in datamodule.awaited_cases.items())
-        return (
-            f"a process that reads patches was killed, probably out of memory ({line})"
-            f"{f', when the next patches were of {cases}' * bool(cases)}; use fewer: sampling.num_workers=0; add "
-            "resume=auto to continue from the last checkpoint"
-        )
+        return of_killed_reader(line, datamodule)
     batch = config.sampling.batch_size
     found = f"plan.patch_size={list(config.plan.patch_size)} sampling.batch_size={batch}"
     smaller = "a smaller batch (sampling.accumulate_grad_batches makes one step of several), " * (batch > 1)

@@ -67,7 +67,7 @@ class Done:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{checkpoint}: has no training state ({type(error).__name__}: {error}); expected a checkpoint that "
-                "training wrote; use output=FOLDER for another run"
+                "training wrote"
             ) from None
 
 
@@ -84,25 +84,36 @@ class RunFolder(RunLayout):
         """What is done, according to the last checkpoint, or to the one before if that is damaged or lost.
 
         Raises:
-            UserError: Both are damaged.
+            UserError: Both are damaged or lost.
         """
         if not self.has_run:
             return Done(None, 0, 0)
-        try:
-            return Done.of(self.last)
-        except UserError as error:
-            if not self.previous.exists():
-                raise
-            found = Done.of(self.previous)
-            log.warning("warning: %s; continuing from the one before, %s", error, self.previous)
+        damages = []
+        for checkpoint in (self.last, self.previous):
+            if not checkpoint.exists():
+                damages.append(f"{checkpoint}: is missing")
+                continue
+            try:
+                found = Done.of(checkpoint)
+            except UserError as error:
+                damages.append(str(error))
+                continue
+            if damages:
+                log.warning("warning: %s; continuing from the one before, %s", damages[0], checkpoint)
             return found
+        raise UserError(f"{'; '.join(damages)}; restore one of them, or use output=FOLDER to train anew")
 
     def check_free(self, resume: bool) -> None:
         """Check that a new run does not start in the folder of an existing one.
 
         Raises:
-            UserError: The folder contains a run that is not to be resumed.
+            UserError: The folder contains a run that is not to be resumed, or cannot be.
         """
+        if self.best.exists() and not self.has_run:
+            raise UserError(
+                f"{self.best}: found without {self.last.name} and {self.previous.name}, from which its run would be "
+                "resumed; restore one of them, or use output=FOLDER to start another run"
+            )
         if self.has_run and not resume:
             raise UserError(
                 f"{self.path}: already contains a run; add resume=auto to continue it, or output=FOLDER to start "

@@ -30,7 +30,7 @@ def state(tmp_path):
 def test_the_best_score_counts_wherever_the_folder_lies(tmp_path, state, folder):
     path = tmp_path / folder / "best.ckpt"
     path.parent.mkdir()
-    path.touch()
+    torch.save({}, path)
     moved = callback(path.parent)
     moved.load_state_dict(state)
     assert moved.best_model_score == moved.kth_value == 0.8
@@ -45,6 +45,16 @@ def test_a_score_without_its_file_does_not_count(tmp_path, state):
     moved = callback(tmp_path / "moved")
     moved.load_state_dict(state)
     assert moved.best_model_score is None and moved.check_monitor_top_k(None, torch.tensor(0.7))
+
+
+def test_a_score_whose_file_is_damaged_does_not_count(tmp_path, state, caplog):
+    path = tmp_path / "moved" / "best.ckpt"
+    path.parent.mkdir()
+    torch.save({}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    moved = callback(path.parent)
+    moved.load_state_dict(state)
+    assert moved.best_model_score is None and f"{path}: is damaged" in caplog.text
 
 
 def test_what_lightning_s_own_callback_saved_is_found(tmp_path):

@@ -13,9 +13,10 @@ from tests.commands import TINY
 
 WORDS = ("train", *TINY, "experiment=ssl_light", "augmentation=none", "sampling.steps_per_epoch=4")
 
-#: An augmentation that spoils the patches of one unlabelled case, and one whose process ends.
+#: An augmentation that spoils the patches of one unlabelled case, and one that ends the process which reads them.
 SPOILING = """
 import os
+from torch.utils.data import get_worker_info
 from dlunet.sampling import Augmentation
 
 class Spoiling(Augmentation):
@@ -26,7 +27,7 @@ class Spoiling(Augmentation):
 
     def spoil(self, subject):
         if subject["case"] == self.case:
-            if self.deadly:
+            if self.deadly and get_worker_info():
                 os._exit(3)
             subject["image"].data[..., 0, 0, 0] = float("inf")
         return subject
@@ -89,7 +90,15 @@ def test_the_config_of_a_run_is_damaged(tmp_path, monkeypatch, config):
 def test_a_reader_of_patches_that_ends_is_named_with_its_cases(spoil):
     message = spoil("deadly", "Case_00003", "+augmentation.deadly=true", "sampling.num_workers=1")
     assert "a process that reads patches was killed" in message and "labelled: FLARE22_Tr_" in message
-    assert "Traceback" not in message and "sampling.num_workers=0" in message
+    assert "Traceback" not in message and "(exit code 3; " in message and "sampling.num_workers=0" in message
+
+
+@pytest.mark.slow
+def test_a_reader_of_one_of_two_processes_is_named_with_its_cases(spoil):
+    words = ("+augmentation.deadly=true", "sampling.num_workers=1", "trainer.devices=2", "trainer.accelerator=cpu")
+    message = spoil("deadly-two", "Case_00003", *words)
+    assert "a process that reads patches was killed" in message and "labelled: FLARE22_Tr_" in message
+    assert "Traceback" not in message and "(exit code 3; " in message
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate 2.00 GiB", "DefaultCPUAllocator: not enough"])

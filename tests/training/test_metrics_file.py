@@ -113,6 +113,14 @@ def test_a_resumed_run_that_is_killed_at_once_loses_no_row(logger, monkeypatch):
     assert logger.path.read_bytes() == whole
 
 
+def test_a_file_without_any_row_is_said_to_be_damaged(logger, caplog):
+    metrics_logger(logger.path.parent, BEFORE)
+    assert not caplog.records
+    logger.path.write_bytes(b"\x9b" * 200)
+    metrics_logger(logger.path.parent, BEFORE)
+    assert f"metrics.csv: is damaged: the metrics of the {BEFORE} steps so far are lost" in caplog.text
+
+
 def interrupt(path, target):
     raise KeyboardInterrupt
 

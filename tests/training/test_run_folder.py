@@ -93,6 +93,40 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(run, content, cap
     assert run.last.with_name("damaged.ckpt").read_bytes() == content  # and is never the one before
 
 
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
+def test_tensors_that_are_damaged_are_noticed(run, part, caplog):
+    """PyTorch reads them as if they were whole."""
+    torch.save({**checkpoint(3, 30), "weights": torch.ones(1000)}, run.last)
+    torch.save(checkpoint(2, 25), run.previous)
+    content = bytearray(run.last.read_bytes())
+    where = content.index(torch.ones(1000).numpy().tobytes()) + int(4000 * part)
+    content[where] ^= 1
+    run.last.write_bytes(content)
+    assert torch.load(run.last, weights_only=True)["global_step"] == 30
+    assert run.begin(SETTINGS) == Done(run.last, 2, 25)
+    assert "the checksum of" in caplog.text and "continuing from the one before" in caplog.text
+
+
+def test_both_checkpoints_are_damaged(run):
+    run.previous.write_bytes(b"x")
+    run.last.write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"last.ckpt: is not .*; .*previous.ckpt: is not .*; restore one of them, or use"
+    ):
+        run.begin(SETTINGS)
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"last.ckpt: is missing; .*previous.ckpt: is not"):
+        run.begin(SETTINGS)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_whose_last_checkpoints_are_lost_is_not_replaced(run, resume):
+    torch.save({}, run.best)
+    run.last.unlink()
+    with pytest.raises(UserError, match=r"best.ckpt: found without last.ckpt and previous.ckpt"):
+        run.check_free(resume)
+
+
 def test_a_repair_that_is_interrupted_loses_nothing(run, monkeypatch):
     torch.save(checkpoint(2, 25), run.previous)
     run.last.write_bytes(b"truncated")
