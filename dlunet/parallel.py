@@ -138,19 +138,21 @@ def end_processes(others: Container[BaseProcess] = (), patience: float = PATIENC
     for process in own:
         process.join(max(0.0, deadline - time.monotonic()))
         process.kill()
-    for orphan in _forked_unnoticed():
+    for orphan in _started_unnoticed():
         orphan.kill()
         orphan.wait(PATIENCE)
 
 
-def _forked_unnoticed() -> list[psutil.Process]:
-    """Children unknown to multiprocessing: a signal was raised between their fork and their registration."""
+def _started_unnoticed() -> list[psutil.Process]:
+    """Children unknown to multiprocessing: a signal was raised between their start and their registration."""
     known, own_command = {process.pid for process in active_children()}, psutil.Process().cmdline()
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            # A forked process has its parent's command line; other programs, such as wandb's, have their own.
-            if child.pid not in known and child.cmdline() == own_command:
+            # A forked process has its parent's command line, a spawned one has multiprocessing's; other programs, such
+            # as wandb's, have their own.
+            command = child.cmdline()
+            if child.pid not in known and (command == own_command or "--multiprocessing-fork" in command):
                 found.append(child)
     return found
 

@@ -1,7 +1,10 @@
 """A signal ends a command and its child processes, with the exit code of the signal."""
 
 import multiprocessing
+import multiprocessing.popen_spawn_posix
+import multiprocessing.resource_tracker
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -49,12 +52,16 @@ def test_a_signal_that_comes_where_exceptions_are_ignored(capfd):
     assert "ignored" not in capfd.readouterr().err
 
 
-def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "start"), [("fork", "os.fork"), ("spawn", "multiprocessing.popen_spawn_posix.util.spawnv_passfds")]
+)
+def test_a_process_that_is_being_started_meanwhile_ends_too(monkeypatch, method, start):
     """The signal arrives before multiprocessing has registered the process; other child programs keep running."""
-    fork, born = os.fork, []
+    begin, born = pkgutil.resolve_name(start), []
+    multiprocessing.resource_tracker.ensure_running()
 
-    def interrupted():
-        pid = fork()
+    def interrupted(*arguments):
+        pid = begin(*arguments)
         if pid:
             born.append(psutil.Process(pid))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -62,8 +69,8 @@ def test_a_process_that_is_being_forked_meanwhile_ends_too(monkeypatch):
 
     with subprocess.Popen(["sleep", "60"]) as program:
         with monkeypatch.context() as patch, pytest.raises(Stopped), signals_raise():
-            patch.setattr(os, "fork", interrupted)
-            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+            patch.setattr(start, interrupted)
+            multiprocessing.get_context(method).Process(target=time.sleep, args=(60,)).start()
         assert born[0].is_running() and not multiprocessing.active_children()
         end_processes()
         assert not born[0].is_running()
