@@ -2,22 +2,20 @@
 
     python benchmarks/preparation_memory.py
 
-The resident memory of the command and all its child processes is summed every 0.05 s. Shared pages are counted once per
-process, so the result is an upper bound.
+The memory is that of the command and all its child processes, see ``process_memory.py``.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from process_memory import peak_of_family
 
 from dlunet.provenance import provenance
 
@@ -30,12 +28,15 @@ def main() -> None:
     """Write the CTs, prepare them for the paper's plan, and write the peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         write_cases(Path(folder) / "mine")
-        peak, seconds = watch(Path(folder))
+        settings = ["data=folders", "data.root=mine", "data.names=[liver,tumour]", "data.fold=all", "scale=paper"]
+        start = time.monotonic()
+        peak = peak_of_family(["-m", "dlunet", "prepare", *settings, f"data.workers={WORKERS}"], Path(folder))
+        seconds = time.monotonic() - start
     results = {
         "shape": SHAPE,
         "cases": CASES,
         "workers": WORKERS,
-        "peak_gib": round(peak / 2**30, 3),
+        "peak_gib": peak,
         "seconds": round(seconds, 1),
         "provenance": provenance(),
     }
@@ -57,38 +58,6 @@ def write_cases(root: Path) -> None:
         sitk.WriteImage(image, str(first), useCompression=True, compressionLevel=1)
         for number in range(1, CASES if part == "images" else CASES // 2):
             shutil.copy(first, first.with_name(f"case_{number}.nii.gz"))
-
-
-def watch(folder: Path) -> tuple[int, float]:
-    """Run the command and return its peak memory in bytes and its run time in seconds."""
-    settings = ["data=folders", "data.root=mine", "data.names=[liver,tumour]", "data.fold=all", "scale=paper"]
-    start, peak = time.monotonic(), 0
-    command = [sys.executable, "-m", "dlunet", "prepare", *settings, f"data.workers={WORKERS}"]
-    with subprocess.Popen(command, cwd=folder) as process:
-        while process.poll() is None:
-            peak = max(peak, sum(map(resident, family(process.pid))))
-            time.sleep(0.05)
-    if process.returncode:
-        sys.exit("preparing failed")
-    return peak, time.monotonic() - start
-
-
-def family(process: int) -> list[int]:
-    """A process and all its descendants."""
-    try:
-        threads = Path(f"/proc/{process}/task").glob("*/children")
-        children = [int(child) for listed in threads for child in listed.read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        children = []
-    return [process, *(one for child in children for one in family(child))]
-
-
-def resident(process: int) -> int:
-    """Resident memory of a process in bytes; 0 if it has ended."""
-    try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 if __name__ == "__main__":

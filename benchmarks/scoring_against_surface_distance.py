@@ -156,7 +156,7 @@ def all_theirs(files: list[Path]) -> list[list[OrganScore]]:
 
 def peak_memory(run: Callable[[], object]) -> int:
     """The largest resident memory in bytes of a process that this one starts while it runs something."""
-    from preparation_memory import family, resident
+    from process_memory import family, resident
 
     peak, done = 0, threading.Event()
 
