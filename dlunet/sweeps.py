@@ -92,8 +92,7 @@ def failures(ended_by: Exception | None = None) -> str | None:
         told.append(f"the sweep was ended by {message_for_users(ended_by) or _in_short(ended_by, lines=2)}")
     if not told:
         return None
-    rerun = "; rerun the command with resume=auto to finish what is missing"
-    return f"{folder}: {'; '.join(told)}{rerun if any(folder.glob('[!.]*/')) else ''}"
+    return f"{folder}: {'; '.join(told)}; rerun the command with resume=auto to finish what is missing"
 
 
 def _in_short(error: Exception, lines: int) -> str:
