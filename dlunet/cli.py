@@ -39,7 +39,7 @@ from dlunet.requeue import requeue
 from dlunet.run_layout import SelfTrainingLayout
 from dlunet.settings import unused_of_recipe
 from dlunet.shards import Shard
-from dlunet.signals import Stopped, signals_raise
+from dlunet.signals import Stopped, ignore_further, signals_raise
 from dlunet.task import Task, fail
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
     sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     if sweep and (flags := OF_ONE_RUN & {argument.partition("=")[0] for argument in arguments}):
         fail(f"{', '.join(sorted(flags))}: found with -m, a sweep; expected one run: leave out -m")
+    if sweep and "TORCHELASTIC_RUN_ID" in os.environ:
+        fail("-m: found in a process of torchrun; expected one process, whose runs start the others: trainer.devices=N")
     sys.argv = [sys.argv[0], *with_default_scale(verb, quote_literals(arguments, sweep))]
     if wrong := choices_that_are_no_names(sys.argv[1:]):
         fail(f"{', '.join(wrong)}: expected the name of a choice; `dlunet {verb} --help` lists them")
@@ -93,6 +95,7 @@ def run_verb(verb: str, arguments: list[str] | None = None) -> None:
             try:
                 task()
             except Stopped as stop:
+                ignore_further()
                 fail(f"stopped by {stop.name}; finished work is kept; {_how_to_resume(stop, verb)}", stop.exit_code)
         if failed := sweeps.failures():
             fail(failed)

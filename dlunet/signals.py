@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children, parent_process
 from types import FrameType
@@ -103,8 +103,7 @@ def signals_raise() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
-            for other in chosen:
-                signal.signal(other, _end_at_once if other == signal.SIGINT else signal.SIG_IGN)
+            ignore_further(chosen)
             raise Stopped(number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -129,6 +128,13 @@ def signals_raise() -> Iterator[None]:
         sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore_further(numbers: Iterable[int] = ASKING) -> None:
+    """Ignore signals while the process shuts down; only Ctrl-C ends it immediately. In the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, _end_at_once if number == signal.SIGINT else signal.SIG_IGN)
 
 
 def leave_signals_to_parent() -> None:

@@ -22,7 +22,7 @@ from dlunet.errors import UserError, few, message_for_users
 from dlunet.files import write_text
 from dlunet.locks import FileLock
 from dlunet.parallel import end_with_parent
-from dlunet.signals import Stopped
+from dlunet.signals import Stopped, signals_raise
 
 #: How ``trainer.devices`` may ask for one GPU, or for all that a run sees.
 ONE_DEVICE = ("1", "auto", "-1")
@@ -117,7 +117,11 @@ def in_own_process(run: Callable[[], float | None]) -> float | None:
     score: SimpleQueue[float | None] = context.SimpleQueue()
     process = context.Process(target=_put_score, args=(run, score))
     process.start()
-    process.join()
+    try:
+        process.join()
+    except BaseException:  # the run does not outlive this process
+        process.kill()
+        raise
     if code := process.exitcode:
         number = -code if code < 0 else code - 128
         ended = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
@@ -128,7 +132,7 @@ def in_own_process(run: Callable[[], float | None]) -> float | None:
 
 def _put_score(run: Callable[[], float | None], score: SimpleQueue[float | None]) -> None:
     end_with_parent()
-    with noting_failures():
+    with signals_raise(), noting_failures():
         score.put(run())
 
 

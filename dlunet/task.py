@@ -40,11 +40,13 @@ class Task:
         self.command = command
         self.swept = swept
         self.plug_ins = plug_ins
+        self.was_sent = False
         register_resolvers(swept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare a process that a launcher has started as this one was, where the plug-ins are loaded already."""
         self.__dict__.update(state)
+        self.was_sent = True
         # A plug-in may ask whether there are GPUs. CUDA's own answer would keep forked runs from using them.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         if self.plug_ins is not None:
@@ -55,12 +57,13 @@ class Task:
         """Run the command; returns its score, by which a sweep may search."""
         logging.captureWarnings(True)
         logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it reports on its own caches
-        is_one_of_many = HydraConfig.get().mode is RunMode.MULTIRUN
-        with sweeps.noting_failures() if is_one_of_many else failures_exit():
+        with sweeps.noting_failures() if HydraConfig.get().mode is RunMode.MULTIRUN else failures_exit():
             check_config(config)  # a pipeline checks too, but only after imports that take seconds
-            if is_one_of_many and "joblib" in HydraConfig.get().launcher["_target_"]:
+            if "joblib" not in HydraConfig.get().launcher["_target_"]:
+                return self.command(config)
+            if self.was_sent:  # to one of several processes, which joblib has started
                 return sweeps.in_own_process(partial(self._on_own_gpu, config))
-            return self.command(config)
+            return self._on_own_gpu(config)
         return None
 
     def _on_own_gpu(self, config: DictConfig) -> float | None:

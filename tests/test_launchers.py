@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def finished(folder):
 
 def holds(process, folder):
     """Whether a process has a file of a folder open, such as the lock of a run."""
-    return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
+    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+        return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
+    return False
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(place, dlunet):
@@ -120,6 +123,15 @@ def test_a_run_that_is_killed_does_not_stop_the_others_and_is_named(tmp_path, dl
     assert "/here: 1 run failed: seed1; failed.txt in the folder of each says why" in message
     reason = (tmp_path / "here" / "seed1" / "failed.txt").read_text()
     assert reason == f"the process of this run ended with {said}"
+
+
+def test_a_single_run_at_a_time_needs_no_further_process(tmp_path, dlunet, monkeypatch):
+    """Nor is it forked from this one, where CUDA may be in use."""
+    processes = []
+    monkeypatch.setitem(cli.VERBS, "train", lambda config: processes.append(os.getpid()))
+    words = ("launcher=local", "hydra.launcher.n_jobs=1", f"hydra.sweep.dir={tmp_path / 'here'}", "seed=0,1")
+    dlunet("train", "-m", *words, cwd=tmp_path)
+    assert processes == [os.getpid()] * 2
 
 
 def test_a_killed_process_of_joblib_ends_the_sweep_with_one_message(tmp_path, dlunet, monkeypatch):

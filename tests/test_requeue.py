@@ -8,7 +8,7 @@ import pytest
 
 from dlunet import cli
 from dlunet.requeue import requeue
-from dlunet.signals import Stopped
+from dlunet.signals import Stopped, StopRequest
 from tests.commands import as_a_new_process
 from tests.forked import exit_code_of
 
@@ -53,18 +53,31 @@ def test_a_job_whose_time_is_over_is_requeued(scontrol, number, monkeypatch, cap
     assert code == 128 + number and "job 17 is requeued" in printed
 
 
-def be_stopped_twice(folder):
-    """A command that SIGUSR1 stops, which gets SIGTERM from the stand-in while that is at work."""
+def be_stopped(config):
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def be_stopped_after_a_step(config):
+    request = StopRequest()
+    with request.noting():
+        be_stopped(config)
+    request.obey()
+
+
+def run_beside(folder, command):
+    """Run a command, with the stand-in in a folder."""
     os.environ |= {"SLURM_JOB_ID": "17", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    cli.VERBS["prepare"] = lambda config: os.kill(os.getpid(), signal.SIGUSR1)
+    cli.VERBS["prepare"] = command
     cli.run_verb("prepare", ["data=flare22", "data.root=FLARE22"])
 
 
-def test_a_further_signal_does_not_end_the_requeueing(tmp_path):
+@pytest.mark.parametrize("command", [be_stopped, be_stopped_after_a_step])
+def test_a_further_signal_does_not_end_the_requeueing(tmp_path, command):
+    """The stand-in sends SIGTERM while it is at work, as SLURM does when it requeues a job."""
     program = tmp_path / "scontrol"
     program.write_text(f'#!/bin/sh\nkill -TERM $PPID\nsleep 0.2\necho "$@" > {tmp_path}/called.txt\n')
     program.chmod(0o755)
-    assert exit_code_of(be_stopped_twice, tmp_path) == 128 + signal.SIGUSR1
+    assert exit_code_of(run_beside, tmp_path, command) == 128 + signal.SIGUSR1
     assert (tmp_path / "called.txt").read_text() == "requeue 17\n"
 
 

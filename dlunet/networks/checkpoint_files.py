@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dlunet.errors import UserError, in_one_line
+from dlunet.errors import UserError, cannot_be_opened, in_one_line
 from dlunet.files import write_bytes
 from dlunet.networks.bundle import FIRST, KEY, WEIGHTS, Bundle, read_description
 from dlunet.networks.registry import build_network
@@ -75,11 +76,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by its checksums, which PyTorch does not compare; None: it is whole."""
+    """What is wrong with a checkpoint file, by its checksums, which PyTorch does not compare; None: it is whole.
+
+    Raises:
+        UserError: It cannot be read now, as on a network disk that does not answer.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged archive can fail in any way, such as by places outside the file (EINVAL)
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise cannot_be_opened(path, error) from None
         return in_one_line(error) or type(error).__name__
     return None if damaged is None else f"the checksum of {damaged} is wrong"
 

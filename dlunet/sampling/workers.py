@@ -26,7 +26,7 @@ def worker_count(setting: int | None, processes: int = 1) -> int:
 
     Args:
         setting: The number, if it is set.
-        processes: How many processes of a training share the cores; each has so many workers.
+        processes: How many processes of a training share the cores; each of them has the number of workers.
     """
     if setting is not None:
         return setting

@@ -117,11 +117,11 @@ def joint_launch(trainer: Mapping[str, Any]) -> Launch | None:
 
 
 def launched_devices(trainer: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
-    """The settings that a launch stands for: ``devices``, of which a list stays one, and ``num_nodes`` if several."""
+    """The settings ``devices`` and ``num_nodes`` that a launch stands for; a list of as many devices stays one."""
     devices = trainer.get("devices", 1)
     is_list = not isinstance(devices, int) and str(devices) not in ("auto", "-1") and not str(devices).isdecimal()
     chosen = devices if is_list and device_count(trainer) == launch.devices else launch.devices
-    return {"devices": chosen} | ({"num_nodes": launch.num_nodes} if launch.num_nodes > 1 else {})
+    return {"devices": chosen, "num_nodes": launch.num_nodes}
 
 
 def rank() -> int:
@@ -154,6 +154,12 @@ def processes_here(trainer: Mapping[str, Any]) -> int:
     """How many processes of the training there are on this machine."""
     launch = joint_launch(trainer)
     return device_count(trainer) if launch is None else launch.devices
+
+
+def processes_sharing_cores(trainer: Mapping[str, Any]) -> int:
+    """How many processes of the training share this one's cores: srun gives each of its tasks cores of its own."""
+    launch = joint_launch(trainer)
+    return 1 if launch and isinstance(launch.environment, SLURMEnvironment) else processes_here(trainer)
 
 
 def launch_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -30,7 +30,13 @@ from dlunet.training.dashboards import dashboard_callbacks
 from dlunet.training.data import can_choose, open_dataset, prepare, prepared_folder
 from dlunet.training.early_stopping import check_can_stop, has_stopped
 from dlunet.training.faults import KILLED_READER, of_killed_reader
-from dlunet.training.launch import is_first, joint_launch, launched_devices, processes_here
+from dlunet.training.launch import (
+    is_first,
+    joint_launch,
+    launched_devices,
+    processes_here,
+    processes_sharing_cores,
+)
 from dlunet.training.loggers import check_login, has_dashboard
 from dlunet.training.logs import be_silent, silence_lightning
 from dlunet.training.metrics_file import values_by_epoch
@@ -75,6 +81,8 @@ def train(config: DictConfig) -> Path:
     if launch := joint_launch(config.trainer):  # the run can only be resumed with as many processes
         with open_dict(config.trainer):
             config.trainer.update(launched_devices(config.trainer, launch))
+            if launch.num_nodes == 1:
+                del config.trainer.num_nodes
     folder = RunFolder(Path(config.output))
     folder.check_free(config.resume == "auto")
     check_login(config.logger)
@@ -83,9 +91,8 @@ def train(config: DictConfig) -> Path:
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
-    processes = processes_here(config.trainer)
-    workers = worker_count(config.sampling.num_workers, processes)
-    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes
+    workers = worker_count(config.sampling.num_workers, processes_sharing_cores(config.trainer))
+    patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes_here(config.trainer)
     check_workers(workers, patches, config.plan.patch_size, images)
     first = is_first(config.trainer)
     if not first:
@@ -154,7 +161,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared.plan, prepared.labels)
     _log_execution(config, module)
-    workers = worker_count(config.sampling.num_workers, processes_here(config.trainer))
+    workers = worker_count(config.sampling.num_workers, processes_sharing_cores(config.trainer))
     sampling = {**config.sampling, "num_workers": workers}
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **sampling)
     with warnings.catch_warnings():

@@ -1,6 +1,8 @@
 """Checkpoints are written atomically and survive moving the run folder."""
 
+import errno
 import os
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dlunet.errors import UserError
+from dlunet.networks import checkpoint_files
+from dlunet.networks.checkpoint_files import damage_of, read_checkpoint
 from dlunet.training.checkpoint import MovableCheckpoint, WholeCheckpointIO
 
 
@@ -55,6 +59,38 @@ def test_a_score_whose_file_is_damaged_does_not_count(tmp_path, state, caplog):
     moved = callback(path.parent)
     moved.load_state_dict(state)
     assert moved.best_model_score is None and f"{path}: is damaged" in caplog.text
+
+
+def test_a_score_whose_file_cannot_be_read_now_is_kept(tmp_path, state, monkeypatch):
+    """As on a network disk that does not answer: no other epoch may replace the file."""
+    path = tmp_path / "moved" / "best.ckpt"
+    path.parent.mkdir()
+    torch.save({}, path)
+    monkeypatch.setattr(checkpoint_files.zipfile, "ZipFile", stale)
+    with pytest.raises(UserError, match=r"best.ckpt: cannot be opened .Stale file handle"):
+        callback(path.parent).load_state_dict(state)
+
+
+def stale(path):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def test_whatever_is_damaged_in_a_checkpoint_is_noticed(tmp_path):
+    path, rng = tmp_path / "last.ckpt", random.Random(0)
+    torch.save({"weights": torch.ones(100)}, path)
+    whole = path.read_bytes()
+    assert damage_of(path) is None
+    noticed = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        damage_of(path)  # whatever is damaged, it raises no error
+        try:
+            assert torch.equal(read_checkpoint(path)["weights"], torch.ones(100))  # such as in padding
+        except UserError:
+            noticed += 1
+    assert noticed > 100
 
 
 def test_what_lightning_s_own_callback_saved_is_found(tmp_path):

@@ -25,6 +25,7 @@ from dlunet.training.launch import (
     launch_settings,
     launched_devices,
     processes_here,
+    processes_sharing_cores,
 )
 from dlunet.training.module import SegmentationModule
 from dlunet.training.run import train
@@ -137,7 +138,8 @@ def test_the_config_of_a_run_has_the_processes_that_torchrun_has_started(place, 
     monkeypatch.setattr("dlunet.training.run.joint_launch", lambda _: Launch(LightningEnvironment(), 2, 1))
     monkeypatch.setattr("dlunet.training.run._fit", lambda *_: None)
     dlunet(*SHORT, "test=false", "output=counted", cwd=place)
-    assert OmegaConf.load(place / "counted" / "config.yaml").trainer.devices == 2
+    settings = OmegaConf.load(place / "counted" / "config.yaml").trainer
+    assert settings.devices == 2 and "num_nodes" not in settings
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_the_config_of_a_run_has_the_processes_that_torchrun_has_started(place, 
 )
 def test_the_devices_of_torchrun_are_as_many_as_it_starts(devices, chosen):
     launch = Launch(LightningEnvironment(), 2, 1)
-    assert launched_devices({"devices": devices}, launch) == {"devices": chosen}
+    assert launched_devices({"devices": devices}, launch) == {"devices": chosen, "num_nodes": 1}
     assert launched_devices({"devices": devices}, replace(launch, num_nodes=3)) == {"devices": chosen, "num_nodes": 3}
 
 
@@ -163,6 +165,9 @@ def test_processes_of_a_training_on_this_machine(monkeypatch, devices, here):
     for name, value in {"STEP_NUM_TASKS": 8, "NTASKS": 8, "NTASKS_PER_NODE": 4, "PROCID": 3, "LOCALID": 3}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert processes_here({"devices": 4, "num_nodes": 2}) == 4
+    assert processes_sharing_cores({"devices": 4, "num_nodes": 2}) == 1  # srun gives each task cores of its own
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert processes_sharing_cores({"devices": devices}) == here
 
 
 def test_a_process_that_was_started_alone(monkeypatch):
@@ -193,6 +198,12 @@ def test_tasks_of_srun_are_one_training_if_the_settings_ask_for_as_many(monkeypa
         monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
         with pytest.raises(UserError, match=r"srun: .*--ntasks-per-node"):
             joint_launch(trainer)
+
+
+def test_a_sweep_is_started_once(place, dlunet, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    message = dlunet("train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=many", cwd=place, fails=True).stderr
+    assert "-m: found in a process of torchrun" in message and not (place / "many").exists()
 
 
 def test_self_training_is_started_once(place, dlunet, monkeypatch):
