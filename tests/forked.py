@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,12 +91,15 @@ def _run(program: str, words: list[str], cwd: str, environment: dict[str, str], 
     import torch
 
     from dlunet import parallel
+    from dlunet.signals import ASKING
 
     for stream, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
     sys.stdout = os.fdopen(1, "w", 1, encoding, "strict", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding, "backslashreplace", closefd=False)
+    for number in ASKING:  # a background job of a shell, as the tests may be, ignores some
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     os.environ.clear()
     os.environ.update(environment)
