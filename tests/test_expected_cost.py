@@ -82,8 +82,11 @@ def test_the_page_on_scaling_has_the_figures_of_the_results():
         for experiment, run in zip(("sup_light", "ssl_light"), runs, strict=True):
             row = re.search(rf"^\| `{experiment} scale={scale}`.*?\| one CPU core \| ([\d.]+) minutes", SCALING, re.M)
             assert float(row[1]) == known[run]["cpu_minutes"]
-    memory = json.loads((ROOT / "benchmarks" / "results" / "compiled_training.json").read_text())
-    assert f"{memory['peak GiB, step of two networks']['56x160x160']:.1f} GiB for both networks" in SCALING
+    peaks = json.loads((ROOT / "benchmarks" / "results" / "training_memory.json").read_text())["peak_gib"]
+    for training, peak in peaks.items():
+        (row,) = re.findall(rf"^\| `{training}`.*", SCALING, re.M)
+        assert re.search(rf"\| {peak:.1f} GiB( on a CPU)? \|$", row)
+    assert len(peaks) == 6
 
 
 def test_the_step_of_the_paper_on_one_gpu_is_twice_that_on_two():
