@@ -18,8 +18,8 @@ from dlunet.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "training_memory.json"
 EXPERIMENTS, SCALES, STEPS = ("sup_light", "ssl_light"), ("demo", "cpu", "paper"), 3
+CASES = ("data.source.labelled=3", "data.source.unlabelled=4", "data.source.validation=1", "data.source.test=0")
 SETTINGS = (
-    "data.source.labelled=3", "data.source.unlabelled=4", "data.source.validation=1", "data.source.test=0",
     "trainer.max_epochs=1", f"sampling.steps_per_epoch={STEPS}", "sampling.num_workers=1", "scale.supervised_epochs=0",
     "trainer.accelerator=cpu", "trainer.precision=32-true", "logger=csv", "test=false",
 )  # fmt: skip
@@ -31,10 +31,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for scale in SCALES:
-            shared = [f"scale={scale}", f"data.root={folder}/cts", f"data.prepared={folder}/{scale}", *SETTINGS]
-            peak_of_family(["-m", "dlunet", "prepare", *shared[:7]], folder)  # not part of the training
+            shared = [f"scale={scale}", f"data.root={folder}/cts", f"data.prepared={folder}/{scale}", *CASES]
+            peak_of_family(["-m", "dlunet", "prepare", *shared], folder)  # not part of the training
             for experiment in EXPERIMENTS:
-                words = [f"experiment={experiment}", f"output={folder}/{experiment}-{scale}", *shared]
+                words = [f"experiment={experiment}", f"output={folder}/{experiment}-{scale}", *shared, *SETTINGS]
                 peaks[f"{experiment} scale={scale}"] = peak_of_family(["-m", "dlunet", "train", *words], folder)
                 print(peaks, flush=True)
     RESULTS.write_text(json.dumps({"peak_gib": peaks, "steps": STEPS, "provenance": provenance()}, indent=2) + "\n")

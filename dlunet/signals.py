@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children, parent_process
 from types import FrameType
@@ -103,7 +103,7 @@ def signals_raise() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
-            ignore_further(chosen)
+            ignore_further()
             raise Stopped(number)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -130,11 +130,12 @@ def signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ignore_further(numbers: Iterable[int] = ASKING) -> None:
-    """Ignore signals while the process shuts down; only Ctrl-C ends it immediately. In the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        for number in numbers:
-            signal.signal(number, _end_at_once if number == signal.SIGINT else signal.SIG_IGN)
+def ignore_further() -> None:
+    """Ignore signals while the process shuts down; only Ctrl-C, unless it is ignored already, ends it immediately."""
+    if threading.current_thread() is threading.main_thread():  # only the main thread can set handlers
+        for number in ASKING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _end_at_once if number == signal.SIGINT else signal.SIG_IGN)
 
 
 def leave_signals_to_parent() -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dlunet.parallel import end_processes
-from dlunet.signals import ASKING, Stopped, StopRequest, signals_raise
+from dlunet.signals import ASKING, Stopped, StopRequest, ignore_further, signals_raise
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +138,18 @@ def test_an_ignored_signal_stays_ignored():
             time.sleep(0.05)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_while_a_process_shuts_down_an_ignored_signal_stays_ignored_and_others_are():
+    """All handlers are as before afterwards."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals_raise():
+        ignore_further()
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in ASKING)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    signal.signal(signal.SIGINT, before[signal.SIGINT])
+    assert {number: signal.getsignal(number) for number in ASKING} == before
 
 
 def test_a_forked_process_ends_as_by_default():

@@ -119,7 +119,7 @@ def joint_launch(trainer: Mapping[str, Any]) -> Launch | None:
 def launched_devices(trainer: Mapping[str, Any], launch: Launch) -> dict[str, Any]:
     """The settings ``devices`` and ``num_nodes`` that a launch stands for; a list of as many devices stays one."""
     devices = trainer.get("devices", 1)
-    is_list = not isinstance(devices, int) and str(devices) not in ("auto", "-1") and not str(devices).isdecimal()
+    is_list = not isinstance(devices, (int, str)) or "," in str(devices)
     chosen = devices if is_list and device_count(trainer) == launch.devices else launch.devices
     return {"devices": chosen, "num_nodes": launch.num_nodes}
 

@@ -91,9 +91,8 @@ def train(config: DictConfig) -> Path:
     complete_plan(config, dataset)
     streams = method_of(config).streams.values()
     images = sum(stream.times * (len(stream.views) + stream.has_label) for stream in streams)
-    workers = worker_count(config.sampling.num_workers, processes_sharing_cores(config.trainer))
     patches = config.sampling.batch_size * config.sampling.accumulate_grad_batches * processes_here(config.trainer)
-    check_workers(workers, patches, config.plan.patch_size, images)
+    check_workers(_reader_count(config), patches, config.plan.patch_size, images)
     first = is_first(config.trainer)
     if not first:
         be_silent()
@@ -161,8 +160,7 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         write_text(folder.labels, json.dumps(prepared.labels.to_dict(), indent=2))
     module = build_module(config, prepared.plan, prepared.labels)
     _log_execution(config, module)
-    workers = worker_count(config.sampling.num_workers, processes_sharing_cores(config.trainer))
-    sampling = {**config.sampling, "num_workers": workers}
+    sampling = {**config.sampling, "num_workers": _reader_count(config)}
     datamodule = PatchDataModule(prepared, module.method, augmentation_of(config), seed=config.seed, **sampling)
     with warnings.catch_warnings():
         silence_lightning()
@@ -189,6 +187,11 @@ def _fit(config: DictConfig, folder: RunFolder, dataset: Dataset, prepared: Prep
         finally:
             datamodule.teardown()
         request.obey()
+
+
+def _reader_count(config: DictConfig) -> int:
+    """How many processes read patches for each process of the training."""
+    return worker_count(config.sampling.num_workers, processes_sharing_cores(config.trainer))
 
 
 def _stopped(error: Stopped | ProcessExitedException, folder: RunFolder) -> BaseException:
